@@ -1,0 +1,82 @@
+"""Build of the one extension, selfattn._core.
+
+csrc/isa/*.c is compiled once for each instruction set, with that set's flags, and no other source
+gets any of them. Everything else about the package stands in pyproject.toml. Switches, read from
+the environment: SELFATTN_DEBUG=1 (assertions, no optimisation), SELFATTN_SANITIZE=address,undefined
+and SELFATTN_WERROR=1 (warnings are errors).
+"""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# A new instruction set is a row here, one in csrc/dispatch.c, a header in csrc/simd and its two
+# files in csrc/isa.
+ISA_FLAGS = {"portable": []}
+X86_FLAGS = {
+    "avx2": ["-mavx2", "-mfma"],
+    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
+}
+IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
+if IS_X86:
+    ISA_FLAGS |= X86_FLAGS
+
+# No -ffast-math, no -march=native, and no contraction of a * b + c: the bits are the contract.
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+LDFLAGS = []
+MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
+if IS_X86:
+    MACROS.append(("SA_HAVE_X86", None))
+if os.environ.get("SELFATTN_DEBUG"):
+    CFLAGS += ["-O0", "-g", "-UNDEBUG"]
+if os.environ.get("SELFATTN_WERROR"):
+    CFLAGS += ["-Werror"]
+if sanitizers := os.environ.get("SELFATTN_SANITIZE"):
+    CFLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"]
+    LDFLAGS += [f"-fsanitize={sanitizers}"]
+if sys.platform == "win32":
+    CFLAGS, LDFLAGS = ["/std:c11", "/O2", "/fp:precise"], []
+elif sys.platform == "linux":
+    LDFLAGS += ["-pthread", "-lm"]
+
+
+class BuildPerIsa(build_ext):
+    """build_ext that compiles csrc/isa/<isa>_<dtype>.c with the flags of its set."""
+
+    def build_extension(self, ext):
+        for isa, flags in ISA_FLAGS.items():
+            ext.extra_objects += self.compiler.compile(
+                sorted(str(path) for path in Path("csrc/isa").glob(f"{isa}_*.c")),
+                output_dir=self.build_temp,
+                macros=MACROS,
+                extra_postargs=CFLAGS + flags,
+                depends=ext.depends,
+            )
+        super().build_extension(ext)
+
+
+core = Extension(
+    "selfattn._core",
+    sources=["selfattn/_core.pyx", *sorted(str(path) for path in Path("csrc").glob("*.c"))],
+    include_dirs=["csrc", numpy.get_include()],
+    define_macros=MACROS,
+    extra_compile_args=CFLAGS,
+    extra_link_args=LDFLAGS,
+    # What is not listed here is neither rebuilt when it changes nor part of the sdist.
+    depends=sorted(
+        str(path)
+        for pattern in ("*.h", "*.def", "simd/*.h", "kernels/*.h", "isa/*.c")
+        for path in Path("csrc").glob(pattern)
+    ),
+)
+
+setup(
+    ext_modules=cythonize([core], compiler_directives={"language_level": 3}),
+    cmdclass={"build_ext": BuildPerIsa},
+)
