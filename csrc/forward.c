@@ -1,0 +1,107 @@
+/* Attention, forward: the parallel loops over tiles and splits. The kernels compute.
+ *
+ * A worker takes a tile and walks its splits in order, merging each into the total. Where there are
+ * too few tiles for the threads, they share a tile's splits: each leaves its partial result, and
+ * whoever leaves a tile's last one merges them all, in the same order. The bits are the same. */
+
+#include "dispatch.h"
+#include "plan.h"
+#include "pool.h"
+
+typedef struct {
+    const sa_plan *plan;
+    char *scratch;       /* of each worker: scratch and two partial results */
+    size_t scratch_size; /* of one worker */
+    sa_counter next;     /* tile, or with shared splits tile * splits + split */
+    sa_stop stop;
+    /* Shared splits only. */
+    char *partials;   /* of each split of each tile */
+    sa_counter *done; /* for each tile, its splits that are */
+} forward_call;
+
+static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scratch, int64_t i,
+                  void *partial) {
+    int64_t end = (i + 1) * SA_SPLIT_N;
+    kernel->split(t, scratch, i * SA_SPLIT_N, end < t->end ? end : t->end, partial);
+}
+
+/* The splits [first, last) in which some row of the tile sees a key; one at least. */
+static void splits_of(const sa_tile *t, int64_t *first, int64_t *last) {
+    *first = t->begin / SA_SPLIT_N;
+    *last = (t->end + SA_SPLIT_N - 1) / SA_SPLIT_N;
+    if (*last == *first) *last = *first + 1;
+}
+
+static void whole_tiles(void *arg, int worker) {
+    forward_call *c = arg;
+    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
+    for (int64_t tile; (tile = sa_take(&c->next)) < c->plan->tiles;) {
+        sa_tile t;
+        sa_plan_tile(c->plan, tile, &t);
+        const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
+        kernel->begin(&t, scratch);
+        int64_t first, last;
+        splits_of(&t, &first, &last);
+        for (int64_t i = first; i < last; ++i) {
+            split(kernel, &t, scratch, i, i == first ? total : part);
+            if (i > first) kernel->merge(&t, scratch, total, part);
+            if (sa_must_stop(&c->stop, worker)) return;
+        }
+        kernel->finish(&t, scratch, total);
+    }
+}
+
+static void shared_splits(void *arg, int worker) {
+    forward_call *c = arg;
+    const sa_plan *plan = c->plan;
+    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    for (int64_t item; (item = sa_take(&c->next)) < plan->tiles * plan->splits;) {
+        int64_t tile = item / plan->splits, i = item % plan->splits, first, last;
+        sa_tile t;
+        sa_plan_tile(plan, tile, &t);
+        splits_of(&t, &first, &last);
+        const sa_forward_kernel *kernel = sa_plan_kernel(plan, &t);
+        char *partials = c->partials + (size_t)(tile * plan->splits) * plan->partial_size;
+        if (first <= i && i < last) {
+            kernel->begin(&t, scratch);
+            split(kernel, &t, scratch, i, partials + (size_t)i * plan->partial_size);
+        }
+        if (sa_must_stop(&c->stop, worker)) return;
+        if (sa_take(&c->done[tile]) < plan->splits - 1) continue;
+        char *total = partials + (size_t)first * plan->partial_size;
+        for (i = first + 1; i < last; ++i)
+            kernel->merge(&t, scratch, total, partials + (size_t)i * plan->partial_size);
+        kernel->finish(&t, scratch, total);
+    }
+}
+
+sa_status sa_attention(const sa_problem *p) {
+    const double log2_e = 1.4426950408889634;
+    double rows = (double)p->num_heads_q * (double)p->seqlen_q;
+    for (int i = 0; i < p->batch_axes; ++i) rows *= (double)p->batch_shape[i];
+    double flops = 2 * rows * (double)p->seqlen_k * (double)(p->head_dim + p->head_dim_v);
+    sa_plan plan = sa_plan_make(p, p->scale * log2_e, flops);
+    forward_call c = {.plan = &plan, .stop = sa_stop_by(p->interrupt)};
+    sa_status status = SA_NO_MEMORY;
+
+    int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;
+    int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
+    if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
+    c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
+    c.scratch = sa_alloc((size_t)plan.num_threads, c.scratch_size);
+    if (!c.scratch) goto out;
+    if (shared) {
+        c.partials = sa_alloc((size_t)items, plan.partial_size);
+        c.done = sa_alloc((size_t)plan.tiles, sizeof *c.done);
+        if (!c.partials || !c.done) goto out;
+        for (int64_t i = 0; i < plan.tiles; ++i) c.done[i] = 0;
+    }
+    sa_parallel(plan.num_threads, shared ? shared_splits : whole_tiles, &c, &c.stop);
+    status = c.stop.stopped ? SA_INTERRUPTED : SA_OK;
+out:
+    sa_free(c.scratch);
+    sa_free(c.partials);
+    sa_free(c.done);
+    return status;
+}

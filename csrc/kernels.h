@@ -1,0 +1,64 @@
+/* The border between the loops and the arithmetic: what a kernel set offers, as data.
+ *
+ * The loops (forward.c, scores.c, softmax.c) cut a problem into tiles and hold memory and threads;
+ * a kernel set computes on one tile. A tile is a few query rows that share one key/value head. */
+#ifndef SA_KERNELS_H
+#define SA_KERNELS_H
+
+#include "selfattn.h"
+
+enum {
+    SA_BLOCK_N = 128,   /* keys of one block; blocks start at multiples of it */
+    SA_SPLIT_N = 512,   /* keys of one split: partial results are merged at multiples of it */
+    SA_CHUNK_E = 64,    /* a score is summed over head_dim in chunks of this length */
+    SA_MAX_TILE_M = 64, /* rows of a tile, at most */
+};
+
+typedef struct {
+    int rows;
+    int64_t head_dim, head_dim_v;
+    double q_factor; /* what each query is multiplied by when it is packed */
+    const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
+    char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
+    const char *k, *v;
+    ptrdiff_t q_col, k_row, k_col, v_row, v_col, out_col;
+    /* Row r sees the keys key_lo[r] <= j < key_hi[r] (mask.h). Between them, all rows see only
+     * keys from begin to end, and each sees every key from full_begin to full_end. */
+    int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];
+    int64_t begin, end, full_begin, full_end;
+} sa_tile;
+
+/* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
+ * of the value. Both do the same operations on a row in the same order. */
+typedef struct {
+    int max_rows;
+    /* Bytes of scratch for a tile, and of one partial result of it. */
+    size_t (*scratch_size)(const sa_tile *t);
+    size_t (*partial_size)(const sa_tile *t);
+    /* Prepare the scratch for a tile: pack its queries. */
+    void (*begin)(const sa_tile *t, void *scratch);
+    /* The partial result of the keys of one split. */
+    void (*split)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *part);
+    /* total = total merged with part: attention over both's keys. */
+    void (*merge)(const sa_tile *t, void *scratch, void *total, const void *part);
+    /* Divide by the row sums; write out and lse. */
+    void (*finish)(const sa_tile *t, void *scratch, void *total);
+} sa_forward_kernel;
+
+typedef struct {
+    int lanes; /* of a vector */
+    sa_forward_kernel tile, few;
+    /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
+     * becomes of them by softmax, given the partial result of all keys. */
+    void (*scores)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
+    void (*weights)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end,
+                    const void *total);
+    /* All of weights v, on a tile whose queries are rows of weights: nothing to begin with. */
+    void (*sum_begin)(const sa_tile *t, void *total);
+    void (*sum)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *total);
+    void (*sum_finish)(const sa_tile *t, void *total);
+    void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
+    void (*apply)(sa_function f, const void *x, void *y, int64_t n);
+} sa_kernels;
+
+#endif

@@ -1,0 +1,230 @@
+/* Forward pass of a tile of few rows (decoding), at the speed of memory. The operands of tile.inc.h
+ * change places, the operations on a row and their order do not, so its bits do not either:
+ *
+ *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a chunk
+ *                                                           of it at a time
+ *     P, m, l    = online softmax along the keys
+ *     O[r][e]    = O * 2^(m - m') + sum over keys of P[r, key] * V[key][e]      lanes are e: V as
+ *                                                                               it lies
+ * Called by the loops through the table (kernels.h). */
+
+enum {
+    FEW_ROWS = LANES / 2, /* with more, a query in each lane costs less */
+    FEW_WIDTH = MAX_N * LANES,
+    FEW_S_ROW = SA_BLOCK_N + FEW_WIDTH, /* the last panel may reach past the block */
+};
+
+typedef struct {
+    real *q, *s, *k_panel, *v_panel, *rescale, *safe_max;
+} few_scratch;
+
+SA_INLINE int64_t few_o_row(const sa_tile *t) {
+    return (t->head_dim_v + LANES - 1) / LANES * LANES;
+}
+
+static size_t few_scratch_size(const sa_tile *t) {
+    size_t fixed = FEW_ROWS * FEW_S_ROW + SA_CHUNK_E * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
+    return (fixed + (size_t)t->rows * (size_t)t->head_dim) * sizeof(real);
+}
+
+static size_t few_partial_size(const sa_tile *t) {
+    return (2 * LANES + (size_t)t->rows * (size_t)few_o_row(t)) * sizeof(real);
+}
+
+static few_scratch few_layout(void *memory) {
+    few_scratch x = {.s = memory};
+    x.k_panel = x.s + FEW_ROWS * FEW_S_ROW;
+    x.v_panel = x.k_panel + SA_CHUNK_E * FEW_WIDTH;
+    x.rescale = x.v_panel + SA_BLOCK_N * LANES;
+    x.safe_max = x.rescale + LANES;
+    x.q = x.safe_max + LANES;
+    return x;
+}
+
+static partial few_partial(void *memory) {
+    partial p = {.max = memory};
+    p.sum = p.max + LANES;
+    p.o = p.sum + LANES;
+    return p;
+}
+
+static void few_begin(const sa_tile *t, void *memory) {
+    few_scratch x = few_layout(memory);
+    vec factor = v_set((real)t->q_factor);
+    for (int r = 0; r < t->rows; ++r)
+        for (int64_t d = 0; d < t->head_dim; d += LANES) {
+            int width = at_most(t->head_dim - d, LANES);
+            vec q = load_strided(t->q[r] + d * t->q_col, t->q_col, width);
+            v_store_n(x.q + r * t->head_dim + d, v_mul(q, factor), width);
+        }
+}
+
+/* S for keys [begin, end) of the block, a panel of keys at a time. */
+static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end) {
+    for (int at = begin; at < end; at += FEW_WIDTH) {
+        const char *rows[FEW_WIDTH];
+        int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
+        int64_t d = 0;
+        do {
+            int length = at_most(t->head_dim - d, SA_CHUNK_E);
+            for (int j = 0; j < count; ++j)
+                rows[j] = t->k + (block + at + j) * t->k_row + d * t->k_col;
+            for (int i = 0; i < n; ++i)
+                gather(rows + i * LANES, at_most(count - i * LANES, LANES), t->k_col, length, 1,
+                       x->k_panel + i * LANES, n * LANES);
+            product(n, &(product_args){
+                           .m = t->rows,
+                           .k = length,
+                           .chunk = SA_CHUNK_E,
+                           .a = (const char *)(x->q + d),
+                           .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
+                           .a_k = sizeof(real),
+                           .b = (const char *)x->k_panel,
+                           .b_k = n * (ptrdiff_t)sizeof(vec),
+                           .c = x->s + at,
+                           .c_row = FEW_S_ROW,
+                           .kind = d == 0 ? BETA_ZERO : BETA_ONE,
+                       });
+            d += length;
+        } while (d < t->head_dim);
+    }
+}
+
+/* The sums' four chains run on past the last key, over weights of 0. */
+SA_INLINE int whole_chains(int end) { return (end + 3) & ~3; }
+
+/* Put `masked` where a key of [begin, end), and of the chains' rest, is out of the row's range. */
+static void few_mask(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end,
+                     real masked) {
+    for (int r = 0; r < t->rows; ++r) {
+        vec lo = v_set((real)block_offset(t->key_lo[r], block));
+        vec hi = v_set((real)block_offset(t->key_hi[r], block));
+        for (int j = begin; j < whole_chains(end); j += LANES) {
+            vec key = v_add(v_iota(), v_set((real)j));
+            real *s = x->s + r * FEW_S_ROW + j;
+            v_store(s, v_select(v_both(v_le(lo, key), v_lt(key, hi)), v_load(s), v_set(masked)));
+        }
+    }
+}
+
+/* softmax_column, along the keys; what is masked is -inf already. */
+static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, int begin, int end) {
+    real top[LANES], sum[LANES] = {0};
+    vec old = v_load(total.max);
+    v_store(top, old);
+    for (int r = 0; r < t->rows; ++r) {
+        vec max = v_set(top[r]);
+        for (int j = begin; j < end; j += LANES)
+            max = v_max(v_load(x->s + r * FEW_S_ROW + j), max);
+        real lanes[LANES];
+        v_store(lanes, max);
+        for (int i = 0; i < LANES; ++i) top[r] = lanes[i] > top[r] ? lanes[i] : top[r];
+    }
+    vec max = v_load(top), safe = finite_max(max);
+    v_store(x->safe_max, safe);
+    for (int r = 0; r < t->rows; ++r) {
+        real *s = x->s + r * FEW_S_ROW, chain[4] = {0};
+        vec safe_r = v_set(x->safe_max[r]);
+        for (int j = begin; j < whole_chains(end); j += LANES)
+            v_store(s + j, v_exp2_of_negative(v_sub(v_load(s + j), safe_r)));
+        for (int j = begin; j < end; j += 4)
+            for (int c = 0; c < 4; ++c) chain[c] += s[j + c];
+        sum[r] = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+    }
+    vec a = v_exp2_of_negative(v_sub(old, safe));
+    v_store(x->rescale, a);
+    v_store(total.sum, v_fma(v_load(total.sum), a, v_load(sum)));
+    v_store(total.max, max);
+}
+
+/* O for elements [e, e + n * LANES) over keys [begin, end). */
+static void few_values_of(const sa_tile *t, const few_scratch *x, const char *b, ptrdiff_t b_k,
+                          int n, int begin, int end, real *o, int finite) {
+    product_args p = {
+        .m = t->rows,
+        .k = end - begin,
+        .chunk = SA_BLOCK_N,
+        .a = (const char *)(x->s + begin),
+        .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
+        .a_k = sizeof(real),
+        .b = b,
+        .b_k = b_k,
+        .c = o,
+        .c_row = few_o_row(t),
+        .kind = BETA_OF_ROW,
+        .beta = x->rescale,
+    };
+    if (finite)
+        product(n, &p);
+    else
+        product_of_visible(n, &p, MARKED_A);
+}
+
+static void few_values(const sa_tile *t, const few_scratch *x, partial total, int64_t block,
+                       int begin, int end, int finite) {
+    const char *v = t->v + (block + begin) * t->v_row;
+    int64_t e = 0;
+    if (t->v_col == (ptrdiff_t)sizeof(real))
+        for (int n; (n = at_most((t->head_dim_v - e) / LANES, MAX_N)) > 0; e += n * LANES)
+            few_values_of(t, x, v + e * t->v_col, t->v_row, n, begin, end, total.o + e, finite);
+    /* What is no whole vector of V as it lies goes through a panel. */
+    for (; e < t->head_dim_v; e += LANES) {
+        int width = at_most(t->head_dim_v - e, LANES);
+        for (int j = begin; j < end; ++j)
+            v_store(x->v_panel + (j - begin) * LANES,
+                    load_strided(v + (j - begin) * t->v_row + e * t->v_col, t->v_col, width));
+        few_values_of(t, x, (const char *)x->v_panel, sizeof(vec), 1, begin, end, total.o + e,
+                      finite);
+    }
+}
+
+static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
+                      void *part) {
+    few_scratch x = few_layout(memory);
+    partial total = few_partial(part);
+    partial_clear(total, LANES, 0);
+    memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t) * sizeof(real));
+    for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
+        int begin, end, finite = 1;
+        sa_class class = sa_block_class(t, block, &begin, &end);
+        if (class == SA_EMPTY) continue;
+        if (class == SA_RAGGED)
+            finite = all_finite(t->v + (block + begin) * t->v_row, t->v_row, t->v_col, end - begin,
+                                t->head_dim_v);
+        few_scores(t, &x, block, begin, end);
+        few_mask(t, &x, block, begin, end, -(real)INFINITY);
+        few_softmax(t, &x, total, begin, end);
+        if (!finite) few_mask(t, &x, block, begin, end, (real)-0.0);
+        few_values(t, &x, total, block, begin, end, finite);
+    }
+}
+
+static void few_merge(const sa_tile *t, void *memory, void *total_memory, const void *part_memory) {
+    (void)memory;
+    partial total = few_partial(total_memory), part = few_partial((void *)part_memory);
+    real a[LANES], b[LANES];
+    vec factor, part_factor;
+    softmax_merge(total.max, total.sum, part.max, part.sum, &factor, &part_factor);
+    v_store(a, factor);
+    v_store(b, part_factor);
+    int64_t row = few_o_row(t);
+    for (int r = 0; r < t->rows; ++r)
+        for (int64_t e = r * row; e < (r + 1) * row; e += LANES)
+            v_store(total.o + e, v_fma(v_load(total.o + e), v_set(a[r]),
+                                       v_mul(v_load(part.o + e), v_set(b[r]))));
+}
+
+static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
+    (void)memory;
+    partial total = few_partial(total_memory);
+    vec sum = v_load(total.sum);
+    real divisor[LANES];
+    v_store(divisor, softmax_divisor(sum));
+    int64_t row = few_o_row(t);
+    for (int r = 0; r < t->rows; ++r)
+        for (int64_t e = 0; e < t->head_dim_v; e += LANES)
+            store_strided(t->out[r] + e * t->out_col, t->out_col,
+                          at_most(t->head_dim_v - e, LANES),
+                          softmax_scaled(v_load(total.o + r * row + e), v_set(divisor[r])));
+    write_lse(t, 0, softmax_lse(v_load(total.max), sum));
+}

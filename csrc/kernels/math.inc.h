@@ -1,0 +1,91 @@
+/* exp2, exp and log of a vector: at most 1 ulp, the same bits in every set.
+ *
+ *     2^x   = 2^n (1 + f q(f)),   n = round(x),          f = x - n in [-1/2, 1/2]
+ *     e^x   = 2^n (1 + f q(f)),   n = round(x log2 e),   f = x log2 e - n, by two fmas
+ *     log x = e log 2 + log m,    x = m 2^e,  s = (m - 1) / (m + 1),  log m = 2 atanh s
+ *
+ * q and the series of atanh are minimax fits of the relative error; the polynomial's error is .025
+ * ulp in 2^f. (Muller, "Elementary Functions", chapters 3 and 11; log sums its parts in the order
+ * of fdlibm's e_log.c.) The constant term of 2^f is exactly 1: a rescale by 2^0 changes nothing. */
+
+#if SA_REAL_BITS == 32
+#define EXP2_ZERO (-160) /* 2^x is 0 from here down */
+#define EXP2_INF 160     /* and inf from here up */
+#define SMALLEST_NORMAL 0x1p-126f
+static const real log2_e = 0x1.715476p+0f, log2_e_low = 0x1.4ae0c0p-26f;
+static const real ln_2 = 0x1.62e430p-1f, ln_2_low = -0x1.05c610p-29f;
+static const real exp2_q[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6af7ap-5f,
+                              0x1.3b2dd4p-7f, 0x1.5f094ap-10f, 0x1.417886p-13f};
+static const real atanh_r[] = {0x1.555554p-1f, 0x1.999c00p-2f, 0x1.23e3ecp-2f, 0x1.ee1ac4p-3f};
+#else
+#define EXP2_ZERO (-1100)
+#define EXP2_INF 1100
+#define SMALLEST_NORMAL 0x1p-1022
+static const real log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
+static const real ln_2 = 0x1.62e42fefa39efp-1, ln_2_low = 0x1.abc9e3b39803fp-56;
+static const real exp2_q[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c59dp-3,  0x1.c6b08d704a0d6p-5,
+                              0x1.3b2ab6fba0fdcp-7,  0x1.5d87fe78b311bp-10, 0x1.4309130c5d59bp-13,
+                              0x1.ffcbfbfcce3c1p-17, 0x1.62bfcd112033cp-20, 0x1.b526040cf9e71p-24,
+                              0x1.e612e0df175dfp-28, 0x1.e81e8374238fap-32};
+static const real atanh_r[] = {0x1.555555555554fp-1, 0x1.999999999c165p-2, 0x1.24924921e6313p-2,
+                               0x1.c71c748dad08ep-3, 0x1.745c4b683bc8ep-3, 0x1.3b35ad5b38868p-3,
+                               0x1.0dccef2bcfa41p-3, 0x1.1b7810c2d3273p-3};
+#endif
+
+#define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
+
+/* c[0] + c[1] x + ... by Horner's rule. */
+SA_INLINE vec polynomial(const int n, const real *c, vec x) {
+    vec y = v_set(c[n - 1]);
+    SA_UNROLL
+    for (int i = n - 2; i >= 0; --i) y = v_fma(y, x, v_set(c[i]));
+    return y;
+}
+
+/* 2^n 2^f */
+SA_INLINE vec exp2_parts(vec n, vec f) {
+    vec q = polynomial(COUNT(exp2_q), exp2_q, f);
+    return v_ldexp(v_fma(q, f, v_set(1)), n);
+}
+
+/* NaN passes both clamps, since min and max return their second operand then. */
+SA_INLINE vec v_exp2(vec x) {
+    x = v_min(v_set(EXP2_INF), v_max(v_set(EXP2_ZERO), x));
+    vec n = v_round(x);
+    return exp2_parts(n, v_sub(x, n));
+}
+
+/* 2^x for x <= 0 or NaN: what a softmax needs, with one clamp less. */
+SA_INLINE vec v_exp2_of_negative(vec x) {
+    x = v_max(v_set(EXP2_ZERO), x);
+    vec n = v_round(x);
+    return exp2_parts(n, v_sub(x, n));
+}
+
+SA_INLINE vec v_exp(vec x) {
+    x = v_min(v_set((real)(EXP2_INF * 0.7)), v_max(v_set((real)(EXP2_ZERO * 0.7)), x));
+    vec n = v_round(v_mul(x, v_set(log2_e)));
+    vec f = v_fma(x, v_set(log2_e), v_sub(v_zero(), n));
+    return exp2_parts(n, v_fma(x, v_set(log2_e_low), f));
+}
+
+/* log 0 = -inf, log of what is negative or NaN is NaN. */
+SA_INLINE vec v_log(vec x) {
+    const vec inf = v_set((real)INFINITY);
+    const real lift = (real)((bits)1 << (REAL_MANTISSA + 1));
+    vmask subnormal = v_lt(x, v_set(SMALLEST_NORMAL));
+    vec e, normal = v_select(subnormal, v_mul(x, v_set(lift)), x);
+    vec f = v_sub(v_frexp(normal, &e), v_set(1));
+    e = v_select(subnormal, v_sub(e, v_set(REAL_MANTISSA + 1)), e);
+
+    vec s = v_div(f, v_add(f, v_set(2)));
+    vec w = v_mul(s, s);
+    vec r = v_mul(w, polynomial(COUNT(atanh_r), atanh_r, w));
+    vec half = v_mul(v_mul(f, f), v_set((real)0.5));
+    vec low = v_fma(e, v_set(ln_2_low), v_mul(s, v_add(half, r)));
+    vec y = v_fma(e, v_set(ln_2), v_sub(f, v_sub(half, low)));
+
+    y = v_select(v_eq(x, inf), inf, y);
+    y = v_select(v_eq(x, v_zero()), v_set(-(real)INFINITY), y);
+    return v_select(v_le(v_zero(), x), y, v_set((real)NAN));
+}

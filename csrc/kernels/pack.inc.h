@@ -1,0 +1,79 @@
+/* Between arrays of any strides and panels of whole vectors, by transposes in registers.
+ *
+ *     gather    panel[x][r] = factor * rows[r][x]     a lane is a row: queries, keys, weights
+ *     scatter   rows[r][x]  = panel[x][r]             results back to where the user wants them
+ *
+ * No byte outside the elements is touched; lanes past the last row are 0. */
+
+/* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
+SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
+    if (stride == (ptrdiff_t)sizeof(real)) return n == LANES ? v_load(p) : v_load_n(p, n);
+    real x[LANES] = {0};
+    for (int i = 0; i < n; ++i) x[i] = read_real(p + i * stride);
+    return v_load(x);
+}
+
+SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
+    if (stride == (ptrdiff_t)sizeof(real)) {
+        if (n == LANES)
+            v_store(p, x);
+        else
+            v_store_n(p, x, n);
+        return;
+    }
+    real y[LANES];
+    v_store(y, x);
+    for (int i = 0; i < n; ++i) write_real(p + i * stride, y[i]);
+}
+
+SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
+
+/* One vector of lanes: rows[0 .. count) over elements [0, length) -> panel[x * panel_row + lane]. */
+static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
+                   real *panel, ptrdiff_t panel_row) {
+    vec scale = v_set(factor);
+    for (int64_t x = 0; x < length; x += LANES) {
+        int width = at_most(length - x, LANES);
+        vec square[LANES];
+        SA_UNROLL
+        for (int r = 0; r < LANES; ++r)
+            square[r] = r < count ? v_mul(scale, load_strided(rows[r] + x * col, col, width))
+                                  : v_zero();
+        v_transpose(square);
+        SA_UNROLL
+        for (int i = 0; i < LANES; ++i)
+            if (i < width) v_store(panel + (x + i) * panel_row, square[i]);
+    }
+}
+
+/* The inverse, to count rows. */
+static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length, const real *panel,
+                    ptrdiff_t panel_row) {
+    for (int64_t x = 0; x < length; x += LANES) {
+        int width = at_most(length - x, LANES);
+        vec square[LANES];
+        SA_UNROLL
+        for (int i = 0; i < LANES; ++i)
+            square[i] = i < width ? v_load(panel + (x + i) * panel_row) : v_zero();
+        v_transpose(square);
+        SA_UNROLL
+        for (int r = 0; r < LANES; ++r)
+            if (r < count) store_strided(rows[r] + x * col, col, width, square[r]);
+    }
+}
+
+/* Whether rows x cols elements are all finite: x - x is NaN for the others. */
+static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
+    vec nan_if_any = v_zero();
+    for (int64_t r = 0; r < rows; ++r, p += row)
+        for (int64_t c = 0; c < cols; c += LANES) {
+            vec x = load_strided(p + c * col, col, at_most(cols - c, LANES));
+            nan_if_any = v_add(nan_if_any, v_sub(x, x));
+        }
+    /* A sum that was NaN once stays so; x - x = 0 otherwise. */
+    real lanes[LANES];
+    v_store(lanes, nan_if_any);
+    for (int i = 0; i < LANES; ++i)
+        if (lanes[i] != 0) return 0;
+    return 1;
+}

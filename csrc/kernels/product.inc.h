@@ -1,0 +1,130 @@
+/* The one product, of the forward pass and of all else:
+ *
+ *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
+ *
+ * A is read in place, one element at a time, through two strides; a row of B and of C is n vectors.
+ * Each element of C is summed over k in order, from 0, in chunks whose sums are added in order: its
+ * bits depend on nothing but its own row of A and column of B. */
+
+typedef enum {
+    BETA_ZERO, /* C is only written */
+    BETA_ONE,
+    BETA_OF_LANE, /* beta[lane]: a rescale where a lane is a query */
+    BETA_OF_ROW,  /* beta[m]: the same where a row is */
+} beta_kind;
+
+typedef struct {
+    int64_t m, k, chunk;
+    const char *a;
+    ptrdiff_t a_row, a_k; /* strides in bytes */
+    const char *b;
+    ptrdiff_t b_k;
+    real *c;
+    ptrdiff_t c_row; /* in elements */
+    beta_kind kind;
+    const real *beta;
+} product_args;
+
+/* M rows and n vectors of C, in registers: the loop bounds must be constants where it is inlined. */
+SA_INLINE void product_strip(const int M, const int n, const product_args *p, const char *a, real *c,
+                             const real *beta) {
+    beta_kind kind = p->kind;
+    const char *b = p->b;
+    int64_t k = 0;
+    do {
+        int64_t end = p->k - k < p->chunk ? p->k : k + p->chunk;
+        vec acc[16][MAX_N];
+        SA_UNROLL
+        for (int i = 0; i < M; ++i)
+            SA_UNROLL
+            for (int j = 0; j < n; ++j) acc[i][j] = v_zero();
+        for (; k < end; ++k, a += p->a_k, b += p->b_k) {
+            vec bk[MAX_N];
+            SA_UNROLL
+            for (int j = 0; j < n; ++j) bk[j] = v_load(b + j * (int)sizeof(vec));
+            SA_UNROLL
+            for (int i = 0; i < M; ++i) {
+                vec x = v_broadcast(a + i * p->a_row);
+                SA_UNROLL
+                for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
+            }
+        }
+        SA_UNROLL
+        for (int i = 0; i < M; ++i)
+            SA_UNROLL
+            for (int j = 0; j < n; ++j) {
+                real *out = c + i * p->c_row + j * LANES;
+                switch (kind) {
+                case BETA_ZERO: break;
+                case BETA_ONE: acc[i][j] = v_add(v_load(out), acc[i][j]); break;
+                case BETA_OF_LANE:
+                    acc[i][j] = v_fma(v_load(out), v_load(beta + j * LANES), acc[i][j]);
+                    break;
+                case BETA_OF_ROW:
+                    acc[i][j] = v_fma(v_load(out), v_set(beta[i]), acc[i][j]);
+                    break;
+                }
+                v_store(out, acc[i][j]);
+            }
+        kind = BETA_ONE;
+    } while (k < p->k);
+}
+
+/* All rows: strips of the set's height, then 8, 4, 2 and 1. */
+SA_INLINE void product_rows(const int n, const product_args *p) {
+    const char *a = p->a;
+    real *c = p->c;
+    const real *beta = p->beta;
+    int64_t left = p->m;
+#define STRIPS(M)                                                        \
+    while (left >= (M)) {                                                \
+        product_strip(M, n, p, a, c, beta);                              \
+        left -= (M), a += (M) * p->a_row, c += (M) * p->c_row;           \
+        if (p->kind == BETA_OF_ROW) beta += (M);                         \
+    }
+    STRIPS(STRIP_M(n))
+    if (STRIP_M(n) > 8) STRIPS(8)
+    if (STRIP_M(n) > 4) STRIPS(4)
+    if (STRIP_M(n) > 2) STRIPS(2)
+    STRIPS(1)
+#undef STRIPS
+}
+
+static void product_1(const product_args *p) { product_rows(1, p); }
+static void product_2(const product_args *p) { product_rows(2, p); }
+static void product_3(const product_args *p) { product_rows(3, p); }
+#if MAX_N == 4
+static void product_4(const product_args *p) { product_rows(4, p); }
+#endif
+
+/* n <= MAX_N vectors of lanes. */
+static void product(int n, const product_args *p) {
+    switch (n) {
+    case 1: product_1(p); break;
+    case 2: product_2(p); break;
+    case 3: product_3(p); break;
+#if MAX_N == 4
+    case 4: product_4(p); break;
+#endif
+    default: break;
+    }
+}
+
+/* The same where A or B marks what is masked by a set sign: what is masked adds nothing, even where
+ * the other factor is NaN or inf. One row of C and one vector at a time: this is the rare path. */
+typedef enum { MARKED_A, MARKED_B } marked;
+
+static void product_of_visible(int n, const product_args *p, marked which) {
+    for (int64_t i = 0; i < p->m; ++i)
+        for (int j = 0; j < n; ++j) {
+            const char *a = p->a + i * p->a_row, *b = p->b + j * (ptrdiff_t)sizeof(vec);
+            vec acc = v_zero();
+            for (int64_t k = 0; k < p->k; ++k, a += p->a_k, b += p->b_k) {
+                vec x = v_broadcast(a), y = v_load(b);
+                acc = v_select(v_negative(which == MARKED_A ? x : y), acc, v_fma(x, y, acc));
+            }
+            real *out = p->c + i * p->c_row + j * LANES;
+            vec beta = p->kind == BETA_OF_LANE ? v_load(p->beta + j * LANES) : v_set(p->beta[i]);
+            v_store(out, v_fma(v_load(out), beta, acc));
+        }
+}

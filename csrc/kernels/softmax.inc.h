@@ -1,0 +1,117 @@
+/* Softmax, online over blocks of keys: one lane's running maximum m, sum l, and new block of scores
+ *
+ *     m' = max(m, max s),   a = 2^(m - m'),   p = 2^(s - m'),   l = l a + sum p
+ *
+ * A sum over keys runs in four chains, key mod 4, added as (0 + 1) + (2 + 3): the same order
+ * whether the lanes are queries (a column, below) or keys (a row, in few.inc.h). A score of -inf
+ * weighs 0; while no other came, m is -inf, and 0 stands in for it: -inf - -inf would be NaN. */
+
+SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, v_set(-(real)INFINITY)), v_zero(), m); }
+
+/* A column of queries over the block's keys [begin, end), begin a multiple of 4: scores -> weights,
+ * and the factor by which what was summed before must be rescaled. */
+static void softmax_column(real *s, ptrdiff_t row, int begin, int end, real *row_max, real *row_sum,
+                           real *rescale) {
+    vec old = v_load(row_max);
+    vec top[4] = {old, old, old, old};
+    real *x = s + begin * row;
+    int j = begin;
+    for (; j + 4 <= end; j += 4, x += 4 * row)
+        SA_UNROLL
+        for (int c = 0; c < 4; ++c) top[c] = v_max(v_load(x + c * row), top[c]);
+    for (; j < end; ++j, x += row) top[0] = v_max(v_load(x), top[0]);
+    vec max = v_max(v_max(top[0], top[1]), v_max(top[2], top[3]));
+    vec safe = finite_max(max);
+
+    vec sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    x = s + begin * row;
+    for (j = begin; j + 4 <= end; j += 4, x += 4 * row)
+        SA_UNROLL
+        for (int c = 0; c < 4; ++c) {
+            vec p = v_exp2_of_negative(v_sub(v_load(x + c * row), safe));
+            v_store(x + c * row, p);
+            sum[c] = v_add(sum[c], p);
+        }
+    for (int c = 0; j < end; ++c, ++j, x += row) {
+        vec p = v_exp2_of_negative(v_sub(v_load(x), safe));
+        v_store(x, p);
+        sum[c] = v_add(sum[c], p);
+    }
+    vec a = v_exp2_of_negative(v_sub(old, safe));
+    vec total = v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
+    v_store(rescale, a);
+    v_store(row_sum, v_fma(v_load(row_sum), a, total));
+    v_store(row_max, max);
+}
+
+/* Two partial results of the same lanes: their new maximum and sum, and the factor for each. */
+SA_INLINE void softmax_merge(real *row_max, real *row_sum, const real *part_max,
+                             const real *part_sum, vec *factor, vec *part_factor) {
+    vec m = v_load(row_max), part_m = v_load(part_max);
+    vec max = v_max(m, part_m);
+    vec safe = finite_max(max);
+    *factor = v_exp2_of_negative(v_sub(m, safe));
+    *part_factor = v_exp2_of_negative(v_sub(part_m, safe));
+    vec part_l = v_mul(v_load(part_sum), *part_factor);
+    v_store(row_sum, v_fma(v_load(row_sum), *factor, part_l));
+    v_store(row_max, max);
+}
+
+/* 1 / l, or 0 for a row that saw no key. */
+SA_INLINE vec softmax_divisor(vec sum) {
+    return v_select(v_eq(sum, v_zero()), v_zero(), v_div(v_set(1), sum));
+}
+
+/* log(sum(exp)) in natural units, from a maximum in units of log 2. */
+SA_INLINE vec softmax_lse(vec max, vec sum) {
+    vec lse = v_fma(max, v_set(ln_2), v_fma(max, v_set(ln_2_low), v_log(sum)));
+    return v_select(v_eq(sum, v_zero()), v_set(-(real)INFINITY), lse);
+}
+
+/* One output element: value * divisor; a row that saw no key is 0 whatever its sum holds. Adding 0
+ * turns -0 into 0, so that keys without weight cannot be told by a sign. */
+SA_INLINE vec softmax_scaled(vec value, vec divisor) {
+    vec scaled = v_add(v_mul(value, divisor), v_zero());
+    return v_select(v_eq(divisor, v_zero()), v_zero(), scaled);
+}
+
+/* softmax of one row of n elements, as a public step: sums run in 16 chains, element mod 16. */
+enum { CHAINS = 16, CHAIN_VECS = CHAINS / LANES };
+
+static vec load_chains(const char *x, ptrdiff_t col, int64_t i, int64_t n, int v) {
+    int left = at_most(n - i - v * LANES, LANES);
+    vec y = load_strided(x + (i + v * LANES) * col, col, left > 0 ? left : 0);
+    return v_select(v_lt(v_iota(), v_set((real)left)), y, v_set(-(real)INFINITY));
+}
+
+SA_INLINE void store_chains(char *x, ptrdiff_t col, int64_t i, int64_t n, int v, vec y) {
+    int left = at_most(n - i - v * LANES, LANES);
+    if (left > 0) store_strided(x + (i + v * LANES) * col, col, left, y);
+}
+
+static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
+    vec top[CHAIN_VECS], sum[CHAIN_VECS];
+    for (int v = 0; v < CHAIN_VECS; ++v) top[v] = v_set(-(real)INFINITY), sum[v] = v_zero();
+    for (int64_t i = 0; i < n; i += CHAINS)
+        for (int v = 0; v < CHAIN_VECS; ++v) top[v] = v_max(load_chains(x, x_col, i, n, v), top[v]);
+    real chains[CHAINS], max = -(real)INFINITY;
+    for (int v = 0; v < CHAIN_VECS; ++v) v_store(chains + v * LANES, top[v]);
+    for (int c = 0; c < CHAINS; ++c) max = chains[c] > max ? chains[c] : max;
+
+    vec safe = finite_max(v_set(max));
+    for (int64_t i = 0; i < n; i += CHAINS)
+        for (int v = 0; v < CHAIN_VECS; ++v) {
+            vec p = v_exp(v_sub(load_chains(x, x_col, i, n, v), safe));
+            store_chains(out, out_col, i, n, v, p);
+            sum[v] = v_add(sum[v], p);
+        }
+    for (int v = 0; v < CHAIN_VECS; ++v) v_store(chains + v * LANES, sum[v]);
+    for (int half = CHAINS / 2; half > 0; half /= 2)
+        for (int c = 0; c < half; ++c) chains[c] += chains[c + half];
+
+    vec divisor = softmax_divisor(v_set(chains[0]));
+    for (int64_t i = 0; i < n; i += CHAINS)
+        for (int v = 0; v < CHAIN_VECS; ++v)
+            store_chains(out, out_col, i, n, v,
+                         v_mul(load_chains(out, out_col, i, n, v), divisor));
+}

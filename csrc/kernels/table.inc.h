@@ -1,0 +1,57 @@
+/* Everything of one kernel set and dtype, and its table: included once by each file of csrc/isa,
+ * after the set's simd header. All but the table is static: a function compiled for one instruction
+ * set must never be linked into another. */
+
+#include <math.h>
+
+#include "../kernels.h"
+#include "../mask.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "product.inc.h"
+#include "softmax.inc.h"
+#include "tile.inc.h"
+#include "few.inc.h"
+#include "scores.inc.h"
+
+#define APPLY(f)                                                           \
+    for (int64_t i = 0; i < n; i += LANES) {                               \
+        int width = at_most(n - i, LANES);                                 \
+        v_store_n(to + i, f(v_load_n(from + i, width)), width);            \
+    }
+
+static void apply(sa_function f, const void *x, void *y, int64_t n) {
+    const real *from = x;
+    real *to = y;
+    switch (f) {
+    case SA_EXP2: APPLY(v_exp2) break;
+    case SA_EXP2_OF_NEGATIVE: APPLY(v_exp2_of_negative) break;
+    case SA_EXP: APPLY(v_exp) break;
+    case SA_LOG: APPLY(v_log) break;
+    }
+}
+
+const sa_kernels SA_TABLE = {
+    .lanes = LANES,
+    .tile = {.max_rows = MAX_N * LANES,
+             .scratch_size = tile_scratch_size,
+             .partial_size = tile_partial_size,
+             .begin = tile_begin,
+             .split = tile_split,
+             .merge = tile_merge,
+             .finish = tile_finish},
+    .few = {.max_rows = FEW_ROWS,
+            .scratch_size = few_scratch_size,
+            .partial_size = few_partial_size,
+            .begin = few_begin,
+            .split = few_split,
+            .merge = few_merge,
+            .finish = few_finish},
+    .scores = scores_split,
+    .weights = weights_split,
+    .sum_begin = sum_begin,
+    .sum = sum_split,
+    .sum_finish = sum_finish,
+    .softmax_row = softmax_row,
+    .apply = apply,
+};

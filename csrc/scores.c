@@ -1,0 +1,97 @@
+/* Attention's steps on their own: scores, weights, and the weighted sum of the values. The parallel
+ * loops over tiles; the kernels compute. */
+
+#include "dispatch.h"
+#include "plan.h"
+#include "pool.h"
+
+typedef struct {
+    const sa_plan *plan;
+    void (*compute)(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop *stop, int worker);
+    char *scratch; /* of each worker: scratch and two partial results */
+    size_t scratch_size;
+    sa_counter next;
+    sa_stop stop;
+} step_call;
+
+static int64_t end_of_split(int64_t begin, int64_t seqlen_k) {
+    return begin + SA_SPLIT_N < seqlen_k ? begin + SA_SPLIT_N : seqlen_k;
+}
+
+static void scores_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop *stop,
+                           int worker) {
+    const sa_kernels *k = plan->kernels;
+    int64_t seqlen_k = plan->problem->seqlen_k;
+    k->tile.begin(t, scratch);
+    for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
+        k->scores(t, scratch, begin, end_of_split(begin, seqlen_k));
+        if (sa_must_stop(stop, worker)) return;
+    }
+}
+
+/* First the softmax's maximum and sum, by the fused pass over values of no width; then, with the
+ * scores computed again, the weights. */
+static void weights_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop *stop,
+                            int worker) {
+    const sa_kernels *k = plan->kernels;
+    int64_t seqlen_k = plan->problem->seqlen_k;
+    char *total = scratch + plan->scratch_size, *part = total + plan->partial_size;
+    k->tile.begin(t, scratch);
+    k->tile.split(t, scratch, 0, end_of_split(0, seqlen_k), total);
+    for (int64_t begin = SA_SPLIT_N; begin < seqlen_k; begin += SA_SPLIT_N) {
+        k->tile.split(t, scratch, begin, end_of_split(begin, seqlen_k), part);
+        k->tile.merge(t, scratch, total, part);
+        if (sa_must_stop(stop, worker)) return;
+    }
+    for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
+        k->weights(t, scratch, begin, end_of_split(begin, seqlen_k), total);
+        if (sa_must_stop(stop, worker)) return;
+    }
+}
+
+static void sum_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop *stop, int worker) {
+    const sa_kernels *k = plan->kernels;
+    int64_t seqlen_k = plan->problem->seqlen_k;
+    char *total = scratch + plan->scratch_size;
+    k->sum_begin(t, total);
+    for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
+        k->sum(t, scratch, begin, end_of_split(begin, seqlen_k), total);
+        if (sa_must_stop(stop, worker)) return;
+    }
+    k->sum_finish(t, total);
+}
+
+static void tiles(void *arg, int worker) {
+    step_call *c = arg;
+    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    for (int64_t tile; (tile = sa_take(&c->next)) < c->plan->tiles;) {
+        sa_tile t;
+        sa_plan_tile(c->plan, tile, &t);
+        c->compute(c->plan, &t, scratch, &c->stop, worker);
+        if (sa_must_stop(&c->stop, worker)) return;
+    }
+}
+
+static sa_status run(const sa_problem *p, double q_factor, int64_t width,
+                     void (*compute)(const sa_plan *, sa_tile *, char *, sa_stop *, int)) {
+    double rows = (double)p->num_heads_q * (double)p->seqlen_q;
+    for (int i = 0; i < p->batch_axes; ++i) rows *= (double)p->batch_shape[i];
+    sa_plan plan = sa_plan_make(p, q_factor, 2 * rows * (double)p->seqlen_k * (double)width);
+    step_call c = {.plan = &plan, .compute = compute, .stop = sa_stop_by(p->interrupt)};
+    if (plan.num_threads > plan.tiles) plan.num_threads = plan.tiles > 1 ? (int)plan.tiles : 1;
+    c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
+    c.scratch = sa_alloc((size_t)plan.num_threads, c.scratch_size);
+    if (!c.scratch) return SA_NO_MEMORY;
+    sa_parallel(plan.num_threads, tiles, &c, &c.stop);
+    sa_free(c.scratch);
+    return c.stop.stopped ? SA_INTERRUPTED : SA_OK;
+}
+
+sa_status sa_scores(const sa_problem *p) { return run(p, p->scale, p->head_dim, scores_of_tile); }
+
+sa_status sa_weights(const sa_problem *p) {
+    const double log2_e = 1.4426950408889634;
+    return run(p, p->scale * log2_e, 2 * p->head_dim, weights_of_tile);
+}
+
+sa_status sa_sum(const sa_problem *p) { return run(p, 1, p->head_dim_v, sum_of_tile); }

@@ -1,0 +1,147 @@
+/* AVX2 and FMA: 8 floats or 4 doubles in a vector, 16 vectors. See common.h. */
+#ifndef SA_SIMD_H
+#define SA_SIMD_H
+
+#include <immintrin.h>
+
+#include "common.h"
+
+#if SA_REAL_BITS == 32
+typedef __m256 vec;
+#define LANES 8
+#define OP(name) _mm256_##name##_ps
+#define SI(name) _mm256_##name##_epi32
+#define AS_BITS _mm256_castps_si256
+#define AS_REAL _mm256_castsi256_ps
+#define SET_BITS _mm256_set1_epi32
+#else
+typedef __m256d vec;
+#define LANES 4
+#define OP(name) _mm256_##name##_pd
+#define SI(name) _mm256_##name##_epi64
+#define AS_BITS _mm256_castpd_si256
+#define AS_REAL _mm256_castsi256_pd
+#define SET_BITS _mm256_set1_epi64x
+#endif
+typedef vec vmask; /* a lane is true where its sign bit is set */
+
+/* 12 accumulators, n operands and a broadcast fit the 16 registers. */
+#define MAX_N 3
+#define STRIP_M(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
+
+SA_INLINE __m256i first(int n) {
+    static const bits ones_then_zeros[2 * LANES] = {
+        -1, -1, -1, -1,
+#if LANES == 8
+        -1, -1, -1, -1,
+#endif
+    };
+    return _mm256_loadu_si256((const void *)(ones_then_zeros + LANES - n));
+}
+
+SA_INLINE vec v_zero(void) {
+    return OP(setzero)();
+}
+SA_INLINE vec v_set(real x) { return OP(set1)(x); }
+SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
+SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
+SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskload)(p, first(n)); }
+SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
+SA_INLINE void v_store_n(void *p, vec x, int n) { OP(maskstore)(p, first(n), x); }
+
+SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
+SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
+SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
+SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
+SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
+SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
+SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
+SA_INLINE vec v_round(vec x) {
+    return OP(round)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+SA_INLINE vmask v_lt(vec a, vec b) { return OP(cmp)(a, b, _CMP_LT_OQ); }
+SA_INLINE vmask v_le(vec a, vec b) { return OP(cmp)(a, b, _CMP_LE_OQ); }
+SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
+SA_INLINE vmask v_both(vmask a, vmask b) { return OP(and)(a, b); }
+SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
+SA_INLINE int v_any(vmask m) { return OP(movemask)(m) != 0; }
+SA_INLINE vmask v_negative(vec x) { return x; }
+
+SA_INLINE __m256i to_int(vec x) {
+#if SA_REAL_BITS == 32
+    return _mm256_cvtps_epi32(x);
+#else
+    return _mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(x));
+#endif
+}
+
+SA_INLINE vec power_of_two(__m256i n) {
+    return AS_REAL(SI(slli)(SI(add)(n, SET_BITS(REAL_BIAS)), REAL_MANTISSA));
+}
+
+/* In two steps, since 2^n itself may be no normal number; only the last can round. */
+SA_INLINE vec v_ldexp(vec x, vec n) {
+    __m256i half = to_int(v_mul(n, v_set((real)0.5)));
+    __m256i rest = SI(sub)(to_int(n), half);
+    return v_mul(v_mul(x, power_of_two(half)), power_of_two(rest));
+}
+
+/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
+SA_INLINE vec v_frexp(vec x, vec *e) {
+    const __m256i mantissa = SET_BITS(((bits)1 << REAL_MANTISSA) - 1);
+    const vec one = v_set(1), magic = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
+    __m256i b = AS_BITS(x);
+    vec m = AS_REAL(_mm256_or_si256(_mm256_and_si256(b, mantissa), AS_BITS(one)));
+    vmask high = v_le(v_set((real)1.5), m);
+    /* The biased exponent, dropped into the mantissa of `magic`, is magic + exponent. */
+    __m256i biased = SI(srli)(b, REAL_MANTISSA);
+    vec exponent = v_sub(AS_REAL(SI(add)(biased, AS_BITS(magic))), magic);
+    exponent = v_sub(exponent, v_set(REAL_BIAS));
+    *e = v_select(high, v_add(exponent, one), exponent);
+    return v_select(high, v_mul(m, v_set((real)0.5)), m);
+}
+
+#if SA_REAL_BITS == 32
+
+SA_INLINE vec v_iota(void) { return _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0); }
+
+/* 8 x 8: pairs, then fours within each half, then the halves. */
+SA_INLINE void v_transpose(vec r[LANES]) {
+    __m256d p[8];
+    SA_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        p[i] = _mm256_castps_pd(_mm256_unpacklo_ps(r[i], r[i + 1]));
+        p[i + 1] = _mm256_castps_pd(_mm256_unpackhi_ps(r[i], r[i + 1]));
+    }
+    vec f[8];
+    SA_UNROLL
+    for (int i = 0; i < 8; i += 4)
+        SA_UNROLL
+        for (int j = 0; j < 2; ++j) {
+            f[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(p[i + j], p[i + j + 2]));
+            f[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(p[i + j], p[i + j + 2]));
+        }
+    SA_UNROLL
+    for (int j = 0; j < 4; ++j) {
+        r[j] = _mm256_permute2f128_ps(f[j], f[4 + j], 0x20);
+        r[4 + j] = _mm256_permute2f128_ps(f[j], f[4 + j], 0x31);
+    }
+}
+
+#else
+
+SA_INLINE vec v_iota(void) { return _mm256_set_pd(3, 2, 1, 0); }
+
+/* 4 x 4: pairs, then the halves. */
+SA_INLINE void v_transpose(vec r[LANES]) {
+    vec a = _mm256_unpacklo_pd(r[0], r[1]), b = _mm256_unpackhi_pd(r[0], r[1]);
+    vec c = _mm256_unpacklo_pd(r[2], r[3]), d = _mm256_unpackhi_pd(r[2], r[3]);
+    r[0] = _mm256_permute2f128_pd(a, c, 0x20);
+    r[1] = _mm256_permute2f128_pd(b, d, 0x20);
+    r[2] = _mm256_permute2f128_pd(a, c, 0x31);
+    r[3] = _mm256_permute2f128_pd(b, d, 0x31);
+}
+
+#endif
+#endif

@@ -1,0 +1,130 @@
+/* AVX-512 (F, DQ, BW, VL): 16 floats or 8 doubles in a vector, 32 vectors. See common.h. */
+#ifndef SA_SIMD_H
+#define SA_SIMD_H
+
+#include <immintrin.h>
+
+#include "common.h"
+
+#if SA_REAL_BITS == 32
+typedef __m512 vec;
+typedef __mmask16 vmask;
+#define LANES 16
+#define OP(name) _mm512_##name##_ps
+#define CMP(a, b, how) _mm512_cmp_ps_mask(a, b, how)
+#define AS_BITS _mm512_castps_si512
+#define NEGATIVE _mm512_movepi32_mask
+#else
+typedef __m512d vec;
+typedef __mmask8 vmask;
+#define LANES 8
+#define OP(name) _mm512_##name##_pd
+#define CMP(a, b, how) _mm512_cmp_pd_mask(a, b, how)
+#define AS_BITS _mm512_castpd_si512
+#define NEGATIVE _mm512_movepi64_mask
+#endif
+
+/* 24 to 16 accumulators and n operands fit the 32 registers. */
+#define MAX_N 4
+#define STRIP_M(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
+
+SA_INLINE vmask first(int n) { return (vmask)((1u << n) - 1); }
+
+SA_INLINE vec v_zero(void) {
+    return OP(setzero)();
+}
+SA_INLINE vec v_set(real x) { return OP(set1)(x); }
+SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
+SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
+SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(first(n), p); }
+SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
+SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, first(n), x); }
+
+SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
+SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
+SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
+SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
+SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
+SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
+SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
+SA_INLINE vec v_round(vec x) { return OP(roundscale)(x, _MM_FROUND_TO_NEAREST_INT); }
+SA_INLINE vec v_ldexp(vec x, vec n) { return OP(scalef)(x, n); }
+
+SA_INLINE vmask v_lt(vec a, vec b) { return CMP(a, b, _CMP_LT_OQ); }
+SA_INLINE vmask v_le(vec a, vec b) { return CMP(a, b, _CMP_LE_OQ); }
+SA_INLINE vmask v_eq(vec a, vec b) { return CMP(a, b, _CMP_EQ_OQ); }
+SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
+SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
+SA_INLINE int v_any(vmask m) { return m != 0; }
+SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
+
+/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
+SA_INLINE vec v_frexp(vec x, vec *e) {
+    vec m = OP(getmant)(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
+    vec up = v_select(v_lt(m, v_set(1)), v_set(1), v_zero());
+    *e = v_add(OP(getexp)(x), up);
+    return m;
+}
+
+#if SA_REAL_BITS == 32
+
+SA_INLINE vec v_iota(void) {
+    return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+}
+
+/* 16 x 16: pairs, then fours within each quarter, then the quarters themselves. */
+SA_INLINE void v_transpose(vec r[LANES]) {
+    __m512d p[16];
+    SA_UNROLL
+    for (int i = 0; i < 16; i += 2) {
+        p[i] = _mm512_castps_pd(_mm512_unpacklo_ps(r[i], r[i + 1]));
+        p[i + 1] = _mm512_castps_pd(_mm512_unpackhi_ps(r[i], r[i + 1]));
+    }
+    vec f[16];
+    SA_UNROLL
+    for (int i = 0; i < 16; i += 4)
+        SA_UNROLL
+        for (int j = 0; j < 2; ++j) {
+            f[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(p[i + j], p[i + j + 2]));
+            f[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p[i + j], p[i + j + 2]));
+        }
+    SA_UNROLL
+    for (int j = 0; j < 4; ++j) {
+        vec a = _mm512_shuffle_f32x4(f[j], f[4 + j], 0x88);
+        vec b = _mm512_shuffle_f32x4(f[j], f[4 + j], 0xdd);
+        vec c = _mm512_shuffle_f32x4(f[8 + j], f[12 + j], 0x88);
+        vec d = _mm512_shuffle_f32x4(f[8 + j], f[12 + j], 0xdd);
+        r[j] = _mm512_shuffle_f32x4(a, c, 0x88);
+        r[4 + j] = _mm512_shuffle_f32x4(b, d, 0x88);
+        r[8 + j] = _mm512_shuffle_f32x4(a, c, 0xdd);
+        r[12 + j] = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+}
+
+#else
+
+SA_INLINE vec v_iota(void) { return _mm512_set_pd(7, 6, 5, 4, 3, 2, 1, 0); }
+
+/* 8 x 8: pairs, then the quarters. */
+SA_INLINE void v_transpose(vec r[LANES]) {
+    vec p[8];
+    SA_UNROLL
+    for (int i = 0; i < 8; i += 2) {
+        p[i] = _mm512_unpacklo_pd(r[i], r[i + 1]);
+        p[i + 1] = _mm512_unpackhi_pd(r[i], r[i + 1]);
+    }
+    SA_UNROLL
+    for (int j = 0; j < 2; ++j) {
+        vec a = _mm512_shuffle_f64x2(p[j], p[2 + j], 0x88);
+        vec b = _mm512_shuffle_f64x2(p[j], p[2 + j], 0xdd);
+        vec c = _mm512_shuffle_f64x2(p[4 + j], p[6 + j], 0x88);
+        vec d = _mm512_shuffle_f64x2(p[4 + j], p[6 + j], 0xdd);
+        r[j] = _mm512_shuffle_f64x2(a, c, 0x88);
+        r[2 + j] = _mm512_shuffle_f64x2(b, d, 0x88);
+        r[4 + j] = _mm512_shuffle_f64x2(a, c, 0xdd);
+        r[6 + j] = _mm512_shuffle_f64x2(b, d, 0xdd);
+    }
+}
+
+#endif
+#endif

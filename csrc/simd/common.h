@@ -1,0 +1,57 @@
+/* What every instruction set's header shares: inlining, unrolling, unaligned access.
+ *
+ * A set's header defines, for the real type that SA_REAL_BITS asks for:
+ *
+ *     real, vec, vmask     the scalar, LANES of them, a truth value for each
+ *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
+ *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
+ *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n
+ *     v_add v_sub v_mul v_div v_fma v_max v_min v_round v_ldexp v_frexp
+ *     v_lt v_le v_eq v_both v_select v_any v_negative v_iota v_transpose
+ *
+ * The same names mean the same operation, bit for bit, in every set:
+ * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma rounds once;
+ * v_ldexp(x, n) is x * 2^n rounded once, for normal x and whole n of at most 4/3 of the exponent
+ * range; v_round is to nearest, ties to even, for |x| < 2^22. */
+#ifndef SA_SIMD_COMMON_H
+#define SA_SIMD_COMMON_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__GNUC__)
+#define SA_INLINE static inline __attribute__((always_inline))
+#else
+#define SA_INLINE static inline
+#endif
+
+#if defined(__clang__)
+#define SA_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define SA_UNROLL _Pragma("GCC unroll 64")
+#else
+#define SA_UNROLL
+#endif
+
+#if SA_REAL_BITS == 32
+typedef float real;
+typedef int32_t bits;
+#define REAL_MANTISSA 23
+#define REAL_BIAS 127
+#else
+typedef double real;
+typedef int64_t bits;
+#define REAL_MANTISSA 52
+#define REAL_BIAS 1023
+#endif
+
+SA_INLINE real read_real(const char *p) {
+    real x;
+    memcpy(&x, p, sizeof x);
+    return x;
+}
+
+SA_INLINE void write_real(char *p, real x) { memcpy(p, &x, sizeof x); }
+
+#endif

@@ -1,0 +1,160 @@
+/* Plain C: 16-byte vectors as arrays, for any machine. See common.h.
+ *
+ * Fast where the compiler turns the loops into vector code and fma() into an instruction, as on
+ * AArch64; exact, and slow, where fma() is a library call, as on an x86 built without FMA. */
+#ifndef SA_SIMD_H
+#define SA_SIMD_H
+
+#include <math.h>
+
+#include "common.h"
+
+#define LANES (128 / SA_REAL_BITS)
+#define MAX_N 4
+#define STRIP_M(n) ((n) >= 3 ? 4 : 8)
+
+typedef struct {
+    real x[LANES];
+} vec;
+typedef struct {
+    bits x[LANES]; /* 0 or 1 */
+} vmask;
+
+#define EACH(i) for (int i = 0; i < LANES; ++i)
+
+SA_INLINE vec v_set(real x) {
+    vec r;
+    EACH(i) r.x[i] = x;
+    return r;
+}
+SA_INLINE vec v_zero(void) { return v_set(0); }
+SA_INLINE vec v_broadcast(const char *p) { return v_set(read_real(p)); }
+SA_INLINE vec v_load(const void *p) {
+    vec r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+SA_INLINE vec v_load_n(const void *p, int n) {
+    vec r = v_zero();
+    memcpy(&r, p, (size_t)n * sizeof(real));
+    return r;
+}
+SA_INLINE void v_store(void *p, vec x) { memcpy(p, &x, sizeof x); }
+SA_INLINE void v_store_n(void *p, vec x, int n) { memcpy(p, &x, (size_t)n * sizeof(real)); }
+
+#define LANEWISE(name, expression)        \
+    SA_INLINE vec name(vec a, vec b) {    \
+        vec r;                            \
+        EACH(i) r.x[i] = (expression);    \
+        return r;                         \
+    }
+LANEWISE(v_add, a.x[i] + b.x[i])
+LANEWISE(v_sub, a.x[i] - b.x[i])
+LANEWISE(v_mul, a.x[i] * b.x[i])
+LANEWISE(v_div, a.x[i] / b.x[i])
+LANEWISE(v_max, a.x[i] > b.x[i] ? a.x[i] : b.x[i])
+LANEWISE(v_min, a.x[i] < b.x[i] ? a.x[i] : b.x[i])
+#undef LANEWISE
+
+#define COMPARE(name, expression)         \
+    SA_INLINE vmask name(vec a, vec b) {  \
+        vmask r;                          \
+        EACH(i) r.x[i] = (expression);    \
+        return r;                         \
+    }
+COMPARE(v_lt, a.x[i] < b.x[i])
+COMPARE(v_le, a.x[i] <= b.x[i])
+COMPARE(v_eq, a.x[i] == b.x[i])
+#undef COMPARE
+
+SA_INLINE vec v_fma(vec a, vec b, vec c) {
+    vec r;
+#if SA_REAL_BITS == 32
+    EACH(i) r.x[i] = fmaf(a.x[i], b.x[i], c.x[i]);
+#else
+    EACH(i) r.x[i] = fma(a.x[i], b.x[i], c.x[i]);
+#endif
+    return r;
+}
+
+/* Adding 1.5 * 2^mantissa leaves no room for a fraction. */
+SA_INLINE vec v_round(vec x) {
+    vec magic = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
+    return v_sub(v_add(x, magic), magic);
+}
+
+SA_INLINE vmask v_both(vmask a, vmask b) {
+    EACH(i) a.x[i] &= b.x[i];
+    return a;
+}
+SA_INLINE vec v_select(vmask m, vec a, vec b) {
+    EACH(i) b.x[i] = m.x[i] ? a.x[i] : b.x[i];
+    return b;
+}
+SA_INLINE int v_any(vmask m) {
+    bits any = 0;
+    EACH(i) any |= m.x[i];
+    return any != 0;
+}
+
+SA_INLINE bits bits_of(real x) {
+    bits b;
+    memcpy(&b, &x, sizeof b);
+    return b;
+}
+SA_INLINE real real_of(bits b) {
+    real x;
+    memcpy(&x, &b, sizeof x);
+    return x;
+}
+
+SA_INLINE vmask v_negative(vec x) {
+    vmask r;
+    EACH(i) r.x[i] = bits_of(x.x[i]) < 0;
+    return r;
+}
+
+SA_INLINE real power_of_two(bits n) { return real_of((n + REAL_BIAS) << REAL_MANTISSA); }
+
+/* In two steps, since 2^n itself may be no normal number; only the last can round. A NaN in n
+ * comes with a NaN in x; the conversion must not see it. */
+SA_INLINE vec v_ldexp(vec x, vec n) {
+    EACH(i) {
+        bits whole = n.x[i] == n.x[i] ? (bits)n.x[i] : 0;
+        bits half = whole / 2;
+        x.x[i] = x.x[i] * power_of_two(half) * power_of_two(whole - half);
+    }
+    return x;
+}
+
+/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
+SA_INLINE vec v_frexp(vec x, vec *e) {
+    const bits mantissa = ((bits)1 << REAL_MANTISSA) - 1;
+    vec m;
+    EACH(i) {
+        bits b = bits_of(x.x[i]);
+        real y = real_of((b & mantissa) | ((bits)REAL_BIAS << REAL_MANTISSA));
+        bits high = y >= (real)1.5;
+        m.x[i] = high ? y * (real)0.5 : y;
+        e->x[i] = (real)((b >> REAL_MANTISSA) - REAL_BIAS + high);
+    }
+    return m;
+}
+
+SA_INLINE vec v_iota(void) {
+    vec r;
+    EACH(i) r.x[i] = (real)i;
+    return r;
+}
+
+SA_INLINE void v_transpose(vec r[LANES]) {
+    for (int i = 0; i < LANES; ++i)
+        for (int j = 0; j < i; ++j) {
+            real x = r[i].x[j];
+            r[i].x[j] = r[j].x[i];
+            r[j].x[i] = x;
+        }
+}
+
+#undef EACH
+#endif
