@@ -1,0 +1,35 @@
+"""Self-attention on the CPU: fused, exact C kernels behind a thin NumPy API.
+
+A call travels one way:
+
+    attention.py, steps.py     public functions and their docstrings
+      -> _args.py              the only validator: arrays and options -> a plain problem
+        -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
+          -> csrc/forward.c …  the parallel loops over tiles; plan.c cuts them
+            -> csrc/dispatch.c the kernel table of the best instruction set
+              -> csrc/kernels/ the arithmetic, written once for every set and dtype
+
+`reference.py` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
+through these rooms.
+"""
+
+from ._config import isas, show_config
+from ._threads import get_num_threads, set_num_threads, threads
+from ._version import __version__
+from .attention import scaled_dot_product_attention
+from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
+
+__all__ = [
+    "__version__",
+    "attention_weights",
+    "get_num_threads",
+    "isas",
+    "project",
+    "scaled_dot_product",
+    "scaled_dot_product_attention",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "threads",
+    "weighted_sum",
+]

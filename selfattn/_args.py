@@ -1,0 +1,317 @@
+"""The only validator: what a user gave -> arrays and numbers that the kernels can take as valid.
+
+Every function here either returns something sound or raises an error that names the argument,
+what was expected and what came. Nothing has been written when it raises. Called by `attention.py`
+and `steps.py`; what it returns goes to `_core`, which checks nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+from . import _core, _threads
+
+_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_PLANNED_DTYPES = ("float16", "bfloat16")
+_FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
+
+
+# ------------------------------------------------------------------ arrays
+
+
+def array(name, x):
+    """`x` as a NumPy array of a dtype that the kernels compute in, without a copy."""
+    if type(x) is not np.ndarray:
+        x = _as_array(name, x)
+    dtype = x.dtype
+    if dtype == _FLOAT32 or dtype == _FLOAT64:
+        return x
+    if dtype.name in _PLANNED_DTYPES and dtype.isnative:
+        raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
+    raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
+
+
+def _as_array(name, x):
+    if isinstance(x, np.ndarray):
+        return x.view(np.ndarray)
+    if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
+        raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        return np.from_dlpack(x)
+    x = np.asarray(x)
+    if x.dtype == object:
+        raise TypeError(f"{name}: expected an array, got {type(x).__name__} of Python objects")
+    return x
+
+
+def same_dtype(name, x, other_name, other):
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: expected {other.dtype}, {other_name}'s dtype, got {x.dtype}")
+
+
+def output(out, shape, like, inputs):
+    """The array to return, and the one to write: a temporary where `out` overlaps an input."""
+    if out is None:
+        if like.ndim == len(shape):
+            new = np.empty_like(like, shape=shape, subok=False)
+        else:
+            new = np.empty(shape, like.dtype)
+        return new, new
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.dtype != like.dtype:
+        raise TypeError(f"out: expected {like.dtype!r}, got {out.dtype!r}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writeable array, got a read-only one")
+    if _may_overlap_itself(out) or any(np.may_share_memory(out, x) for x in inputs):
+        return out, np.empty(shape, like.dtype)
+    return out, out
+
+
+def _may_overlap_itself(x):
+    """Whether two elements could share a byte: each stride must step over all that is inside it."""
+    reach = x.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True)):
+        if length > 1:
+            if stride < reach:
+                return True
+            reach += stride * (length - 1)
+    return False
+
+
+# ------------------------------------------------------------------ numbers and options
+
+
+def not_built(
+    attn_mask=None,
+    dropout_p=0.0,
+    softcap=0.0,
+    alibi_slopes=None,
+    sinks=None,
+    segment_ids=None,
+    dropout_seed=0,
+):
+    """Refuse, by name, an option of the API that no kernel carries out yet."""
+    if (
+        attn_mask is None
+        and alibi_slopes is None
+        and sinks is None
+        and segment_ids is None
+        and not dropout_p
+        and not softcap
+        and not dropout_seed
+    ):
+        return
+    given = {
+        "attn_mask": attn_mask is not None,
+        "dropout_p": dropout_p,
+        "softcap": softcap,
+        "alibi_slopes": alibi_slopes is not None,
+        "sinks": sinks is not None,
+        "segment_ids": segment_ids is not None,
+        "dropout_seed": dropout_seed,
+    }
+    names = ", ".join(name for name, is_given in given.items() if is_given)
+    raise NotImplementedError(f"{names}: not built yet")
+
+
+def num_threads(n):
+    """The number of threads of this call."""
+    return _threads.get_num_threads() if n is None else _threads.count("num_threads", n)
+
+
+def axis(name, n, x):
+    """An axis of `x`, counted from 0."""
+    try:
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(n).__name__}") from None
+    if not -x.ndim <= number < x.ndim:
+        raise ValueError(f"{name}: expected an axis of shape {x.shape}, got {number}")
+    return number % x.ndim
+
+
+def _scale(scale, head_dim):
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+    try:
+        scale = float(scale)
+    except (TypeError, ValueError):
+        raise TypeError(f"scale: expected a number, got {type(scale).__name__}") from None
+    if not math.isfinite(scale):
+        raise ValueError(f"scale: expected a finite number, got {scale}")
+    return scale
+
+
+def _flag(name, x):
+    if x is True or x is False or isinstance(x, np.bool_):
+        return bool(x)
+    raise TypeError(f"{name}: expected a bool, got {type(x).__name__}")
+
+
+def _window(window_size):
+    if type(window_size) is tuple and window_size == (-1, -1):
+        return -1, -1
+    try:
+        left, right = (operator.index(side) for side in window_size)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"window_size: expected two ints (left, right), got {window_size!r}"
+        ) from None
+    if left < -1 or right < -1:
+        raise ValueError(f"window_size: expected sides of -1 or more, got {window_size!r}")
+    return min(left, _FARTHEST), min(right, _FARTHEST)
+
+
+def _per_batch(name, x, batch_shape, low, high):
+    """An int, or an int64 array of `batch_shape`, whose values must be from `low` to `high`."""
+    try:
+        return _within(name, operator.index(x), low, high)
+    except TypeError:
+        pass
+    x = _as_array(name, x)
+    if x.dtype.kind not in "iu" or not x.dtype.isnative:
+        raise TypeError(f"{name}: expected an int or an array of ints, got {x.dtype!r}")
+    try:
+        x = np.broadcast_to(x, batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to the axes before the heads, "
+            f"{batch_shape}, got {x.shape}"
+        ) from None
+    if x.size:
+        _within(name, int(x.min()), low, high)
+        _within(name, int(x.max()), low, high)
+    return np.ascontiguousarray(x, np.int64)
+
+
+def _within(name, n, low, high):
+    if low <= n <= high:
+        return n
+    raise ValueError(f"{name}: expected values from {low} to {high}, got {n}")
+
+
+# ------------------------------------------------------------------ problems
+
+
+def attention_problem(
+    query,
+    key,
+    value=None,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    query_offset=0,
+    kv_lengths=None,
+    window_size=(-1, -1),
+):
+    """The problem that the kernels solve; without a `value` it is that of the scores alone."""
+    query, key = array("query", query), array("key", key)
+    same_dtype("key", key, "query", query)
+    shapes = [("query", query), ("key", key)]
+    if value is not None:
+        value = array("value", value)
+        same_dtype("value", value, "query", query)
+        shapes.append(("value", value))
+    for name, x in shapes:
+        if x.ndim < 2:
+            raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
+    head_dim = query.shape[-1]
+    seqlen_k = key.shape[-2]
+    if key.shape[-1] != head_dim:
+        raise ValueError(
+            f"key: expected head_dim {head_dim}, query's last axis, got shape {key.shape}"
+        )
+    if value is not None and value.shape[-2] != seqlen_k:
+        raise ValueError(
+            f"value: expected {seqlen_k} rows, as many as key has, got shape {value.shape}"
+        )
+    heads_q, heads_kv = _heads(shapes, _flag("enable_gqa", enable_gqa))
+    batch_shape = _batch_shape(shapes)
+
+    left, right = _window(window_size)
+    if _flag("is_causal", is_causal):
+        right = 0
+    if type(query_offset) is not int or not -_FARTHEST <= query_offset <= _FARTHEST:
+        query_offset = _per_batch("query_offset", query_offset, batch_shape, -_FARTHEST, _FARTHEST)
+    if kv_lengths is not None:
+        kv_lengths = _per_batch("kv_lengths", kv_lengths, batch_shape, 0, seqlen_k)
+    return _core.AttentionProblem(
+        query,
+        key,
+        value,
+        batch_shape,
+        heads_q,
+        heads_kv,
+        _scale(scale, head_dim),
+        query_offset,
+        kv_lengths,
+        left,
+        right,
+    )
+
+
+def sum_problem(weights, value, enable_gqa):
+    """The problem of `weights @ value`: its scores are given, so it has no query and no key."""
+    weights, value = array("weights", weights), array("value", value)
+    same_dtype("value", value, "weights", weights)
+    shapes = [("weights", weights), ("value", value)]
+    for name, x in shapes:
+        if x.ndim < 2:
+            raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
+    if value.shape[-2] != weights.shape[-1]:
+        raise ValueError(
+            f"value: expected {weights.shape[-1]} rows, one for each of weights' last axis, "
+            f"got shape {value.shape}"
+        )
+    heads_q, heads_kv = _heads(shapes, _flag("enable_gqa", enable_gqa))
+    return _core.SumProblem(weights, value, _batch_shape(shapes), heads_q, heads_kv)
+
+
+def _heads(shapes, enable_gqa):
+    """How many query heads and how many key/value heads there are; the first shape is query's."""
+    heads = [x.shape[-3] if x.ndim > 2 else 1 for _, x in shapes]
+    heads_q = heads[0]
+    heads_kv = heads[1]
+    for (name, x), n in zip(shapes[2:], heads[2:], strict=True):
+        if n != heads_kv:
+            if n != 1 and heads_kv != 1:
+                raise ValueError(
+                    f"{name}: expected {heads_kv} heads, as many as key has, got shape {x.shape}"
+                )
+            heads_kv = max(n, heads_kv) if n and heads_kv else 0
+    if heads_q == heads_kv or heads_kv == 1:
+        return heads_q, heads_kv
+    first, second = shapes[0][0], shapes[1][0]
+    if heads_q == 1:
+        return heads_kv, heads_kv
+    if not enable_gqa:
+        raise ValueError(
+            f"{second}: expected {heads_q} heads, as many as {first} has, or 1, got {heads_kv} "
+            "(enable_gqa=True lets heads share keys and values)"
+        )
+    if heads_kv == 0 or heads_q % heads_kv:
+        raise ValueError(
+            f"{second}: expected a number of heads that divides {first}'s {heads_q}, "
+            f"got {heads_kv}"
+        )
+    return heads_q, heads_kv
+
+
+def _batch_shape(shapes):
+    """The broadcast of the axes before the last three."""
+    leading = {x.shape[:-3] for _, x in shapes}
+    if len(leading) == 1:
+        return leading.pop()
+    try:
+        return np.broadcast_shapes(*leading)
+    except ValueError:
+        given = ", ".join(f"{name} {x.shape}" for name, x in shapes)
+        raise ValueError(
+            f"{shapes[1][0]}: expected leading axes that broadcast, got {given}"
+        ) from None

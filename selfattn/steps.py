@@ -1,0 +1,226 @@
+"""The steps of self-attention, each on its own: project, score, normalise, sum; and the weights.
+
+The fused call of `attention.py` does the last three at once and never holds their L x S results;
+these are for looking at them, and for models that need one of them. Called by users.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import _args, _core
+
+
+def project(x, weight, bias=None) -> np.ndarray:
+    """Project by a learnable weight and bias: `x @ weight.T + bias`, by NumPy's BLAS.
+
+    Parameters
+    ----------
+    x : array, shape (..., n_in)
+        float32 or float64.
+    weight : array, shape (n_out, n_in)
+    bias : array, shape (n_out,), optional
+
+    Returns
+    -------
+    array, shape (..., n_out)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype or kind; for a wrong shape.
+
+    Notes
+    -----
+    The layout of `weight` is that of `torch.nn.Linear`.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> selfattn.project(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, -1.0]]), np.ones(2))
+    array([[ 4., -1.]])
+    """
+    x, weight = _args.array("x", x), _args.array("weight", weight)
+    _args.same_dtype("weight", weight, "x", x)
+    if x.ndim < 1:
+        raise ValueError(f"x: expected 1 or more axes, got shape {x.shape}")
+    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(f"weight: expected shape (n_out, {x.shape[-1]}), got {weight.shape}")
+    y = x @ weight.T
+    if bias is not None:
+        bias = _args.array("bias", bias)
+        _args.same_dtype("bias", bias, "x", x)
+        if bias.shape != weight.shape[:1]:
+            raise ValueError(f"bias: expected shape {weight.shape[:1]}, got {bias.shape}")
+        y += bias
+    return y
+
+
+def scaled_dot_product(
+    query,
+    key,
+    attn_mask=None,
+    is_causal=False,
+    *,
+    scale=None,
+    enable_gqa=False,
+    query_offset=0,
+    kv_lengths=None,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    segment_ids=None,
+    out=None,
+    num_threads=None,
+) -> np.ndarray:
+    """Score every query against every key: `scale * query @ key.T`, -inf where masked.
+
+    Parameters and errors are those of `scaled_dot_product_attention`; `out` has the shape of the
+    result.
+
+    Returns
+    -------
+    array, shape (..., Hq, L, S)
+        The scores as the softmax sees them, in query's dtype.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> selfattn.scaled_dot_product(np.eye(2), np.eye(2), is_causal=True, scale=3.0)
+    array([[  3., -inf],
+           [  0.,   3.]])
+    """
+    _args.not_built(attn_mask, 0.0, softcap, alibi_slopes, None, segment_ids)
+    problem = _args.attention_problem(
+        query, key, None, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size
+    )
+    num_threads = _args.num_threads(num_threads)
+    result, target = _args.output(out, problem.scores_shape, problem.query, problem.arrays)
+    problem.score(target, num_threads)
+    if target is not result:
+        result[...] = target
+    return result
+
+
+def softmax(x, axis=-1, *, out=None, num_threads=None) -> np.ndarray:
+    """Normalise along `axis`: `exp(x - max(x)) / sum(exp(x - max(x)))`, never overflowing.
+
+    Parameters
+    ----------
+    x : array, shape (..., n, ...)
+        float32 or float64, any strides.
+    axis : int
+    out : array of x's shape and dtype, optional
+        It may be `x` itself.
+    num_threads : int, optional
+
+    Returns
+    -------
+    array of x's shape and dtype
+        A slice of nothing but -inf gives 0, not NaN.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype or kind; for an axis that `x` lacks, a wrong shape of `out`.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> selfattn.softmax(np.array([[1000.0, 1000.0], [0.0, -np.inf]]))
+    array([[0.5, 0.5],
+           [1. , 0. ]])
+    """
+    x = _args.array("x", x)
+    axis = _args.axis("axis", axis, x)
+    num_threads = _args.num_threads(num_threads)
+    result, target = _args.output(out, x.shape, x, () if out is x else (x,))
+    _core.softmax(x, target, axis, num_threads)
+    if target is not result:
+        result[...] = target
+    return result
+
+
+def weighted_sum(weights, value, *, enable_gqa=False, out=None, num_threads=None) -> np.ndarray:
+    """Sum the values by the weights: `weights @ value`.
+
+    Parameters
+    ----------
+    weights : array, shape (..., Hq, L, S)
+        float32 or float64.
+    value : array, shape (..., Hkv, S, Ev)
+        Of weights' dtype. The axes before the last two broadcast.
+    enable_gqa : bool
+        Allow Hq to be a multiple of Hkv, as `scaled_dot_product_attention` does.
+    out : array, shape (..., Hq, L, Ev), optional
+    num_threads : int, optional
+
+    Returns
+    -------
+    array, shape (..., Hq, L, Ev)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype or kind; for a wrong shape.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> selfattn.weighted_sum(np.array([[0.5, 0.5]]), np.array([[1.0, 2.0], [3.0, 4.0]]))
+    array([[2., 3.]])
+    """
+    problem = _args.sum_problem(weights, value, enable_gqa)
+    num_threads = _args.num_threads(num_threads)
+    result, target = _args.output(out, problem.out_shape, problem.arrays[1], problem.arrays)
+    problem.sum(target, num_threads)
+    if target is not result:
+        result[...] = target
+    return result
+
+
+def attention_weights(
+    query,
+    key,
+    attn_mask=None,
+    is_causal=False,
+    *,
+    scale=None,
+    enable_gqa=False,
+    query_offset=0,
+    kv_lengths=None,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    sinks=None,
+    segment_ids=None,
+    out=None,
+    num_threads=None,
+) -> np.ndarray:
+    """Return the distribution itself, `softmax(scaled_dot_product(...))`, for looking at.
+
+    Parameters and errors are those of `scaled_dot_product_attention`; `out` has the shape of the
+    result.
+
+    Returns
+    -------
+    array, shape (..., Hq, L, S)
+        Rows that sum to 1, in query's dtype; a query that sees no key has a row of 0.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> selfattn.attention_weights(np.eye(2), np.eye(2), is_causal=True).round(3)
+    array([[1.   , 0.   ],
+           [0.33 , 0.67 ]])
+    """
+    _args.not_built(attn_mask, 0.0, softcap, alibi_slopes, sinks, segment_ids)
+    problem = _args.attention_problem(
+        query, key, None, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size
+    )
+    num_threads = _args.num_threads(num_threads)
+    result, target = _args.output(out, problem.scores_shape, problem.query, problem.arrays)
+    problem.weigh(target, num_threads)
+    if target is not result:
+        result[...] = target
+    return result
