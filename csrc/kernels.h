@@ -17,7 +17,7 @@ enum {
 typedef struct {
     int rows;
     int64_t head_dim, head_dim_v;
-    double q_factor; /* what each query is multiplied by when it is packed */
+    double q_factor;              /* what each query is multiplied by when it is packed */
     const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     const char *k, *v;

@@ -1,8 +1,8 @@
 /* How a problem is cut: tiles of query rows, splits of keys, memory. No arithmetic on the data.
  *
- * A tile is up to 64 rows that share a key/value head of a batch entry: row = query position * group
- * + head within its group, so that the query heads of a group fill a tile together. Nothing here
- * changes a bit of the result; splits do, and they are constants (kernels.h). */
+ * A tile is up to 64 rows that share a key/value head of a batch entry. The query heads of a group
+ * fill it together: row = query position * group + head within the group. How rows are cut changes
+ * no bit of the result; splits do, and they are constants (kernels.h). */
 #ifndef SA_PLAN_H
 #define SA_PLAN_H
 

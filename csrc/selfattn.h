@@ -50,10 +50,10 @@ typedef struct {
     sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
     double scale;
     /* Which keys a query sees, as a range: mask.h says what these mean. */
-    int64_t window_left, window_right;   /* -1: unbounded */
-    int64_t query_offset;                /* of every batch entry, unless the array is given */
+    int64_t window_left, window_right;    /* -1: unbounded */
+    int64_t query_offset;                 /* of every batch entry, unless the array is given */
     const int64_t *query_offset_of_batch; /* NULL, or one for each entry, in C order */
-    const int64_t *kv_lengths;           /* NULL, or one for each entry, in C order */
+    const int64_t *kv_lengths;            /* NULL, or one for each entry, in C order */
     int num_threads;
     sa_interrupt interrupt;
 } sa_problem;

@@ -114,8 +114,7 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, i
     v_store(top, old);
     for (int r = 0; r < t->rows; ++r) {
         vec max = v_set(top[r]);
-        for (int j = begin; j < end; j += LANES)
-            max = v_max(v_load(x->s + r * FEW_S_ROW + j), max);
+        for (int j = begin; j < end; j += LANES) max = v_max(v_load(x->s + r * FEW_S_ROW + j), max);
         real lanes[LANES];
         v_store(lanes, max);
         for (int i = 0; i < LANES; ++i) top[r] = lanes[i] > top[r] ? lanes[i] : top[r];
@@ -223,8 +222,7 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     int64_t row = few_o_row(t);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t e = 0; e < t->head_dim_v; e += LANES)
-            store_strided(t->out[r] + e * t->out_col, t->out_col,
-                          at_most(t->head_dim_v - e, LANES),
+            store_strided(t->out[r] + e * t->out_col, t->out_col, at_most(t->head_dim_v - e, LANES),
                           softmax_scaled(v_load(total.o + r * row + e), v_set(divisor[r])));
     write_lse(t, 0, softmax_lse(v_load(total.max), sum));
 }

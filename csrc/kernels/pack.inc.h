@@ -28,7 +28,7 @@ SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
-/* One vector of lanes: rows[0 .. count) over elements [0, length) -> panel[x * panel_row + lane]. */
+/* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
                    real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
@@ -37,8 +37,8 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
         vec square[LANES];
         SA_UNROLL
         for (int r = 0; r < LANES; ++r)
-            square[r] = r < count ? v_mul(scale, load_strided(rows[r] + x * col, col, width))
-                                  : v_zero();
+            square[r] =
+                r < count ? v_mul(scale, load_strided(rows[r] + x * col, col, width)) : v_zero();
         v_transpose(square);
         SA_UNROLL
         for (int i = 0; i < LANES; ++i)

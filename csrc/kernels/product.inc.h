@@ -25,9 +25,9 @@ typedef struct {
     const real *beta;
 } product_args;
 
-/* M rows and n vectors of C, in registers: the loop bounds must be constants where it is inlined. */
-SA_INLINE void product_strip(const int M, const int n, const product_args *p, const char *a, real *c,
-                             const real *beta) {
+/* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
+SA_INLINE void product_strip(const int M, const int n, const product_args *p, const char *a,
+                             real *c, const real *beta) {
     beta_kind kind = p->kind;
     const char *b = p->b;
     int64_t k = 0;
@@ -35,9 +35,10 @@ SA_INLINE void product_strip(const int M, const int n, const product_args *p, co
         int64_t end = p->k - k < p->chunk ? p->k : k + p->chunk;
         vec acc[16][MAX_N];
         SA_UNROLL
-        for (int i = 0; i < M; ++i)
+        for (int i = 0; i < M; ++i) {
             SA_UNROLL
             for (int j = 0; j < n; ++j) acc[i][j] = v_zero();
+        }
         for (; k < end; ++k, a += p->a_k, b += p->b_k) {
             vec bk[MAX_N];
             SA_UNROLL
@@ -50,22 +51,17 @@ SA_INLINE void product_strip(const int M, const int n, const product_args *p, co
             }
         }
         SA_UNROLL
-        for (int i = 0; i < M; ++i)
+        for (int i = 0; i < M; ++i) {
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
-                real *out = c + i * p->c_row + j * LANES;
-                switch (kind) {
-                case BETA_ZERO: break;
-                case BETA_ONE: acc[i][j] = v_add(v_load(out), acc[i][j]); break;
-                case BETA_OF_LANE:
-                    acc[i][j] = v_fma(v_load(out), v_load(beta + j * LANES), acc[i][j]);
-                    break;
-                case BETA_OF_ROW:
-                    acc[i][j] = v_fma(v_load(out), v_set(beta[i]), acc[i][j]);
-                    break;
-                }
-                v_store(out, acc[i][j]);
+                real *at = c + i * p->c_row + j * LANES;
+                vec sum = acc[i][j];
+                if (kind == BETA_ONE) sum = v_add(v_load(at), sum);
+                if (kind == BETA_OF_LANE) sum = v_fma(v_load(at), v_load(beta + j * LANES), sum);
+                if (kind == BETA_OF_ROW) sum = v_fma(v_load(at), v_set(beta[i]), sum);
+                v_store(at, sum);
             }
+        }
         kind = BETA_ONE;
     } while (k < p->k);
 }
@@ -76,11 +72,11 @@ SA_INLINE void product_rows(const int n, const product_args *p) {
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
-#define STRIPS(M)                                                        \
-    while (left >= (M)) {                                                \
-        product_strip(M, n, p, a, c, beta);                              \
-        left -= (M), a += (M) * p->a_row, c += (M) * p->c_row;           \
-        if (p->kind == BETA_OF_ROW) beta += (M);                         \
+#define STRIPS(M)                                              \
+    while (left >= (M)) {                                      \
+        product_strip(M, n, p, a, c, beta);                    \
+        left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
+        if (p->kind == BETA_OF_ROW) beta += (M);               \
     }
     STRIPS(STRIP_M(n))
     if (STRIP_M(n) > 8) STRIPS(8)
@@ -100,13 +96,13 @@ static void product_4(const product_args *p) { product_rows(4, p); }
 /* n <= MAX_N vectors of lanes. */
 static void product(int n, const product_args *p) {
     switch (n) {
-    case 1: product_1(p); break;
-    case 2: product_2(p); break;
-    case 3: product_3(p); break;
+        case 1: product_1(p); break;
+        case 2: product_2(p); break;
+        case 3: product_3(p); break;
 #if MAX_N == 4
-    case 4: product_4(p); break;
+        case 4: product_4(p); break;
 #endif
-    default: break;
+        default: break;
     }
 }
 

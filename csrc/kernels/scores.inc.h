@@ -78,5 +78,6 @@ static void sum_finish(const sa_tile *t, void *total_memory) {
     partial total = tile_partial(t, total_memory);
     int row = lane_vectors(t) * LANES;
     for (int i = 0; i < row; i += LANES)
-        scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i, row);
+        scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
+                row);
 }

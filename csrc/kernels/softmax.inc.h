@@ -16,22 +16,24 @@ static void softmax_column(real *s, ptrdiff_t row, int begin, int end, real *row
     vec top[4] = {old, old, old, old};
     real *x = s + begin * row;
     int j = begin;
-    for (; j + 4 <= end; j += 4, x += 4 * row)
+    for (; j + 4 <= end; j += 4, x += 4 * row) {
         SA_UNROLL
         for (int c = 0; c < 4; ++c) top[c] = v_max(v_load(x + c * row), top[c]);
+    }
     for (; j < end; ++j, x += row) top[0] = v_max(v_load(x), top[0]);
     vec max = v_max(v_max(top[0], top[1]), v_max(top[2], top[3]));
     vec safe = finite_max(max);
 
     vec sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     x = s + begin * row;
-    for (j = begin; j + 4 <= end; j += 4, x += 4 * row)
+    for (j = begin; j + 4 <= end; j += 4, x += 4 * row) {
         SA_UNROLL
         for (int c = 0; c < 4; ++c) {
             vec p = v_exp2_of_negative(v_sub(v_load(x + c * row), safe));
             v_store(x + c * row, p);
             sum[c] = v_add(sum[c], p);
         }
+    }
     for (int c = 0; j < end; ++c, ++j, x += row) {
         vec p = v_exp2_of_negative(v_sub(v_load(x), safe));
         v_store(x, p);
@@ -112,6 +114,5 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
     vec divisor = softmax_divisor(v_set(chains[0]));
     for (int64_t i = 0; i < n; i += CHAINS)
         for (int v = 0; v < CHAIN_VECS; ++v)
-            store_chains(out, out_col, i, n, v,
-                         v_mul(load_chains(out, out_col, i, n, v), divisor));
+            store_chains(out, out_col, i, n, v, v_mul(load_chains(out, out_col, i, n, v), divisor));
 }

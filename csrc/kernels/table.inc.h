@@ -14,20 +14,20 @@
 #include "few.inc.h"
 #include "scores.inc.h"
 
-#define APPLY(f)                                                           \
-    for (int64_t i = 0; i < n; i += LANES) {                               \
-        int width = at_most(n - i, LANES);                                 \
-        v_store_n(to + i, f(v_load_n(from + i, width)), width);            \
+#define APPLY(f)                                                \
+    for (int64_t i = 0; i < n; i += LANES) {                    \
+        int width = at_most(n - i, LANES);                      \
+        v_store_n(to + i, f(v_load_n(from + i, width)), width); \
     }
 
 static void apply(sa_function f, const void *x, void *y, int64_t n) {
     const real *from = x;
     real *to = y;
     switch (f) {
-    case SA_EXP2: APPLY(v_exp2) break;
-    case SA_EXP2_OF_NEGATIVE: APPLY(v_exp2_of_negative) break;
-    case SA_EXP: APPLY(v_exp) break;
-    case SA_LOG: APPLY(v_log) break;
+        case SA_EXP2: APPLY(v_exp2) break;
+        case SA_EXP2_OF_NEGATIVE: APPLY(v_exp2_of_negative) break;
+        case SA_EXP: APPLY(v_exp) break;
+        case SA_LOG: APPLY(v_log) break;
     }
 }
 

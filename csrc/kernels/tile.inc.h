@@ -1,7 +1,7 @@
 /* Forward pass of a tile whose lanes are queries:
  *
- *     S[key][lane]  = sum over d of K[key, d] * Q[d][lane]          Q packed, scale and log2 e in it
- *     P, m, l       = online softmax down the keys                  softmax.inc.h
+ *     S[key][lane]  = sum over d of K[key, d] * Q[d][lane]      Q packed, times scale * log2(e)
+ *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(m - m') + sum over keys of V[key, e] * P[key][lane]
  *
  * K and V are read in place. Rows that see different keys of a block are a ragged block: there each
@@ -105,7 +105,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
         product_of_visible(n, &p, MARKED_B);
 }
 
-/* Each lane's range of keys, counted from the block: exact in a real, since clipped to the block. */
+/* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
 static void tile_block_ranges(const sa_tile *t, const tile_scratch *x, int64_t block) {
     for (int r = 0; r < x->row; ++r) {
         int seen = r < t->rows;
@@ -172,14 +172,15 @@ static void tile_split(const sa_tile *t, void *memory, int64_t key_begin, int64_
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int begin, end;
         switch (sa_block_class(t, block, &begin, &end)) {
-        case SA_EMPTY: break;
-        case SA_FULL: tile_full_block(t, &x, total, block, begin, end); break;
-        case SA_RAGGED: tile_ragged_block(t, &x, total, block, begin, end); break;
+            case SA_EMPTY: break;
+            case SA_FULL: tile_full_block(t, &x, total, block, begin, end); break;
+            case SA_RAGGED: tile_ragged_block(t, &x, total, block, begin, end); break;
         }
     }
 }
 
-static void tile_merge(const sa_tile *t, void *memory, void *total_memory, const void *part_memory) {
+static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
+                       const void *part_memory) {
     (void)memory;
     partial total = tile_partial(t, total_memory), part = tile_partial(t, (void *)part_memory);
     int row = lane_vectors(t) * LANES;
@@ -209,7 +210,8 @@ static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
         real *o = total.o + i;
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row)
             v_store(o, softmax_scaled(v_load(o), divisor));
-        scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i, row);
+        scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
+                row);
         write_lse(t, i, softmax_lse(v_load(total.max + i), sum));
     }
 }

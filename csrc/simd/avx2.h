@@ -39,9 +39,7 @@ SA_INLINE __m256i first(int n) {
     return _mm256_loadu_si256((const void *)(ones_then_zeros + LANES - n));
 }
 
-SA_INLINE vec v_zero(void) {
-    return OP(setzero)();
-}
+SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
@@ -56,14 +54,12 @@ SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
 SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
 SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
-SA_INLINE vec v_round(vec x) {
-    return OP(round)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-}
+SA_INLINE vec v_round(vec x) { return OP(round)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 SA_INLINE vmask v_lt(vec a, vec b) { return OP(cmp)(a, b, _CMP_LT_OQ); }
 SA_INLINE vmask v_le(vec a, vec b) { return OP(cmp)(a, b, _CMP_LE_OQ); }
 SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
-SA_INLINE vmask v_both(vmask a, vmask b) { return OP(and)(a, b); }
+SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
 SA_INLINE int v_any(vmask m) { return OP(movemask)(m) != 0; }
 SA_INLINE vmask v_negative(vec x) { return x; }
@@ -116,12 +112,13 @@ SA_INLINE void v_transpose(vec r[LANES]) {
     }
     vec f[8];
     SA_UNROLL
-    for (int i = 0; i < 8; i += 4)
+    for (int i = 0; i < 8; i += 4) {
         SA_UNROLL
         for (int j = 0; j < 2; ++j) {
             f[i + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(p[i + j], p[i + j + 2]));
             f[i + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(p[i + j], p[i + j + 2]));
         }
+    }
     SA_UNROLL
     for (int j = 0; j < 4; ++j) {
         r[j] = _mm256_permute2f128_ps(f[j], f[4 + j], 0x20);

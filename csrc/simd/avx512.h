@@ -30,9 +30,7 @@ typedef __mmask8 vmask;
 
 SA_INLINE vmask first(int n) { return (vmask)((1u << n) - 1); }
 
-SA_INLINE vec v_zero(void) {
-    return OP(setzero)();
-}
+SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
@@ -82,12 +80,13 @@ SA_INLINE void v_transpose(vec r[LANES]) {
     }
     vec f[16];
     SA_UNROLL
-    for (int i = 0; i < 16; i += 4)
+    for (int i = 0; i < 16; i += 4) {
         SA_UNROLL
         for (int j = 0; j < 2; ++j) {
             f[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(p[i + j], p[i + j + 2]));
             f[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(p[i + j], p[i + j + 2]));
         }
+    }
     SA_UNROLL
     for (int j = 0; j < 4; ++j) {
         vec a = _mm512_shuffle_f32x4(f[j], f[4 + j], 0x88);

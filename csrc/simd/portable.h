@@ -42,11 +42,11 @@ SA_INLINE vec v_load_n(const void *p, int n) {
 SA_INLINE void v_store(void *p, vec x) { memcpy(p, &x, sizeof x); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { memcpy(p, &x, (size_t)n * sizeof(real)); }
 
-#define LANEWISE(name, expression)        \
-    SA_INLINE vec name(vec a, vec b) {    \
-        vec r;                            \
-        EACH(i) r.x[i] = (expression);    \
-        return r;                         \
+#define LANEWISE(name, expression)     \
+    SA_INLINE vec name(vec a, vec b) { \
+        vec r;                         \
+        EACH(i) r.x[i] = (expression); \
+        return r;                      \
     }
 LANEWISE(v_add, a.x[i] + b.x[i])
 LANEWISE(v_sub, a.x[i] - b.x[i])
@@ -56,11 +56,11 @@ LANEWISE(v_max, a.x[i] > b.x[i] ? a.x[i] : b.x[i])
 LANEWISE(v_min, a.x[i] < b.x[i] ? a.x[i] : b.x[i])
 #undef LANEWISE
 
-#define COMPARE(name, expression)         \
-    SA_INLINE vmask name(vec a, vec b) {  \
-        vmask r;                          \
-        EACH(i) r.x[i] = (expression);    \
-        return r;                         \
+#define COMPARE(name, expression)        \
+    SA_INLINE vmask name(vec a, vec b) { \
+        vmask r;                         \
+        EACH(i) r.x[i] = (expression);   \
+        return r;                        \
     }
 COMPARE(v_lt, a.x[i] < b.x[i])
 COMPARE(v_le, a.x[i] <= b.x[i])
