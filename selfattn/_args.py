@@ -14,7 +14,7 @@ import numpy as np
 
 from . import _core, _threads
 
-_FLOAT32, _FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _PLANNED_DTYPES = ("float16", "bfloat16")
 _FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
@@ -27,7 +27,7 @@ def array(name, x):
     if type(x) is not np.ndarray:
         x = _as_array(name, x)
     dtype = x.dtype
-    if dtype == _FLOAT32 or dtype == _FLOAT64:
+    if dtype in _DTYPES:
         return x
     if dtype.name in _PLANNED_DTYPES and dtype.isnative:
         raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
@@ -297,8 +297,7 @@ def _heads(shapes, enable_gqa):
         )
     if heads_kv == 0 or heads_q % heads_kv:
         raise ValueError(
-            f"{second}: expected a number of heads that divides {first}'s {heads_q}, "
-            f"got {heads_kv}"
+            f"{second}: expected a number of heads that divides {first}'s {heads_q}, got {heads_kv}"
         )
     return heads_q, heads_kv
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from . import _core, _threads, _version
 
-
 _forced = os.environ.get("SELFATTN_ISA")
 if _forced and not _core.force_isa(_forced):
     raise ImportError(

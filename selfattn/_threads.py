@@ -105,10 +105,9 @@ def _of_environment() -> int | None:
 
 
 def _of_machine() -> int:
+    cpus = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cpus = len(os.sched_getaffinity(0))
-    else:
-        cpus = os.cpu_count() or 1
     return max(1, math.ceil(min(cpus, _cgroup_quota(), MOST)))
 
 
@@ -135,7 +134,10 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") 
 def _quota_of_group(group: Path) -> float:
     words = _read(group / "cpu.max").split()
     if not words:
-        words = [*_read(group / "cpu.cfs_quota_us").split(), *_read(group / "cpu.cfs_period_us").split()]
+        words = [
+            *_read(group / "cpu.cfs_quota_us").split(),
+            *_read(group / "cpu.cfs_period_us").split(),
+        ]
     try:
         quota, period = (float(word) for word in words)
     except ValueError:  # no such files, or cpu.max says "max"

@@ -6,32 +6,37 @@ The truth it is tested against is `reference.py`.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from . import _args
 
+if TYPE_CHECKING:
+    from ._typing import Array, Ints, Number, Window
+
 
 def scaled_dot_product_attention(
-    query,
-    key,
-    value,
-    attn_mask=None,
-    dropout_p=0.0,
-    is_causal=False,
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
     *,
-    scale=None,
-    enable_gqa=False,
-    query_offset=0,
-    kv_lengths=None,
-    window_size=(-1, -1),
-    softcap=0.0,
-    alibi_slopes=None,
-    sinks=None,
-    segment_ids=None,
-    dropout_seed=0,
-    return_lse=False,
-    out=None,
-    num_threads=None,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    segment_ids: Array | tuple[Array, Array] | None = None,
+    dropout_seed: int = 0,
+    return_lse: bool = False,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Attend: `softmax(scale * query @ key.T, masked) @ value`, all positions in parallel.
 
@@ -115,4 +120,4 @@ def scaled_dot_product_attention(
     problem.attend(target, lse, num_threads)
     if target is not result:
         result[...] = target
-    return (result, lse) if return_lse else result
+    return result if lse is None else (result, lse)

@@ -78,9 +78,7 @@ def _scores(
     if enable_gqa:
         key = _per_query_head(key, query.shape[-3])
     scores = scale * (_wide(query) @ _wide(key).swapaxes(-1, -2))
-    visible = _visible(
-        seqlen_q, key.shape[-2], is_causal, query_offset, kv_lengths, window_size
-    )
+    visible = _visible(seqlen_q, key.shape[-2], is_causal, query_offset, kv_lengths, window_size)
     visible = np.broadcast_to(visible, scores.shape)
     return np.where(visible, scores, -np.inf), visible
 

@@ -6,12 +6,17 @@ these are for looking at them, and for models that need one of them. Called by u
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from . import _args, _core
 
+if TYPE_CHECKING:
+    from ._typing import Array, Ints, Number, Window
 
-def project(x, weight, bias=None) -> np.ndarray:
+
+def project(x: Array, weight: Array, bias: Array | None = None) -> np.ndarray:
     """Project by a learnable weight and bias: `x @ weight.T + bias`, by NumPy's BLAS.
 
     Parameters
@@ -57,21 +62,21 @@ def project(x, weight, bias=None) -> np.ndarray:
 
 
 def scaled_dot_product(
-    query,
-    key,
-    attn_mask=None,
-    is_causal=False,
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
+    is_causal: bool = False,
     *,
-    scale=None,
-    enable_gqa=False,
-    query_offset=0,
-    kv_lengths=None,
-    window_size=(-1, -1),
-    softcap=0.0,
-    alibi_slopes=None,
-    segment_ids=None,
-    out=None,
-    num_threads=None,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Array | None = None,
+    segment_ids: Array | tuple[Array, Array] | None = None,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> np.ndarray:
     """Score every query against every key: `scale * query @ key.T`, -inf where masked.
 
@@ -102,7 +107,13 @@ def scaled_dot_product(
     return result
 
 
-def softmax(x, axis=-1, *, out=None, num_threads=None) -> np.ndarray:
+def softmax(
+    x: Array,
+    axis: int = -1,
+    *,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
     """Normalise along `axis`: `exp(x - max(x)) / sum(exp(x - max(x)))`, never overflowing.
 
     Parameters
@@ -141,7 +152,14 @@ def softmax(x, axis=-1, *, out=None, num_threads=None) -> np.ndarray:
     return result
 
 
-def weighted_sum(weights, value, *, enable_gqa=False, out=None, num_threads=None) -> np.ndarray:
+def weighted_sum(
+    weights: Array,
+    value: Array,
+    *,
+    enable_gqa: bool = False,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
     """Sum the values by the weights: `weights @ value`.
 
     Parameters
@@ -180,22 +198,22 @@ def weighted_sum(weights, value, *, enable_gqa=False, out=None, num_threads=None
 
 
 def attention_weights(
-    query,
-    key,
-    attn_mask=None,
-    is_causal=False,
+    query: Array,
+    key: Array,
+    attn_mask: Array | None = None,
+    is_causal: bool = False,
     *,
-    scale=None,
-    enable_gqa=False,
-    query_offset=0,
-    kv_lengths=None,
-    window_size=(-1, -1),
-    softcap=0.0,
-    alibi_slopes=None,
-    sinks=None,
-    segment_ids=None,
-    out=None,
-    num_threads=None,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    segment_ids: Array | tuple[Array, Array] | None = None,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> np.ndarray:
     """Return the distribution itself, `softmax(scaled_dot_product(...))`, for looking at.
 
@@ -211,8 +229,8 @@ def attention_weights(
     --------
     >>> import numpy as np, selfattn
     >>> selfattn.attention_weights(np.eye(2), np.eye(2), is_causal=True).round(3)
-    array([[1.   , 0.   ],
-           [0.33 , 0.67 ]])
+    array([[1.  , 0.  ],
+           [0.33, 0.67]])
     """
     _args.not_built(attn_mask, 0.0, softcap, alibi_slopes, sinks, segment_ids)
     problem = _args.attention_problem(
