@@ -45,19 +45,19 @@ def project(x: Array, weight: Array, bias: Array | None = None) -> np.ndarray:
     >>> selfattn.project(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, -1.0]]), np.ones(2))
     array([[ 4., -1.]])
     """
-    x, weight = _args.array("x", x), _args.array("weight", weight)
-    _args.same_dtype("weight", weight, "x", x)
-    if x.ndim < 1:
-        raise ValueError(f"x: expected 1 or more axes, got shape {x.shape}")
-    if weight.ndim != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(f"weight: expected shape (n_out, {x.shape[-1]}), got {weight.shape}")
-    y = x @ weight.T
+    inputs, matrix = _args.array("x", x), _args.array("weight", weight)
+    _args.same_dtype("weight", matrix, "x", inputs)
+    if inputs.ndim < 1:
+        raise ValueError(f"x: expected 1 or more axes, got shape {inputs.shape}")
+    if matrix.ndim != 2 or matrix.shape[1] != inputs.shape[-1]:
+        raise ValueError(f"weight: expected shape (n_out, {inputs.shape[-1]}), got {matrix.shape}")
+    y = inputs @ matrix.T
     if bias is not None:
-        bias = _args.array("bias", bias)
-        _args.same_dtype("bias", bias, "x", x)
-        if bias.shape != weight.shape[:1]:
-            raise ValueError(f"bias: expected shape {weight.shape[:1]}, got {bias.shape}")
-        y += bias
+        offset = _args.array("bias", bias)
+        _args.same_dtype("bias", offset, "x", inputs)
+        if offset.shape != matrix.shape[:1]:
+            raise ValueError(f"bias: expected shape {matrix.shape[:1]}, got {offset.shape}")
+        y += offset
     return y
 
 
@@ -142,11 +142,12 @@ def softmax(
     array([[0.5, 0.5],
            [1. , 0. ]])
     """
-    x = _args.array("x", x)
-    axis = _args.axis("axis", axis, x)
+    logits = _args.array("x", x)
+    along = _args.axis("axis", axis, logits)
     num_threads = _args.num_threads(num_threads)
-    result, target = _args.output(out, x.shape, x, () if out is x else (x,))
-    _core.softmax(x, target, axis, num_threads)
+    in_place = out is logits
+    result, target = _args.output(out, logits.shape, logits, () if in_place else (logits,))
+    _core.softmax(logits, target, along, num_threads)
     if target is not result:
         result[...] = target
     return result
