@@ -169,12 +169,8 @@ def _window(window_size):
 
 
 def _per_batch(name, x, batch_shape, low, high):
-    """An int, or an int64 array of `batch_shape`, whose values must be from `low` to `high`."""
-    try:
-        return _within(name, operator.index(x), low, high)
-    except TypeError:
-        pass
-    x = _as_array(name, x)
+    """An int64 array of `batch_shape`, whose values must be from `low` to `high`."""
+    x = np.asarray(_within(name, x, low, high)) if isinstance(x, int) else _as_array(name, x)
     if x.dtype.kind not in "iu" or not x.dtype.isnative:
         raise TypeError(f"{name}: expected an int or an array of ints, got {x.dtype!r}")
     try:
@@ -213,26 +209,22 @@ def attention_problem(
     """The problem that the kernels solve; without a `value` it is that of the scores alone."""
     query, key = array("query", query), array("key", key)
     same_dtype("key", key, "query", query)
-    shapes = [("query", query), ("key", key)]
+    shapes = {"query": query.shape, "key": key.shape}
     if value is not None:
         value = array("value", value)
         same_dtype("value", value, "query", query)
-        shapes.append(("value", value))
-    for name, x in shapes:
-        if x.ndim < 2:
-            raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
-    head_dim = query.shape[-1]
-    seqlen_k = key.shape[-2]
-    if key.shape[-1] != head_dim:
+        shapes["value"] = value.shape
+    batch_shape, heads_q, heads_kv = _leading(shapes, _flag("enable_gqa", enable_gqa))
+    head_dim = shapes["query"][-1]
+    seqlen_k, head_dim_of_key = shapes["key"][-2:]
+    if head_dim_of_key != head_dim:
         raise ValueError(
             f"key: expected head_dim {head_dim}, query's last axis, got shape {key.shape}"
         )
-    if value is not None and value.shape[-2] != seqlen_k:
+    if value is not None and shapes["value"][-2] != seqlen_k:
         raise ValueError(
             f"value: expected {seqlen_k} rows, as many as key has, got shape {value.shape}"
         )
-    heads_q, heads_kv = _heads(shapes, _flag("enable_gqa", enable_gqa))
-    batch_shape = _batch_shape(shapes)
 
     left, right = _window(window_size)
     if _flag("is_causal", is_causal):
@@ -260,57 +252,66 @@ def sum_problem(weights, value, enable_gqa):
     """The problem of `weights @ value`: its scores are given, so it has no query and no key."""
     weights, value = array("weights", weights), array("value", value)
     same_dtype("value", value, "weights", weights)
-    shapes = [("weights", weights), ("value", value)]
-    for name, x in shapes:
-        if x.ndim < 2:
-            raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
+    shapes = {"weights": weights.shape, "value": value.shape}
+    batch_shape, heads_q, heads_kv = _leading(shapes, _flag("enable_gqa", enable_gqa))
     if value.shape[-2] != weights.shape[-1]:
         raise ValueError(
             f"value: expected {weights.shape[-1]} rows, one for each of weights' last axis, "
             f"got shape {value.shape}"
         )
-    heads_q, heads_kv = _heads(shapes, _flag("enable_gqa", enable_gqa))
-    return _core.SumProblem(weights, value, _batch_shape(shapes), heads_q, heads_kv)
+    return _core.SumProblem(weights, value, batch_shape, heads_q, heads_kv)
+
+
+def _leading(shapes, enable_gqa):
+    """(batch_shape, query heads, key/value heads) of named shapes, the first of them the query's.
+
+    What is before the last two axes; mostly that is the same in all of them.
+    """
+    leading = next(iter(shapes.values()))[:-2]
+    for shape in shapes.values():
+        if shape[:-2] != leading:
+            break
+    else:
+        if leading:
+            return leading[:-1], leading[-1], leading[-1]
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(f"{name}: expected 2 or more axes, got shape {shape}")
+    return _batch_shape(shapes), *_heads(shapes, enable_gqa)
 
 
 def _heads(shapes, enable_gqa):
-    """How many query heads and how many key/value heads there are; the first shape is query's."""
-    heads = [x.shape[-3] if x.ndim > 2 else 1 for _, x in shapes]
-    heads_q = heads[0]
-    heads_kv = heads[1]
-    for (name, x), n in zip(shapes[2:], heads[2:], strict=True):
-        if n != heads_kv:
-            if n != 1 and heads_kv != 1:
-                raise ValueError(
-                    f"{name}: expected {heads_kv} heads, as many as key has, got shape {x.shape}"
-                )
-            heads_kv = max(n, heads_kv) if n and heads_kv else 0
+    """How many query heads and how many key/value heads there are; an axis of 1 broadcasts."""
+    heads = {name: shape[-3] if len(shape) > 2 else 1 for name, shape in shapes.items()}
+    (query, heads_q), (key, heads_kv), *others = heads.items()
+    for name, n in others:
+        if n != heads_kv and n != 1 and heads_kv != 1:
+            raise ValueError(
+                f"{name}: expected {heads_kv} heads, as many as {key} has, or 1, got {n}"
+            )
+        heads_kv = n if heads_kv == 1 else heads_kv
     if heads_q == heads_kv or heads_kv == 1:
         return heads_q, heads_kv
-    first, second = shapes[0][0], shapes[1][0]
     if heads_q == 1:
         return heads_kv, heads_kv
     if not enable_gqa:
         raise ValueError(
-            f"{second}: expected {heads_q} heads, as many as {first} has, or 1, got {heads_kv} "
-            "(enable_gqa=True lets heads share keys and values)"
+            f"{key}: expected {heads_q} heads, as many as {query} has, or 1, got {heads_kv} "
+            "(enable_gqa=True lets query heads share keys and values)"
         )
     if heads_kv == 0 or heads_q % heads_kv:
         raise ValueError(
-            f"{second}: expected a number of heads that divides {first}'s {heads_q}, got {heads_kv}"
+            f"{key}: expected a number of heads that divides {query}'s {heads_q}, got {heads_kv}"
         )
     return heads_q, heads_kv
 
 
 def _batch_shape(shapes):
     """The broadcast of the axes before the last three."""
-    leading = {x.shape[:-3] for _, x in shapes}
-    if len(leading) == 1:
-        return leading.pop()
     try:
-        return np.broadcast_shapes(*leading)
+        return np.broadcast_shapes(*(shape[:-3] for shape in shapes.values()))
     except ValueError:
-        given = ", ".join(f"{name} {x.shape}" for name, x in shapes)
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(
-            f"{shapes[1][0]}: expected leading axes that broadcast, got {given}"
+            f"{list(shapes)[1]}: expected leading axes that broadcast, got {given}"
         ) from None

@@ -118,6 +118,13 @@ cdef void fill_batch(sa_problem *p, tuple batch_shape, heads_q, heads_kv) noexce
     p.num_heads_kv = heads_kv
 
 
+cdef tuple rows_shape(const sa_problem *p, tuple batch_shape, bint has_heads):
+    """The axes of a result before its columns: no heads where no operand has an axis of them."""
+    if has_heads:
+        return (*batch_shape, p.num_heads_q, p.seqlen_q)
+    return (p.seqlen_q,)
+
+
 ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
 
 
@@ -139,7 +146,9 @@ cdef class AttentionProblem:
 
     cdef sa_problem problem
     cdef readonly cnp.ndarray query
-    cdef readonly tuple arrays, out_shape, scores_shape, lse_shape
+    cdef readonly tuple arrays
+    cdef tuple batch_shape
+    cdef bint has_heads
     cdef object keep
 
     def __cinit__(
@@ -177,18 +186,27 @@ cdef class AttentionProblem:
         self.query = query
         self.keep = (query_offset, kv_lengths)
 
-        cdef bint heads = query.ndim > 2 or key.ndim > 2
+        self.batch_shape = batch_shape
+        self.has_heads = query.ndim > 2 or key.ndim > 2
         if value is None:
             self.arrays = (query, key)
         else:
             self.arrays = (query, key, value)
             fill(&p.value, value, 2, p.batch_axes)
             p.head_dim_v = value.shape[value.ndim - 1]
-            heads = heads or value.ndim > 2
-        rows = (*batch_shape, p.num_heads_q, p.seqlen_q) if heads else (p.seqlen_q,)
-        self.lse_shape = rows
-        self.out_shape = (*rows, p.head_dim_v)
-        self.scores_shape = (*rows, p.seqlen_k)
+            self.has_heads = self.has_heads or value.ndim > 2
+
+    @property
+    def lse_shape(self):
+        return rows_shape(&self.problem, self.batch_shape, self.has_heads)
+
+    @property
+    def out_shape(self):
+        return (*self.lse_shape, self.problem.head_dim_v)
+
+    @property
+    def scores_shape(self):
+        return (*self.lse_shape, self.problem.seqlen_k)
 
     def attend(self, cnp.ndarray out, cnp.ndarray lse, int num_threads):
         """softmax(scores) @ value into `out`; the log of the sums into `lse` unless it is None."""
@@ -225,9 +243,8 @@ cdef class SumProblem:
         p.head_dim_v = value.shape[value.ndim - 1]
         p.window_left = p.window_right = -1
         self.arrays = (weights, value)
-        heads = weights.ndim > 2 or value.ndim > 2
-        rows = (*batch_shape, p.num_heads_q, p.seqlen_q) if heads else (p.seqlen_q,)
-        self.out_shape = (*rows, p.head_dim_v)
+        has_heads = weights.ndim > 2 or value.ndim > 2
+        self.out_shape = (*rows_shape(p, batch_shape, has_heads), p.head_dim_v)
 
     def sum(self, cnp.ndarray out, int num_threads):
         """weights @ value into `out`."""
