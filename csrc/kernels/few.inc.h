@@ -71,7 +71,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
                 rows[j] = t->k + (block + at + j) * t->k_row + d * t->k_col;
             for (int i = 0; i < n; ++i)
                 gather(rows + i * LANES, at_most(count - i * LANES, LANES), t->k_col, length, 1,
-                       x->k_panel + i * LANES, n * LANES);
+                       64 * t->k_row, x->k_panel + i * LANES, n * LANES);
             product(n, &(product_args){
                            .m = t->rows,
                            .k = length,
@@ -154,7 +154,7 @@ static void few_values_of(const sa_tile *t, const few_scratch *x, const char *b,
         .beta = x->rescale,
     };
     if (finite)
-        product(n, &p);
+        product_from_memory(n, &p);
     else
         product_of_visible(n, &p, MARKED_A);
 }

@@ -28,37 +28,58 @@ SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
+/* The LANES elements from x on of LANES rows -> as many rows of the panel. */
+SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor, ptrdiff_t ahead,
+                             real *panel, ptrdiff_t panel_row) {
+    vec square[LANES];
+    SA_UNROLL
+    for (int r = 0; r < LANES; ++r) {
+        square[r] = v_mul(factor, v_load(rows[r] + offset));
+        SA_PREFETCH((uintptr_t)(rows[r] + offset) + (uintptr_t)ahead);
+    }
+    v_transpose(square);
+    SA_UNROLL
+    for (int i = 0; i < LANES; ++i) v_store(panel + i * panel_row, square[i]);
+}
+
+/* The same for what is no whole square, or lies scattered. */
+static void gather_part(const char *const *rows, int count, ptrdiff_t col, int width,
+                        ptrdiff_t offset, vec factor, real *panel, ptrdiff_t panel_row) {
+    vec square[LANES];
+    for (int r = 0; r < LANES; ++r) square[r] = v_zero();
+    for (int r = 0; r < count; ++r)
+        square[r] = v_mul(factor, load_strided(rows[r] + offset, col, width));
+    v_transpose(square);
+    for (int i = 0; i < width; ++i) v_store(panel + i * panel_row, square[i]);
+}
+
 /* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
-                   real *panel, ptrdiff_t panel_row) {
+                   ptrdiff_t ahead, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
-    for (int64_t x = 0; x < length; x += LANES) {
-        int width = at_most(length - x, LANES);
-        vec square[LANES];
-        SA_UNROLL
-        for (int r = 0; r < LANES; ++r)
-            square[r] =
-                r < count ? v_mul(scale, load_strided(rows[r] + x * col, col, width)) : v_zero();
-        v_transpose(square);
-        SA_UNROLL
-        for (int i = 0; i < LANES; ++i)
-            if (i < width) v_store(panel + (x + i) * panel_row, square[i]);
-    }
+    int64_t x = 0;
+    if (count == LANES && col == (ptrdiff_t)sizeof(real))
+        for (; x + LANES <= length; x += LANES, panel += LANES * panel_row)
+            gather_square(rows, x * col, scale, ahead, panel, panel_row);
+    for (; x < length; x += LANES, panel += LANES * panel_row)
+        gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
 }
 
 /* The inverse, to count rows. */
 static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length, const real *panel,
                     ptrdiff_t panel_row) {
-    for (int64_t x = 0; x < length; x += LANES) {
+    for (int64_t x = 0; x < length; x += LANES, panel += LANES * panel_row) {
         int width = at_most(length - x, LANES);
         vec square[LANES];
-        SA_UNROLL
-        for (int i = 0; i < LANES; ++i)
-            square[i] = i < width ? v_load(panel + (x + i) * panel_row) : v_zero();
+        if (width == LANES) {
+            SA_UNROLL
+            for (int i = 0; i < LANES; ++i) square[i] = v_load(panel + i * panel_row);
+        } else {
+            for (int i = 0; i < LANES; ++i)
+                square[i] = i < width ? v_load(panel + i * panel_row) : v_zero();
+        }
         v_transpose(square);
-        SA_UNROLL
-        for (int r = 0; r < LANES; ++r)
-            if (r < count) store_strided(rows[r] + x * col, col, width, square[r]);
+        for (int r = 0; r < count; ++r) store_strided(rows[r] + x * col, col, width, square[r]);
     }
 }
 

@@ -13,6 +13,8 @@ typedef enum {
     BETA_OF_ROW,  /* beta[m]: the same where a row is */
 } beta_kind;
 
+enum { STREAM_AHEAD = 32 }; /* rows of B */
+
 typedef struct {
     int64_t m, k, chunk;
     const char *a;
@@ -25,9 +27,11 @@ typedef struct {
     const real *beta;
 } product_args;
 
-/* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
-SA_INLINE void product_strip(const int M, const int n, const product_args *p, const char *a,
-                             real *c, const real *beta) {
+/* M rows and n vectors of C, in registers: both must be constants where it is inlined. With
+ * `stream`, B comes from memory, and the processor is told in time. */
+SA_INLINE void product_strip(const int M, const int n, const int stream, const product_args *p,
+                             const char *a, real *c, const real *beta) {
+    const ptrdiff_t ahead = STREAM_AHEAD * p->b_k;
     beta_kind kind = p->kind;
     const char *b = p->b;
     int64_t k = 0;
@@ -42,7 +46,10 @@ SA_INLINE void product_strip(const int M, const int n, const product_args *p, co
         for (; k < end; ++k, a += p->a_k, b += p->b_k) {
             vec bk[MAX_N];
             SA_UNROLL
-            for (int j = 0; j < n; ++j) bk[j] = v_load(b + j * (int)sizeof(vec));
+            for (int j = 0; j < n; ++j) {
+                bk[j] = v_load(b + j * (int)sizeof(vec));
+                if (stream) SA_PREFETCH((uintptr_t)(b + j * (int)sizeof(vec)) + (uintptr_t)ahead);
+            }
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
                 vec x = v_broadcast(a + i * p->a_row);
@@ -67,14 +74,14 @@ SA_INLINE void product_strip(const int M, const int n, const product_args *p, co
 }
 
 /* All rows: strips of the set's height, then 8, 4, 2 and 1. */
-SA_INLINE void product_rows(const int n, const product_args *p) {
+SA_INLINE void product_rows(const int n, const int stream, const product_args *p) {
     const char *a = p->a;
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
 #define STRIPS(M)                                              \
     while (left >= (M)) {                                      \
-        product_strip(M, n, p, a, c, beta);                    \
+        product_strip(M, n, stream, p, a, c, beta);            \
         left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
         if (p->kind == BETA_OF_ROW) beta += (M);               \
     }
@@ -86,24 +93,32 @@ SA_INLINE void product_rows(const int n, const product_args *p) {
 #undef STRIPS
 }
 
-static void product_1(const product_args *p) { product_rows(1, p); }
-static void product_2(const product_args *p) { product_rows(2, p); }
-static void product_3(const product_args *p) { product_rows(3, p); }
+static void product_1(const product_args *p) { product_rows(1, 0, p); }
+static void product_2(const product_args *p) { product_rows(2, 0, p); }
+static void product_3(const product_args *p) { product_rows(3, 0, p); }
+static void stream_1(const product_args *p) { product_rows(1, 1, p); }
+static void stream_2(const product_args *p) { product_rows(2, 1, p); }
+static void stream_3(const product_args *p) { product_rows(3, 1, p); }
 #if MAX_N == 4
-static void product_4(const product_args *p) { product_rows(4, p); }
+static void product_4(const product_args *p) { product_rows(4, 0, p); }
+static void stream_4(const product_args *p) { product_rows(4, 1, p); }
+#else
+#define product_4 NULL
+#define stream_4 NULL
 #endif
 
-/* n <= MAX_N vectors of lanes. */
+/* n <= MAX_N vectors of lanes; B is a panel that lies in cache. */
 static void product(int n, const product_args *p) {
-    switch (n) {
-        case 1: product_1(p); break;
-        case 2: product_2(p); break;
-        case 3: product_3(p); break;
-#if MAX_N == 4
-        case 4: product_4(p); break;
-#endif
-        default: break;
-    }
+    static void (*const of_width[])(const product_args *) = {product_1, product_2, product_3,
+                                                             product_4};
+    of_width[n - 1](p);
+}
+
+/* The same; B is read from memory, once. */
+static void product_from_memory(int n, const product_args *p) {
+    static void (*const of_width[])(const product_args *) = {stream_1, stream_2, stream_3,
+                                                             stream_4};
+    of_width[n - 1](p);
 }
 
 /* The same where A or B marks what is masked by a set sign: what is masked adds nothing, even where

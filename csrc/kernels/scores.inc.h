@@ -68,7 +68,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             const char *rows[LANES];
             int count = at_most(t->rows - i, LANES);
             for (int r = 0; r < count; ++r) rows[r] = t->q[i + r] + block * t->q_col;
-            gather(rows, count, t->q_col, end, 1, x.s + i, x.row);
+            gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
         tile_values(t, &x, 0, x.n, block, 0, end, total.o, 1);
     }

@@ -60,7 +60,7 @@ static void tile_begin(const sa_tile *t, void *memory) {
     tile_scratch x = tile_layout(t, memory);
     for (int i = 0; i < x.n; ++i)
         gather(t->q + i * LANES, at_most(t->rows - i * LANES, LANES), t->q_col, t->head_dim,
-               (real)t->q_factor, x.q + i * LANES, x.row);
+               (real)t->q_factor, 0, x.q + i * LANES, x.row);
 }
 
 /* S for vectors [first, first + n) over keys [begin, end) of the block at `block`. */

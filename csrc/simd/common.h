@@ -34,6 +34,13 @@
 #define SA_UNROLL
 #endif
 
+/* Ask for a cache line that is needed soon; it may lie anywhere, even outside of any array. */
+#if defined(__GNUC__)
+#define SA_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
+#else
+#define SA_PREFETCH(p) ((void)(p))
+#endif
+
 #if SA_REAL_BITS == 32
 typedef float real;
 typedef int32_t bits;
