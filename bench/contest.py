@@ -1,0 +1,180 @@
+"""What a contestant is: ways to do a row, checked and bound beforehand, the fastest of them timed.
+
+A contestant may have several ways to do a row (another operator, another memory layout, repeated
+key heads). Each is bound to the row's arrays, untimed, and its result compared with the reference;
+then the fastest goes to the start, so that a peer is shown at its best. Used by report.py and the
+tests of bench/; the contestants themselves are in peers.py.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import machine
+import numpy as np
+from rows import SoftmaxRow
+
+TOLERANCE = 1e-4
+# Long enough that the threads of a way just tried have gone to sleep.
+REST_SECONDS = 0.06
+
+
+@dataclass(frozen=True)
+class Call:
+    """A bound call. `run()` is what is timed; `array(run())` is the result, (B, Hq, L, E)."""
+
+    run: Callable[[], Any]
+    array: Callable[[Any], np.ndarray] = np.asarray
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do a row: what to call it, and arrays -> Call."""
+
+    name: str
+    bind: Callable[[tuple], Call]
+
+
+class Peer:
+    """What every contestant answers; `attention` and `softmax` list its ways to do a row."""
+
+    name = ""
+    packages = ()
+
+    def available(self):
+        """Whether its packages are installed."""
+        return all(importlib.util.find_spec(package) for package in self.packages)
+
+    def version(self):
+        """The version of its first package."""
+        return importlib.metadata.version(self.packages[0])
+
+    def unfit(self, row):
+        """Why it sits this row out; empty if it does not."""
+        return "" if not isinstance(row, SoftmaxRow) else "no softmax of its own here"
+
+    def attention(self, row, num_threads):
+        """Ways to do an attention row."""
+        raise NotImplementedError
+
+    def softmax(self, row, num_threads):
+        """Ways to do a softmax row, into the output given."""
+        raise NotImplementedError
+
+    def choose(self, row, arrays, num_threads):
+        """The fastest of its ways, all of which must be right."""
+        find = self.softmax if isinstance(row, SoftmaxRow) else self.attention
+        ways = find(row, num_threads)
+        timed = []
+        for way in ways:
+            call = way.bind(arrays)
+            error = difference(row, arrays, call.array(call.run()))
+            if not error <= TOLERANCE:
+                raise RuntimeError(f"{self.name}, {way.name}: off by {error:.1e} on {row}")
+            timed.append((_fastest_of_some(call.run) if len(ways) > 1 else 0.0, way))
+        return min(timed, key=lambda entry: entry[0])[1]
+
+    def prepare(self, row, arrays, num_threads):
+        """The Call of its fastest way."""
+        return self.choose(row, arrays, num_threads).bind(arrays)
+
+
+def array_sets(row):
+    """The arrays of a row, in a list of sets to go through in turn.
+
+    One set, but for a single query over many keys so many that no cache holds them all: in a
+    model, too, a layer's keys have left the cache by the time they are needed again.
+    """
+    is_decode = not isinstance(row, SoftmaxRow) and row.unit == "GB"
+    sets = math.ceil(4 * machine.last_level_cache() / row.amount) if is_decode else 1
+    return [row.arrays(copy) for copy in range(sets)]
+
+
+def limit(row, num_threads):
+    """The loop that a row is held against."""
+    if row.unit == "GF":
+        return machine.fma_loop(num_threads, row.dtype)
+    return machine.read_loop(num_threads)
+
+
+def rate_unit(row):
+    """GF are operations per second by convention; bytes per second are written out."""
+    return "GF" if row.unit == "GF" else "GB/s"
+
+
+def difference(row, arrays, result):
+    """The largest difference of a result from the reference.
+
+    For attention on three strips of queries, of the first and the last batch entry, all heads:
+    the whole would take the reference minutes.
+    """
+    from selfattn import reference
+
+    if isinstance(row, SoftmaxRow):
+        return np.abs(result - reference.softmax(arrays[0])).max()
+    query, key, value = arrays
+    if result.shape != query.shape:
+        return np.inf
+    worst = 0.0
+    for b in {0, row.batch - 1}:
+        for start in {0, row.seqlen_q // 2, max(row.seqlen_q - 8, 0)}:
+            strip = slice(start, start + 8)
+            want = reference.scaled_dot_product_attention(
+                query[b, :, strip],
+                key[b],
+                value[b],
+                row.is_causal,
+                enable_gqa=row.is_gqa,
+                query_offset=start,
+            )
+            worst = np.maximum(worst, np.abs(result[b, :, strip] - want).max())
+    return worst
+
+
+def positions_first(x):
+    """A (batch, heads, positions, E) array copied to (batch, positions, heads, E)."""
+    return np.ascontiguousarray(x.swapaxes(1, 2))
+
+
+def holding(memory, function, *arguments):
+    """`function(*arguments)` as a run() that keeps alive memory the library knows by address."""
+    run = partial(function, *arguments)
+    run.memory = memory
+    return run
+
+
+def repeated_heads(bind, arrays):
+    """Bind as plain multi-head attention: every key and value head copied for each query head."""
+    query, key, value = arrays
+    group = query.shape[1] // key.shape[1]
+    return bind((query, np.repeat(key, group, axis=1), np.repeat(value, group, axis=1)))
+
+
+def group_as_rows(row, bind, arrays):
+    """Bind a single query of several heads as several queries of the one head they share.
+
+    The same numbers in the same memory, only with (group, E) read as (queries, E).
+    """
+    query, key, value = arrays
+    group = row.num_heads_q // row.num_heads_kv
+    call = bind((query.reshape(row.batch, row.num_heads_kv, group, row.head_dim), key, value))
+    return Call(call.run, lambda out: call.array(out).reshape(query.shape))
+
+
+def _fastest_of_some(run):
+    """Seconds of the fastest of a few calls: enough to tell ways apart, not to report."""
+    time.sleep(REST_SECONDS)
+    run()
+    seconds = []
+    while len(seconds) < 2 or (len(seconds) < 20 and sum(seconds) < 0.1):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

@@ -1,0 +1,141 @@
+"""The benchmark rows as data: shapes, what is counted on each, and arrays with fixed seeds.
+
+A forward row counts floating-point operations, 4 B Hq L S E (half if causal), and is held against
+the FMA peak; a decode row (one query) counts the bytes of K and V, and is held against the memory
+read loop; a softmax row counts the bytes read and written. Used by every other file of bench/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Row:
+    """One shape of scaled_dot_product_attention."""
+
+    name: str
+    batch: int
+    num_heads_q: int
+    num_heads_kv: int
+    seqlen_q: int
+    seqlen_k: int
+    head_dim: int
+    is_causal: bool = False
+    dtype: str = "float32"
+
+    def __str__(self):
+        kv = f"/{self.num_heads_kv}" if self.is_gqa else ""
+        notes = (", causal" if self.is_causal else "") + (
+            f", {self.dtype}" if self.dtype != "float32" else ""
+        )
+        return (
+            f"{self.name}: {self.batch}, {self.num_heads_q}{kv}, "
+            f"{self.seqlen_q}×{self.seqlen_k}, {self.head_dim}{notes}"
+        )
+
+    @property
+    def is_gqa(self):
+        """Several query heads share a key head."""
+        return self.num_heads_q != self.num_heads_kv
+
+    @property
+    def unit(self):
+        """What `amount` counts: "GF" (operations) or, with a single query, "GB" (bytes)."""
+        return "GB" if self.seqlen_q == 1 else "GF"
+
+    @property
+    def amount(self):
+        """Operations, or bytes of K and V, in one call."""
+        return self.kv_bytes if self.unit == "GB" else self.flops
+
+    @property
+    def num_scores(self):
+        """Elements of the score matrices, B Hq L S: what a kernel that is not fused stores."""
+        return self.batch * self.num_heads_q * self.seqlen_q * self.seqlen_k
+
+    @property
+    def flops(self):
+        """4 B Hq L S E, by convention half of it where half of the scores are masked."""
+        return 4 * self.num_scores * self.head_dim // (2 if self.is_causal else 1)
+
+    @property
+    def kv_bytes(self):
+        """Bytes of key and value together."""
+        kv_elements = self.batch * self.num_heads_kv * self.seqlen_k * self.head_dim
+        return 2 * kv_elements * np.dtype(self.dtype).itemsize
+
+    def arrays(self, copy=0):
+        """(query, key, value), N(0, 1), C-contiguous (batch, heads, positions, head_dim).
+
+        Another `copy` has other numbers in other memory.
+        """
+        rng = np.random.default_rng([copy, self.seqlen_q, self.seqlen_k, self.head_dim])
+        shapes = (
+            (self.batch, self.num_heads_q, self.seqlen_q, self.head_dim),
+            (self.batch, self.num_heads_kv, self.seqlen_k, self.head_dim),
+            (self.batch, self.num_heads_kv, self.seqlen_k, self.head_dim),
+        )
+        # standard_normal draws float32 and float64 itself: no cast, no second copy in memory.
+        return tuple(rng.standard_normal(shape, dtype=self.dtype) for shape in shapes)
+
+
+@dataclass(frozen=True)
+class SoftmaxRow:
+    """One shape of softmax along the last axis, into a given output."""
+
+    name: str
+    num_rows: int
+    length: int
+    dtype: str = "float32"
+
+    unit = "GB"
+
+    def __str__(self):
+        note = f", {self.dtype}" if self.dtype != "float32" else ""
+        return f"{self.name}: {self.num_rows}×{self.length}{note}"
+
+    @property
+    def amount(self):
+        """Bytes read and written by one call."""
+        return 2 * self.num_rows * self.length * np.dtype(self.dtype).itemsize
+
+    def arrays(self, copy=0):
+        """(x, out): N(0, 1), and an output whose pages have been touched."""
+        rng = np.random.default_rng([copy, self.num_rows, self.length])
+        x = rng.standard_normal((self.num_rows, self.length), dtype=self.dtype)
+        return x, np.zeros_like(x)
+
+
+# PERFORMANCE.md's forward table.
+FORWARD = (
+    Row("minilm", 32, 12, 12, 128, 128, 32),
+    Row("vit", 8, 12, 12, 197, 197, 64),
+    Row("bert", 8, 12, 12, 512, 512, 64),
+    Row("gpt", 4, 12, 12, 1024, 1024, 64, is_causal=True),
+    Row("llama", 1, 32, 8, 2048, 2048, 128, is_causal=True),
+    Row("long", 1, 8, 8, 4096, 4096, 64),
+    Row("decode", 1, 32, 8, 1, 4096, 128),
+    Row("decode8", 8, 32, 8, 1, 2048, 128),
+    Row("tiny", 1, 1, 1, 4, 4, 4),
+)
+
+# PERFORMANCE.md's softmax table.
+SOFTMAX = (
+    SoftmaxRow("scores4096", 4096, 4096),
+    SoftmaxRow("scores64", 98304, 64),
+    SoftmaxRow("scores512", 1536, 512),
+)
+
+TABLES = {"forward": FORWARD, "softmax": SOFTMAX}
+
+
+def pick(table, names=None, dtype="float32"):
+    """The rows of a table in its order, or those named, in the given dtype."""
+    known = {row.name: row for row in TABLES[table]}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"no row {', '.join(unknown)} in the {table} table: {', '.join(known)}")
+    return tuple(replace(known[name], dtype=dtype) for name in (names or known))
