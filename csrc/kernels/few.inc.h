@@ -1,16 +1,17 @@
 /* Forward pass of a tile of few rows (decoding), at the speed of memory. The operands of tile.inc.h
  * change places, the operations on a row and their order do not, so its bits do not either:
  *
- *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a chunk
- *                                                           of it at a time
+ *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a
+ *                                                           panel of it at a time
  *     P, m, l    = online softmax along the keys
  *     O[r][e]    = O * 2^(m - m') + sum over keys of P[r, key] * V[key][e]      lanes are e: V as
  *                                                                               it lies
  * Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_ROWS = LANES / 2, /* with more, a query in each lane costs less */
-    FEW_WIDTH = MAX_N * LANES,
+    FEW_ROWS = LANES / 2,      /* with more, a query in each lane costs less */
+    FEW_WIDTH = MAX_N * LANES, /* keys of a panel of K, and its length: a multiple of the chunk */
+    FEW_LENGTH = 64,
     FEW_S_ROW = SA_BLOCK_N + FEW_WIDTH, /* the last panel may reach past the block */
 };
 
@@ -23,7 +24,7 @@ SA_INLINE int64_t few_o_row(const sa_tile *t) {
 }
 
 static size_t few_scratch_size(const sa_tile *t) {
-    size_t fixed = FEW_ROWS * FEW_S_ROW + SA_CHUNK_E * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
+    size_t fixed = FEW_ROWS * FEW_S_ROW + FEW_LENGTH * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
     return (fixed + (size_t)t->rows * (size_t)t->head_dim) * sizeof(real);
 }
 
@@ -34,7 +35,7 @@ static size_t few_partial_size(const sa_tile *t) {
 static few_scratch few_layout(void *memory) {
     few_scratch x = {.s = memory};
     x.k_panel = x.s + FEW_ROWS * FEW_S_ROW;
-    x.v_panel = x.k_panel + SA_CHUNK_E * FEW_WIDTH;
+    x.v_panel = x.k_panel + FEW_LENGTH * FEW_WIDTH;
     x.rescale = x.v_panel + SA_BLOCK_N * LANES;
     x.safe_max = x.rescale + LANES;
     x.q = x.safe_max + LANES;
@@ -66,7 +67,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
         int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
         int64_t d = 0;
         do {
-            int length = at_most(t->head_dim - d, SA_CHUNK_E);
+            int length = at_most(t->head_dim - d, FEW_LENGTH);
             for (int j = 0; j < count; ++j)
                 rows[j] = t->k + (block + at + j) * t->k_row + d * t->k_col;
             for (int i = 0; i < n; ++i)
@@ -75,7 +76,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
             product(n, &(product_args){
                            .m = t->rows,
                            .k = length,
-                           .chunk = SA_CHUNK_E,
+                           .chunk = sa_chunk_e(t->head_dim),
                            .a = (const char *)(x->q + d),
                            .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                            .a_k = sizeof(real),

@@ -69,7 +69,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, int first, int 
     product(n, &(product_args){
                    .m = end - begin,
                    .k = t->head_dim,
-                   .chunk = SA_CHUNK_E,
+                   .chunk = sa_chunk_e(t->head_dim),
                    .a = t->k + (block + begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
