@@ -7,8 +7,6 @@
 #include "dispatch.h"
 #include "mask.h"
 
-enum { CACHE_LINE = 64 };
-
 /* Work below which waking a thread costs more than it saves. */
 static const double FLOPS_PER_THREAD = 150e3;
 

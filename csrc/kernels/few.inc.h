@@ -60,8 +60,10 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* S for keys [begin, end) of the block, a panel of keys at a time. */
+/* S for keys [begin, end) of the block, a panel of keys at a time. Memory is what it waits for: each
+ * panel fetches the next one, and the products with V fetch the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end) {
+    ptrdiff_t soon = FEW_WIDTH * t->k_row;
     for (int at = begin; at < end; at += FEW_WIDTH) {
         const char *rows[FEW_WIDTH];
         int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
@@ -72,7 +74,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
                 rows[j] = t->k + (block + at + j) * t->k_row + d * t->k_col;
             for (int i = 0; i < n; ++i)
                 gather(rows + i * LANES, at_most(count - i * LANES, LANES), t->k_col, length, 1,
-                       64 * t->k_row, x->k_panel + i * LANES, n * LANES);
+                       soon, x->k_panel + i * LANES, n * LANES);
             product(n, &(product_args){
                            .m = t->rows,
                            .k = length,
@@ -137,9 +139,12 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, i
     v_store(total.max, max);
 }
 
-/* O for elements [e, e + n * LANES) over keys [begin, end). */
-static void few_values_of(const sa_tile *t, const few_scratch *x, const char *b, ptrdiff_t b_k,
-                          int n, int begin, int end, real *o, int finite) {
+/* O over keys [begin, end) of the block. Where weights are masked and V is not finite, its NaN or
+ * inf must not reach the rows that do not see it. */
+static void few_values(const sa_tile *t, const few_scratch *x, partial total, int64_t block,
+                       int begin, int end, int finite) {
+    const char *v = t->v + (block + begin) * t->v_row;
+    const char *next_k = t->k + (block + SA_BLOCK_N) * t->k_row;
     product_args p = {
         .m = t->rows,
         .k = end - begin,
@@ -147,34 +152,30 @@ static void few_values_of(const sa_tile *t, const few_scratch *x, const char *b,
         .a = (const char *)(x->s + begin),
         .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
-        .b = b,
-        .b_k = b_k,
-        .c = o,
+        .b_k = t->v_row,
         .c_row = few_o_row(t),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
+        .soon_k = t->k_row,
     };
-    if (finite)
-        product_from_memory(n, &p);
-    else
-        product_of_visible(n, &p, MARKED_A);
-}
-
-static void few_values(const sa_tile *t, const few_scratch *x, partial total, int64_t block,
-                       int begin, int end, int finite) {
-    const char *v = t->v + (block + begin) * t->v_row;
     int64_t e = 0;
-    if (t->v_col == (ptrdiff_t)sizeof(real))
-        for (int n; (n = at_most((t->head_dim_v - e) / LANES, MAX_N)) > 0; e += n * LANES)
-            few_values_of(t, x, v + e * t->v_col, t->v_row, n, begin, end, total.o + e, finite);
+    int whole = t->v_col == (ptrdiff_t)sizeof(real);
+    for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, MAX_N)) > 0; e += n * LANES) {
+        p.b = v + e * t->v_col;
+        p.c = total.o + e;
+        p.soon = next_k + e * t->k_col;
+        finite ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A);
+    }
     /* What is no whole vector of V as it lies goes through a panel. */
+    p.b = (const char *)x->v_panel;
+    p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
-        for (int j = begin; j < end; ++j)
-            v_store(x->v_panel + (j - begin) * LANES,
-                    load_strided(v + (j - begin) * t->v_row + e * t->v_col, t->v_col, width));
-        few_values_of(t, x, (const char *)x->v_panel, sizeof(vec), 1, begin, end, total.o + e,
-                      finite);
+        for (int j = 0; j < end - begin; ++j)
+            v_store(x->v_panel + j * LANES,
+                    load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
+        p.c = total.o + e;
+        finite ? product(1, &p) : product_of_visible(1, &p, MARKED_A);
     }
 }
 

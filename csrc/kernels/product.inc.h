@@ -13,8 +13,6 @@ typedef enum {
     BETA_OF_ROW,  /* beta[m]: the same where a row is */
 } beta_kind;
 
-enum { STREAM_AHEAD = 32 }; /* rows of B */
-
 typedef struct {
     int64_t m, k, chunk;
     const char *a;
@@ -25,13 +23,14 @@ typedef struct {
     ptrdiff_t c_row; /* in elements */
     beta_kind kind;
     const real *beta;
+    const char *soon; /* needed after this product: n vectors for each k, if asked to fetch them */
+    ptrdiff_t soon_k;
 } product_args;
 
-/* M rows and n vectors of C, in registers: both must be constants where it is inlined. With
- * `stream`, B comes from memory, and the processor is told in time. */
-SA_INLINE void product_strip(const int M, const int n, const int stream, const product_args *p,
+/* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
+SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
-    const ptrdiff_t ahead = STREAM_AHEAD * p->b_k;
+    uintptr_t soon = (uintptr_t)p->soon;
     beta_kind kind = p->kind;
     const char *b = p->b;
     int64_t k = 0;
@@ -48,8 +47,9 @@ SA_INLINE void product_strip(const int M, const int n, const int stream, const p
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
                 bk[j] = v_load(b + j * (int)sizeof(vec));
-                if (stream) SA_PREFETCH((uintptr_t)(b + j * (int)sizeof(vec)) + (uintptr_t)ahead);
+                if (fetch) SA_PREFETCH(soon + (uintptr_t)j * sizeof(vec));
             }
+            if (fetch) soon += (uintptr_t)p->soon_k;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
                 vec x = v_broadcast(a + i * p->a_row);
@@ -74,14 +74,14 @@ SA_INLINE void product_strip(const int M, const int n, const int stream, const p
 }
 
 /* All rows: strips of the set's height, then 8, 4, 2 and 1. */
-SA_INLINE void product_rows(const int n, const int stream, const product_args *p) {
+SA_INLINE void product_rows(const int n, const int fetch, const product_args *p) {
     const char *a = p->a;
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
 #define STRIPS(M)                                              \
     while (left >= (M)) {                                      \
-        product_strip(M, n, stream, p, a, c, beta);            \
+        product_strip(M, n, fetch, p, a, c, beta);             \
         left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
         if (p->kind == BETA_OF_ROW) beta += (M);               \
     }
@@ -96,28 +96,28 @@ SA_INLINE void product_rows(const int n, const int stream, const product_args *p
 static void product_1(const product_args *p) { product_rows(1, 0, p); }
 static void product_2(const product_args *p) { product_rows(2, 0, p); }
 static void product_3(const product_args *p) { product_rows(3, 0, p); }
-static void stream_1(const product_args *p) { product_rows(1, 1, p); }
-static void stream_2(const product_args *p) { product_rows(2, 1, p); }
-static void stream_3(const product_args *p) { product_rows(3, 1, p); }
+static void fetching_1(const product_args *p) { product_rows(1, 1, p); }
+static void fetching_2(const product_args *p) { product_rows(2, 1, p); }
+static void fetching_3(const product_args *p) { product_rows(3, 1, p); }
 #if MAX_N == 4
 static void product_4(const product_args *p) { product_rows(4, 0, p); }
-static void stream_4(const product_args *p) { product_rows(4, 1, p); }
+static void fetching_4(const product_args *p) { product_rows(4, 1, p); }
 #else
 #define product_4 NULL
-#define stream_4 NULL
+#define fetching_4 NULL
 #endif
 
-/* n <= MAX_N vectors of lanes; B is a panel that lies in cache. */
+/* n <= MAX_N vectors of lanes. */
 static void product(int n, const product_args *p) {
     static void (*const of_width[])(const product_args *) = {product_1, product_2, product_3,
                                                              product_4};
     of_width[n - 1](p);
 }
 
-/* The same; B is read from memory, once. */
-static void product_from_memory(int n, const product_args *p) {
-    static void (*const of_width[])(const product_args *) = {stream_1, stream_2, stream_3,
-                                                             stream_4};
+/* The same, fetching what is needed soon meanwhile. */
+static void product_and_fetch(int n, const product_args *p) {
+    static void (*const of_width[])(const product_args *) = {fetching_1, fetching_2, fetching_3,
+                                                             fetching_4};
     of_width[n - 1](p);
 }
 

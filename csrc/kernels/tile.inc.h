@@ -99,10 +99,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
         .kind = BETA_OF_LANE,
         .beta = x->rescale + first * LANES,
     };
-    if (finite)
-        product(n, &p);
-    else
-        product_of_visible(n, &p, MARKED_B);
+    finite ? product(n, &p) : product_of_visible(n, &p, MARKED_B);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
