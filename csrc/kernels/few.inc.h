@@ -78,7 +78,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
             product(n, &(product_args){
                            .m = t->rows,
                            .k = length,
-                           .chunk = sa_chunk_e(t->head_dim),
+                           .chunk = SA_CHUNK_E,
                            .a = (const char *)(x->q + d),
                            .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                            .a_k = sizeof(real),
@@ -148,7 +148,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, partial total, in
     product_args p = {
         .m = t->rows,
         .k = end - begin,
-        .chunk = SA_BLOCK_N,
+        .chunk = SA_CHUNK_N,
         .a = (const char *)(x->s + begin),
         .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),

@@ -27,6 +27,18 @@ typedef struct {
     ptrdiff_t soon_k;
 } product_args;
 
+/* Write a chunk's sums, by an expression of one of them and of where it goes. */
+#define FOLD(expression)                             \
+    SA_UNROLL                                        \
+    for (int i = 0; i < M; ++i) {                    \
+        SA_UNROLL                                    \
+        for (int j = 0; j < n; ++j) {                \
+            real *at = c + i * p->c_row + j * LANES; \
+            vec sum = acc[i][j];                     \
+            v_store(at, expression);                 \
+        }                                            \
+    }
+
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
 SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
@@ -57,17 +69,11 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
                 for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
             }
         }
-        SA_UNROLL
-        for (int i = 0; i < M; ++i) {
-            SA_UNROLL
-            for (int j = 0; j < n; ++j) {
-                real *at = c + i * p->c_row + j * LANES;
-                vec sum = acc[i][j];
-                if (kind == BETA_ONE) sum = v_add(v_load(at), sum);
-                if (kind == BETA_OF_LANE) sum = v_fma(v_load(at), v_load(beta + j * LANES), sum);
-                if (kind == BETA_OF_ROW) sum = v_fma(v_load(at), v_set(beta[i]), sum);
-                v_store(at, sum);
-            }
+        switch (kind) {
+            case BETA_ZERO: FOLD(sum); break;
+            case BETA_ONE: FOLD(v_add(v_load(at), sum)); break;
+            case BETA_OF_LANE: FOLD(v_fma(v_load(at), v_load(beta + j * LANES), sum)); break;
+            case BETA_OF_ROW: FOLD(v_fma(v_load(at), v_set(beta[i]), sum)); break;
         }
         kind = BETA_ONE;
     } while (k < p->k);

@@ -69,7 +69,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, int first, int 
     product(n, &(product_args){
                    .m = end - begin,
                    .k = t->head_dim,
-                   .chunk = sa_chunk_e(t->head_dim),
+                   .chunk = SA_CHUNK_E,
                    .a = t->k + (block + begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
@@ -88,7 +88,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
     product_args p = {
         .m = t->head_dim_v,
         .k = end - begin,
-        .chunk = SA_BLOCK_N,
+        .chunk = SA_CHUNK_N,
         .a = t->v + (block + begin) * t->v_row,
         .a_row = t->v_col,
         .a_k = t->v_row,
