@@ -28,17 +28,17 @@ if IS_X86:
     ISA_FLAGS |= X86_FLAGS
 
 # No -ffast-math, no -march=native, and no contraction of a * b + c: the bits are the contract.
-CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-Wall", "-Wextra"]
+CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 LDFLAGS = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
 if IS_X86:
     MACROS.append(("SA_HAVE_X86", None))
 if os.environ.get("SELFATTN_DEBUG"):
-    CFLAGS += ["-O0", "-g", "-UNDEBUG"]
+    CFLAGS += ["-O0", "-g3", "-UNDEBUG"]
 if os.environ.get("SELFATTN_WERROR"):
     CFLAGS += ["-Werror"]
 if sanitizers := os.environ.get("SELFATTN_SANITIZE"):
-    CFLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g"]
+    CFLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g3"]
     LDFLAGS += [f"-fsanitize={sanitizers}"]
 if sys.platform == "win32":
     CFLAGS, LDFLAGS = ["/std:c11", "/O2", "/fp:precise"], []

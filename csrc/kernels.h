@@ -11,10 +11,13 @@ enum {
     CACHE_LINE = 64,
     SA_BLOCK_N = 128,   /* keys of one block; blocks start at multiples of it */
     SA_SPLIT_N = 512,   /* keys of one split: partial results are merged at multiples of it */
-    SA_CHUNK_E = 16,    /* a score is summed over head_dim in chunks of this length, */
-    SA_CHUNK_N = 32,    /* and a block's values over its keys: the shorter, the smaller the error */
+    SA_CHUNK_N = 32,    /* a block's values are summed over its keys in chunks of this length */
     SA_MAX_TILE_M = 64, /* rows of a tile, at most */
 };
+
+/* A score is summed over head_dim in chunks of this length. The shorter a chunk, the smaller the
+ * error and the slower the sum. */
+static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; }
 
 typedef struct {
     int rows;

@@ -16,7 +16,7 @@ enum {
 };
 
 typedef struct {
-    real *q, *s, *k_panel, *v_panel, *rescale, *safe_max;
+    real *q, *s, *sums, *k_panel, *v_panel, *rescale, *safe_max;
 } few_scratch;
 
 SA_INLINE int64_t few_o_row(const sa_tile *t) {
@@ -24,7 +24,8 @@ SA_INLINE int64_t few_o_row(const sa_tile *t) {
 }
 
 static size_t few_scratch_size(const sa_tile *t) {
-    size_t fixed = FEW_ROWS * FEW_S_ROW + FEW_LENGTH * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
+    size_t fixed =
+        SUMS_ROOM + FEW_ROWS * FEW_S_ROW + FEW_LENGTH * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
     return (fixed + (size_t)t->rows * (size_t)t->head_dim) * sizeof(real);
 }
 
@@ -34,7 +35,8 @@ static size_t few_partial_size(const sa_tile *t) {
 
 static few_scratch few_layout(void *memory) {
     few_scratch x = {.s = memory};
-    x.k_panel = x.s + FEW_ROWS * FEW_S_ROW;
+    x.sums = x.s + FEW_ROWS * FEW_S_ROW;
+    x.k_panel = x.sums + SUMS_ROOM;
     x.v_panel = x.k_panel + FEW_LENGTH * FEW_WIDTH;
     x.rescale = x.v_panel + SA_BLOCK_N * LANES;
     x.safe_max = x.rescale + LANES;
@@ -78,7 +80,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
             product(n, &(product_args){
                            .m = t->rows,
                            .k = length,
-                           .chunk = SA_CHUNK_E,
+                           .chunk = sa_chunk_e(t->head_dim),
                            .a = (const char *)(x->q + d),
                            .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                            .a_k = sizeof(real),
@@ -149,6 +151,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, partial total, in
         .m = t->rows,
         .k = end - begin,
         .chunk = SA_CHUNK_N,
+        .phase = begin % SA_CHUNK_N,
         .a = (const char *)(x->s + begin),
         .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
@@ -156,6 +159,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, partial total, in
         .c_row = few_o_row(t),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
+        .sums = x->sums,
         .soon_k = t->k_row,
     };
     int64_t e = 0;

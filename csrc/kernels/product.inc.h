@@ -3,18 +3,20 @@
  *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
  *
  * A is read in place, one element at a time, through two strides; a row of B and of C is n vectors.
- * Each element of C is summed over k in order, from 0, in chunks whose sums are added in order: its
- * bits depend on nothing but its own row of A and column of B. */
+ * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of an
+ * element depend on nothing but its own row of A and column of B; and leading or trailing k whose
+ * products are 0 may be left out. */
 
 typedef enum {
-    BETA_ZERO, /* C is only written */
-    BETA_ONE,
+    BETA_ZERO,    /* C is only written */
+    BETA_ONE,     /* C is the sum so far */
     BETA_OF_LANE, /* beta[lane]: a rescale where a lane is a query */
     BETA_OF_ROW,  /* beta[m]: the same where a row is */
 } beta_kind;
 
 typedef struct {
     int64_t m, k, chunk;
+    int64_t phase; /* how far into its chunk the first k is */
     const char *a;
     ptrdiff_t a_row, a_k; /* strides in bytes */
     const char *b;
@@ -23,31 +25,38 @@ typedef struct {
     ptrdiff_t c_row; /* in elements */
     beta_kind kind;
     const real *beta;
+    real *sums;       /* room for SUMS_ROOM elements, where there is a beta */
     const char *soon; /* needed after this product: n vectors for each k, if asked to fetch them */
     ptrdiff_t soon_k;
 } product_args;
 
-/* Write a chunk's sums, by an expression of one of them and of where it goes. */
-#define FOLD(expression)                             \
-    SA_UNROLL                                        \
-    for (int i = 0; i < M; ++i) {                    \
-        SA_UNROLL                                    \
-        for (int j = 0; j < n; ++j) {                \
-            real *at = c + i * p->c_row + j * LANES; \
-            vec sum = acc[i][j];                     \
-            v_store(at, expression);                 \
-        }                                            \
+enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
+
+/* What becomes of each accumulator at the end of a chunk; the sum of chunks grows in C itself, or
+ * waits in p->sums where C is to be rescaled. */
+#define FOLD(to, expression)          \
+    SA_UNROLL                         \
+    for (int i = 0; i < M; ++i) {     \
+        SA_UNROLL                     \
+        for (int j = 0; j < n; ++j) { \
+            vec sum = acc[i][j];      \
+            v_store(to, expression);  \
+        }                             \
     }
+#define C_AT (c + i * p->c_row + j * LANES)
+#define SUM_AT (p->sums + (i * n + j) * LANES)
+#define WHOLE v_add(v_load(SUM_AT), sum)
 
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
 SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
     uintptr_t soon = (uintptr_t)p->soon;
-    beta_kind kind = p->kind;
     const char *b = p->b;
-    int64_t k = 0;
+    int64_t k = 0, chunk = p->chunk - p->phase;
     do {
-        int64_t end = p->k - k < p->chunk ? p->k : k + p->chunk;
+        int first = k == 0, last = p->k - k <= chunk;
+        int64_t end = last ? p->k : k + chunk;
+        chunk = p->chunk;
         vec acc[16][MAX_N];
         SA_UNROLL
         for (int i = 0; i < M; ++i) {
@@ -69,13 +78,27 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
                 for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
             }
         }
-        switch (kind) {
-            case BETA_ZERO: FOLD(sum); break;
-            case BETA_ONE: FOLD(v_add(v_load(at), sum)); break;
-            case BETA_OF_LANE: FOLD(v_fma(v_load(at), v_load(beta + j * LANES), sum)); break;
-            case BETA_OF_ROW: FOLD(v_fma(v_load(at), v_set(beta[i]), sum)); break;
+        if (p->kind == BETA_ZERO || p->kind == BETA_ONE) {
+            if (first && p->kind == BETA_ZERO)
+                FOLD(C_AT, sum)
+            else
+                FOLD(C_AT, v_add(v_load(C_AT), sum))
+        } else if (!last) {
+            if (first)
+                FOLD(SUM_AT, sum)
+            else
+                FOLD(SUM_AT, WHOLE)
+        } else if (p->kind == BETA_OF_LANE) {
+            if (first)
+                FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), sum))
+            else
+                FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), WHOLE))
+        } else {
+            if (first)
+                FOLD(C_AT, v_fma(v_load(C_AT), v_set(beta[i]), sum))
+            else
+                FOLD(C_AT, v_fma(v_load(C_AT), v_set(beta[i]), WHOLE))
         }
-        kind = BETA_ONE;
     } while (k < p->k);
 }
 
@@ -127,7 +150,7 @@ static void product_and_fetch(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same where A or B marks what is masked by a set sign: what is masked adds nothing, even where
+/* The same, for a beta, where A or B marks what is masked by a set sign: that adds nothing, even where
  * the other factor is NaN or inf. One row of C and one vector at a time: this is the rare path. */
 typedef enum { MARKED_A, MARKED_B } marked;
 
@@ -135,13 +158,15 @@ static void product_of_visible(int n, const product_args *p, marked which) {
     for (int64_t i = 0; i < p->m; ++i)
         for (int j = 0; j < n; ++j) {
             const char *a = p->a + i * p->a_row, *b = p->b + j * (ptrdiff_t)sizeof(vec);
-            vec acc = v_zero();
+            vec acc = v_zero(), sum = v_zero();
             for (int64_t k = 0; k < p->k; ++k, a += p->a_k, b += p->b_k) {
+                if (k > 0 && (p->phase + k) % p->chunk == 0) sum = v_add(sum, acc), acc = v_zero();
                 vec x = v_broadcast(a), y = v_load(b);
                 acc = v_select(v_negative(which == MARKED_A ? x : y), acc, v_fma(x, y, acc));
             }
+            sum = v_add(sum, acc);
             real *out = p->c + i * p->c_row + j * LANES;
             vec beta = p->kind == BETA_OF_LANE ? v_load(p->beta + j * LANES) : v_set(p->beta[i]);
-            v_store(out, v_fma(v_load(out), beta, acc));
+            v_store(out, v_fma(v_load(out), beta, sum));
         }
 }

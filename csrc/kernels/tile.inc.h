@@ -11,7 +11,7 @@
 typedef struct {
     int n;         /* vectors of lanes */
     ptrdiff_t row; /* lanes in a row of Q, S and O */
-    real *q, *s, *rescale, *lo, *hi;
+    real *q, *s, *sums, *rescale, *lo, *hi;
 } tile_scratch;
 
 typedef struct {
@@ -22,7 +22,7 @@ SA_INLINE int lane_vectors(const sa_tile *t) { return (t->rows + LANES - 1) / LA
 
 static size_t tile_scratch_size(const sa_tile *t) {
     size_t row = (size_t)lane_vectors(t) * LANES;
-    return ((size_t)t->head_dim + SA_BLOCK_N + 3) * row * sizeof(real);
+    return (((size_t)t->head_dim + SA_BLOCK_N + 3) * row + SUMS_ROOM) * sizeof(real);
 }
 
 static size_t tile_partial_size(const sa_tile *t) {
@@ -33,7 +33,8 @@ static size_t tile_partial_size(const sa_tile *t) {
 static tile_scratch tile_layout(const sa_tile *t, void *memory) {
     tile_scratch x = {.n = lane_vectors(t), .row = lane_vectors(t) * LANES};
     x.s = memory;
-    x.rescale = x.s + SA_BLOCK_N * x.row;
+    x.sums = x.s + SA_BLOCK_N * x.row;
+    x.rescale = x.sums + SUMS_ROOM;
     x.lo = x.rescale + x.row;
     x.hi = x.lo + x.row;
     x.q = x.hi + x.row;
@@ -69,7 +70,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, int first, int 
     product(n, &(product_args){
                    .m = end - begin,
                    .k = t->head_dim,
-                   .chunk = SA_CHUNK_E,
+                   .chunk = sa_chunk_e(t->head_dim),
                    .a = t->k + (block + begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
@@ -89,6 +90,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
         .m = t->head_dim_v,
         .k = end - begin,
         .chunk = SA_CHUNK_N,
+        .phase = begin % SA_CHUNK_N,
         .a = t->v + (block + begin) * t->v_row,
         .a_row = t->v_col,
         .a_k = t->v_row,
@@ -98,6 +100,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
         .c_row = x->row,
         .kind = BETA_OF_LANE,
         .beta = x->rescale + first * LANES,
+        .sums = x->sums,
     };
     finite ? product(n, &p) : product_of_visible(n, &p, MARKED_B);
 }
