@@ -9,10 +9,11 @@
 
 enum {
     CACHE_LINE = 64,
-    SA_BLOCK_N = 128,   /* keys of one block; blocks start at multiples of it */
-    SA_SPLIT_N = 512,   /* keys of one split: partial results are merged at multiples of it */
-    SA_CHUNK_N = 32,    /* a block's values are summed over its keys in chunks of this length */
-    SA_MAX_TILE_M = 64, /* rows of a tile, at most */
+    SA_BLOCK_N = 128, /* keys of one block; blocks start at multiples of it */
+    SA_SPLIT_N = 512, /* keys of one split: partial results are merged at multiples of it */
+    SA_CHUNK_N = 32,  /* a block's values are summed over its keys in chunks of this length */
+    SA_SOFTMAX_PART = 1 << 16, /* elements */
+    SA_MAX_TILE_M = 64,        /* rows of a tile, at most */
 };
 
 /* A score is summed over head_dim in chunks of this length. The shorter a chunk, the smaller the
@@ -50,6 +51,18 @@ typedef struct {
     void (*finish)(const sa_tile *t, void *scratch, void *total);
 } sa_forward_kernel;
 
+typedef enum {
+    SA_SOFTMAX_CLEAR,
+    SA_SOFTMAX_MAX,
+    SA_SOFTMAX_EXP,
+    SA_SOFTMAX_DIVIDE,
+} sa_softmax_pass;
+
+/* What the passes carry from part to part: the kernels' own. */
+typedef union {
+    double bytes[32];
+} sa_softmax_state;
+
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
@@ -62,7 +75,11 @@ typedef struct {
     void (*sum_begin)(const sa_tile *t, void *total);
     void (*sum)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *total);
     void (*sum_finish)(const sa_tile *t, void *total);
+    /* softmax of a row at once; or of a long one in passes over its parts, in order, which are
+     * multiples of SA_SOFTMAX_PART long but for the last. */
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
+    void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
+                         ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
     void (*apply)(sa_function f, const void *x, void *y, int64_t n);
 } sa_kernels;
 

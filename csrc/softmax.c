@@ -14,6 +14,20 @@ typedef struct {
     sa_stop stop;
 } softmax_call;
 
+/* A row so long that the caller must be asked between its parts whether to go on. */
+static void long_row(softmax_call *c, const char *x, char *out, int worker) {
+    static const sa_softmax_pass passes[] = {SA_SOFTMAX_MAX, SA_SOFTMAX_EXP, SA_SOFTMAX_DIVIDE};
+    const sa_softmax_problem *p = c->problem;
+    sa_softmax_state state;
+    c->kernels->softmax_part(SA_SOFTMAX_CLEAR, &state, NULL, 0, NULL, 0, 0);
+    for (int pass = 0; pass < 3; ++pass)
+        for (int64_t at = 0; at < p->n && !sa_must_stop(&c->stop, worker); at += SA_SOFTMAX_PART) {
+            int64_t n = p->n - at < SA_SOFTMAX_PART ? p->n - at : SA_SOFTMAX_PART;
+            c->kernels->softmax_part(passes[pass], &state, x + at * p->x_col, p->x_col,
+                                     out + at * p->out_col, p->out_col, n);
+        }
+}
+
 static void some_rows(void *arg, int worker) {
     softmax_call *c = arg;
     const sa_softmax_problem *p = c->problem;
@@ -30,7 +44,10 @@ static void some_rows(void *arg, int worker) {
                 x += at * p->x_stride[i];
                 out += at * p->out_stride[i];
             }
-            c->kernels->softmax_row(x, p->x_col, out, p->out_col, p->n);
+            if (p->n <= SA_SOFTMAX_PART)
+                c->kernels->softmax_row(x, p->x_col, out, p->out_col, p->n);
+            else
+                long_row(c, x, out, worker);
         }
         if (sa_must_stop(&c->stop, worker)) return;
     }

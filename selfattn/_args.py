@@ -34,16 +34,17 @@ def array(name, x):
     raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
 
 
-def _as_array(name, x):
+def _as_array(name, x, expected="an array"):
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
+    given = type(x).__name__
     if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
-        raise TypeError(f"{name}: expected an array, got {type(x).__name__}")
+        raise TypeError(f"{name}: expected {expected}, got {given}")
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         return np.from_dlpack(x)
     x = np.asarray(x)
     if x.dtype == object:
-        raise TypeError(f"{name}: expected an array, got {type(x).__name__} of Python objects")
+        raise TypeError(f"{name}: expected {expected}, got {given}")
     return x
 
 
@@ -170,9 +171,12 @@ def _window(window_size):
 
 def _per_batch(name, x, batch_shape, low, high):
     """An int64 array of `batch_shape`, whose values must be from `low` to `high`."""
-    x = np.asarray(_within(name, x, low, high)) if isinstance(x, int) else _as_array(name, x)
+    expected = "an int or an array of ints"
+    if isinstance(x, int) and not isinstance(x, bool):
+        x = np.asarray(_within(name, x, low, high))
+    x = _as_array(name, x, expected)
     if x.dtype.kind not in "iu" or not x.dtype.isnative:
-        raise TypeError(f"{name}: expected an int or an array of ints, got {x.dtype!r}")
+        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
     try:
         x = np.broadcast_to(x, batch_shape)
     except ValueError:
@@ -206,12 +210,14 @@ def attention_problem(
     kv_lengths=None,
     window_size=(-1, -1),
 ):
-    """The problem that the kernels solve; without a `value` it is that of the scores alone."""
+    """The problem that the kernels solve; without a `value` it is that of the scores alone.
+
+    A `value` has been through `array` already: None is no value that a user may give.
+    """
     query, key = array("query", query), array("key", key)
     same_dtype("key", key, "query", query)
     shapes = {"query": query.shape, "key": key.shape}
     if value is not None:
-        value = array("value", value)
         same_dtype("value", value, "query", query)
         shapes["value"] = value.shape
     batch_shape, heads_q, heads_kv = _leading(shapes, _flag("enable_gqa", enable_gqa))

@@ -112,7 +112,15 @@ def scaled_dot_product_attention(
         attn_mask, dropout_p, softcap, alibi_slopes, sinks, segment_ids, dropout_seed=dropout_seed
     )
     problem = _args.attention_problem(
-        query, key, value, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size
+        query,
+        key,
+        _args.array("value", value),
+        is_causal,
+        scale,
+        enable_gqa,
+        query_offset,
+        kv_lengths,
+        window_size,
     )
     num_threads = _args.num_threads(num_threads)
     result, target = _args.output(out, problem.out_shape, problem.query, problem.arrays)

@@ -53,6 +53,7 @@ def scaled_dot_product_attention(
     """The attended values (..., Hq, L, Ev); if asked for, the scores' log-sum-exp (..., Hq, L)."""
     scores, visible = _scores(query, key, is_causal, enable_gqa=enable_gqa, **options)
     weights, lse = _distribution(scores, -1)
+    visible = visible & (lse != -np.inf)[..., None]  # what is -inf by arithmetic is as masked
     if enable_gqa:
         value = _per_query_head(value, query.shape[-3])
     out = _narrow(_sum_over_visible(weights, visible, _wide(value)), query.dtype)

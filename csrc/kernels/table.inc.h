@@ -53,5 +53,6 @@ const sa_kernels SA_TABLE = {
     .sum = sum_split,
     .sum_finish = sum_finish,
     .softmax_row = softmax_row,
+    .softmax_part = softmax_part,
     .apply = apply,
 };
