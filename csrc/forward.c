@@ -12,7 +12,7 @@ typedef struct {
     const sa_plan *plan;
     char *scratch;       /* of each worker: scratch and two partial results */
     size_t scratch_size; /* of one worker */
-    sa_counter next;     /* tile, or with shared splits tile * splits + split */
+    sa_counter next;     /* turn, or with shared splits tile * splits + split */
     sa_stop stop;
     /* Shared splits only. */
     char *partials;   /* of each split of each tile */
@@ -32,23 +32,32 @@ static void splits_of(const sa_tile *t, int64_t *first, int64_t *last) {
     if (*last == *first) *last = *first + 1;
 }
 
+static int whole_tile(forward_call *c, int64_t tile, char *scratch, int worker) {
+    char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
+    sa_tile t;
+    sa_plan_tile(c->plan, tile, &t);
+    const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
+    kernel->begin(&t, scratch);
+    int64_t first, last;
+    splits_of(&t, &first, &last);
+    for (int64_t i = first; i < last; ++i) {
+        split(kernel, &t, scratch, i, i == first ? total : part);
+        if (i > first) kernel->merge(&t, scratch, total, part);
+        if (sa_must_stop(&c->stop, worker)) return 0;
+    }
+    kernel->finish(&t, scratch, total);
+    return 1;
+}
+
 static void whole_tiles(void *arg, int worker) {
     forward_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
-    for (int64_t tile; (tile = sa_take(&c->next)) < c->plan->tiles;) {
-        sa_tile t;
-        sa_plan_tile(c->plan, tile, &t);
-        const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
-        kernel->begin(&t, scratch);
-        int64_t first, last;
-        splits_of(&t, &first, &last);
-        for (int64_t i = first; i < last; ++i) {
-            split(kernel, &t, scratch, i, i == first ? total : part);
-            if (i > first) kernel->merge(&t, scratch, total, part);
-            if (sa_must_stop(&c->stop, worker)) return;
-        }
-        kernel->finish(&t, scratch, total);
+    for (int64_t tile, end;
+         (tile = sa_take(&c->next) * c->plan->tiles_per_turn) < c->plan->tiles;) {
+        end = tile + c->plan->tiles_per_turn;
+        if (end > c->plan->tiles) end = c->plan->tiles;
+        for (; tile < end; ++tile)
+            if (!whole_tile(c, tile, scratch, worker)) return;
     }
 }
 

@@ -7,6 +7,9 @@
 #include "dispatch.h"
 #include "mask.h"
 
+/* Turns that a thread has on average: enough for those that are slowed to be relieved. */
+enum { TURNS_PER_THREAD = 32 };
+
 /* Work below which waking a thread costs more than it saves. */
 static const double FLOPS_PER_THREAD = 150e3;
 
@@ -31,6 +34,11 @@ sa_plan sa_plan_make(const sa_problem *p, double q_factor, double flops) {
     double threads = flops / FLOPS_PER_THREAD;
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
+
+    plan.tiles_per_turn = plan.tiles / (TURNS_PER_THREAD * plan.num_threads);
+    if (plan.tiles_per_turn > plan.tiles_per_head)
+        plan.tiles_per_turn -= plan.tiles_per_turn % plan.tiles_per_head;
+    if (plan.tiles_per_turn < 1) plan.tiles_per_turn = 1;
 
     sa_tile largest = {.head_dim = p->head_dim, .head_dim_v = p->head_dim_v};
     largest.rows = plan.rows < few->max_rows ? (int)plan.rows : few->max_rows;

@@ -16,6 +16,7 @@ typedef struct {
     int64_t vectors;        /* that hold them */
     int64_t tiles_per_head; /* which divide the vectors evenly */
     int64_t tiles, splits;
+    int64_t tiles_per_turn; /* neighbours, which share keys and values, go to one thread */
     int num_threads;
     double q_factor;
     size_t scratch_size, partial_size; /* multiples of a cache line */

@@ -64,11 +64,16 @@ static void sum_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop 
 static void tiles(void *arg, int worker) {
     step_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    for (int64_t tile; (tile = sa_take(&c->next)) < c->plan->tiles;) {
-        sa_tile t;
-        sa_plan_tile(c->plan, tile, &t);
-        c->compute(c->plan, &t, scratch, &c->stop, worker);
-        if (sa_must_stop(&c->stop, worker)) return;
+    for (int64_t tile, end;
+         (tile = sa_take(&c->next) * c->plan->tiles_per_turn) < c->plan->tiles;) {
+        end = tile + c->plan->tiles_per_turn;
+        if (end > c->plan->tiles) end = c->plan->tiles;
+        for (; tile < end; ++tile) {
+            sa_tile t;
+            sa_plan_tile(c->plan, tile, &t);
+            c->compute(c->plan, &t, scratch, &c->stop, worker);
+            if (sa_must_stop(&c->stop, worker)) return;
+        }
     }
 }
 
