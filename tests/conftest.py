@@ -1,0 +1,52 @@
+"""What tests share: the kernel sets to run under, the dtypes, settings that must be put back."""
+
+import os
+
+import arrays
+import numpy as np
+import pytest
+
+import selfattn
+from selfattn import _core
+
+# CI runs the suite once for each set, by SELFATTN_ISA; without it one run tests them all.
+ISAS = [os.environ["SELFATTN_ISA"]] if os.environ.get("SELFATTN_ISA") else selfattn.isas()
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Each kernel set in turn; the one that was in use is put back."""
+    before = _core.isa()
+    assert _core.force_isa(request.param)
+    yield request.param
+    assert _core.force_isa(before)
+
+
+@pytest.fixture
+def each_isa():
+    """A generator of the names of the sets, each in use while its name is the current one."""
+    before = _core.isa()
+
+    def turns():
+        for name in ISAS:
+            assert _core.force_isa(name)
+            yield name
+
+    yield turns
+    assert _core.force_isa(before)
+
+
+@pytest.fixture(params=arrays.DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def the_setting_of_threads_stays():
+    yield
+    selfattn.set_num_threads(None)

@@ -1,0 +1,280 @@
+"""Memory: nothing leaks, the workspace does not grow with the problem, sizes are of 64 bits.
+
+Faults 15 and 28. Sizes of the process are read from /proc, in processes of their own.
+"""
+
+import sys
+
+import children
+import numpy as np
+import pytest
+
+import selfattn
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+
+MEMORY = """
+import pathlib, resource, sys
+import numpy as np, selfattn
+
+def status(name):
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+
+def peak_of(f):
+    "By how much f() raises the process above what it holds before, at most."
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = status("VmRSS")
+    f()
+    return status("VmHWM") - before
+
+attend = selfattn.scaled_dot_product_attention
+"""
+
+LOOPS = """
+good = np.ones((2, 3, 8), "f4")
+bad = good.astype("i4")
+out = np.empty((2, 3, 8), "f4")
+options = [{}, {"is_causal": True, "query_offset": np.array(1)}, {"num_threads": 4}]
+
+def failing():
+    for f in (
+        lambda: attend(bad, good, good),
+        lambda: attend(good, good, bad),
+        lambda: attend(good, good[:, :, :5], good),
+        lambda: attend(good, good, good[:, :2]),
+        lambda: attend(good, good, good, out=bad),
+        lambda: attend(good, good, good, scale="x"),
+        lambda: attend(good, good, good, kv_lengths=np.array([9])),
+        lambda: attend(good, good, good, sinks=good),
+        lambda: attend([1], good, good),
+        lambda: attend(good, object(), good),
+        lambda: selfattn.softmax(good, 7),
+        lambda: selfattn.softmax(good, out=good[0]),
+        lambda: selfattn.weighted_sum(good, bad),
+        lambda: selfattn.project(good, good),
+    ):
+        try:
+            f()
+        except (TypeError, ValueError, NotImplementedError):
+            continue
+        raise AssertionError("no error")
+
+def succeeding():
+    attend(good, good, good, return_lse=True)
+    attend(good, good, good, out=good.copy(), is_causal=True)
+    attend(good.swapaxes(0, 1), good.swapaxes(0, 1), good.swapaxes(0, 1), out=out.swapaxes(0, 1))
+    selfattn.scaled_dot_product(good, good, window_size=(1, 1))
+    selfattn.attention_weights(good, good)
+    selfattn.softmax(good, 0, out=out)
+    selfattn.weighted_sum(good[:, :, :3], good)
+    selfattn.project(good, good[0])
+
+def references():
+    return [sys.getrefcount(x) for x in (good, bad, out, np.dtype("f4"), None)][:3]
+"""
+
+
+def flat(calls):
+    return f"""
+    def rounds(n):
+        for _ in range(n):
+            failing()
+            succeeding()
+    rounds(300)  # caches fill
+    before, held = status("VmRSS"), references()
+    rounds({calls} // 22)
+    assert references() == held
+    assert status("VmRSS") - before < 1_000_000, status("VmRSS") - before
+    """
+
+
+@linux
+def test_nothing_leaks():
+    """Fault 28: calls that fail and calls that do not. A leak of 16 bytes a call would show."""
+    children.run(MEMORY, LOOPS, flat(100_000))
+
+
+@linux
+@pytest.mark.long
+def test_nothing_leaks_in_a_million_calls():
+    """Fault 28."""
+    children.run(MEMORY, LOOPS, flat(1_000_000), timeout=600)
+
+
+@linux
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workspace_does_not_grow(threads):
+    """With batch, heads, queries or keys: the inputs are views of little, the outputs are narrow.
+
+    What remains is a fixed number of tiles for each thread: under 1 MB, whatever the shape.
+    """
+    code = f"""
+    def call(batch, heads, rows, keys, **options):
+        "The arrays are one row each, seen again and again; the result is one float a row."
+        unit = np.ones((1, 1, 1, 64), "f4")
+        query = np.broadcast_to(unit, (batch, heads, rows, 64))
+        key = np.broadcast_to(unit, (batch, heads, keys, 64))
+        value = np.broadcast_to(unit[..., :1], (batch, heads, keys, 1))
+        out = np.zeros((batch, heads, rows, 1), "f4")
+        out.fill(1)  # its pages are there before
+        attend(query, key, value, out=out, num_threads={threads}, **options)
+        return lambda: attend(query, key, value, out=out, num_threads={threads}, **options)
+
+    near = dict(window_size=(8, 0))
+    for shape, options in [
+        ((1, 1, 100, 200), {{}}),
+        ((500, 20, 10, 30), {{}}),
+        ((2, 1000, 40, 30), {{}}),
+        ((1, 1, 100_000, 100_000), near),
+        ((4, 2, 3000, 500), {{}}),
+        ((1, 4, 64, 50_000), {{}}),
+    ]:
+        f = call(*shape, **options)
+        f()
+        grown = peak_of(f)
+        assert grown < 1_000_000, (shape, grown)
+    """
+    children.run(MEMORY, code)
+
+
+@linux
+def test_workspace_of_shared_splits_is_that_of_one_row():
+    """The named exception: partial results of key splits, S / 512 of them."""
+    code = """
+    unit = np.ones((1, 1), "f4")
+    keys = 2_000_000
+    query, key = unit, np.broadcast_to(unit, (keys, 1))
+    attend(query, key, key, num_threads=2)
+    grown = peak_of(lambda: attend(query, key, key, num_threads=2))
+    assert grown < keys / 512 * 1024 + 1_000_000, grown
+    grown = peak_of(lambda: attend(query, key, key, num_threads=1))
+    assert grown < 1_000_000, grown
+    """
+    children.run(MEMORY, code)
+
+
+@pytest.mark.skipif(sys.maxsize < 2**33, reason="a machine of 32 bits")
+@pytest.mark.parametrize("rows", [1, 40])
+def test_more_than_two_to_the_31_keys(isa, dtype, rows):
+    """Fault 15: the last keys of many, by stride 0; positions are past 2^31, elements past 2^33."""
+    keys = 2**31 + 1000
+    unit = np.linspace(-1, 1, 8).astype(dtype)
+    key = np.broadcast_to(unit, (keys, 8))
+    query = np.linspace(-2, 2, rows * 8).reshape(rows, 8).astype(dtype)
+    for offset in (keys - rows, 2**31 - 20, 2**30):
+        options = {"window_size": (30, 0), "query_offset": offset, "num_threads": 1}
+        out, lse = selfattn.scaled_dot_product_attention(
+            query, key, key, return_lse=True, **options
+        )
+        np.testing.assert_allclose(out, np.broadcast_to(unit, out.shape), rtol=1e-5)
+        scores = query.astype(np.float64) @ unit / np.sqrt(8)
+        np.testing.assert_allclose(lse, scores + np.log(31), rtol=1e-5)
+
+
+RESERVED = """
+import ctypes, mmap
+import numpy as np, selfattn
+
+def far(shape, gap, dtype="f4"):
+    "Rows that lie `gap` bytes apart, in memory that is promised and not there until touched."
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    memory = mmap.mmap(-1, gap * shape[0] + 2**20, flags=flags)
+    return np.ndarray(shape, dtype, memory, 0, (gap, np.dtype(dtype).itemsize))
+"""
+
+
+@linux
+@pytest.mark.parametrize("rows", [3, 20])
+@pytest.mark.parametrize(("keys", "gap"), [(5, 3 * 2**30 + 4), (5, 2**32), (200, 2**25 + 4)])
+def test_offsets_past_32_bits(isa, rows, keys, gap):
+    """Fault 15: row times stride does not fit 32 bits, in any input or in the output; nor does the
+    offset of the second block of keys."""
+    code = f"""
+    from selfattn import _core
+    assert _core.force_isa({isa!r})
+    rng = np.random.default_rng(0)
+    shapes = ({rows}, 8), ({keys}, 8), ({keys}, 8)
+    plain = [rng.standard_normal(shape).astype("f4") for shape in shapes]
+    moved = [far(x.shape, {gap}) for x in plain]
+    for x, y in zip(moved, plain):
+        x[...] = y
+    out = far(({rows}, 8), {gap})
+    for options in ({{}}, {{"is_causal": True, "query_offset": {keys} - {rows}}}):
+        want = selfattn.scaled_dot_product_attention(*plain, **options)
+        selfattn.scaled_dot_product_attention(*moved, out=out, **options)
+        assert np.array_equal(out, want)
+    scores = far(({rows}, {keys}), {gap})
+    selfattn.scaled_dot_product(*moved[:2], out=scores)
+    assert np.array_equal(scores, selfattn.scaled_dot_product(*plain[:2]))
+    selfattn.softmax(moved[0], 0, out=out)
+    assert np.array_equal(out, selfattn.softmax(plain[0], 0))
+    selfattn.weighted_sum(scores, moved[2], out=out)
+    assert np.array_equal(out, selfattn.weighted_sum(scores.copy(), plain[2]))
+    """
+    children.run(RESERVED, code)
+
+
+def test_results_too_large_for_any_memory():
+    """Fault 15: products that overflow are a clear error."""
+    x = np.broadcast_to(np.float32(1), (2**40, 1))
+    with pytest.raises((ValueError, MemoryError)):
+        selfattn.scaled_dot_product(x, x)
+    with pytest.raises((ValueError, MemoryError)):
+        selfattn.attention_weights(x, x)
+    wide = np.broadcast_to(np.float32(1), (1, 2**60))
+    with pytest.raises((ValueError, MemoryError)):
+        selfattn.scaled_dot_product_attention(x, x[:1], np.broadcast_to(np.float32(1), (1, 2**40)))
+    with pytest.raises((ValueError, MemoryError)):
+        selfattn.scaled_dot_product_attention(wide, wide, np.ones((1, 1), np.float32))
+
+
+LIMITED = """
+def limit(extra):
+    resource.setrlimit(resource.RLIMIT_AS, (status("VmSize") + extra, resource.RLIM_INFINITY))
+small = np.random.default_rng(0).standard_normal((40, 700, 16)).astype("f4")
+want = attend(small, small, small, num_threads=1)
+"""
+
+
+@linux
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_memory_for_the_workspace(threads):
+    """Fault 28: a failed allocation is MemoryError, out is untouched, the next call is right."""
+    code = f"""
+    limit(2**28)
+    wide = np.broadcast_to(np.float32(1), (64, 2**26))  # packed, 16 GB
+    value = np.ones((64, 1), "f4")
+    out = np.full((64, 1), 7, "f4")
+    held = status("VmRSS")
+    for call in (
+        lambda: attend(wide, wide, value, out=out, num_threads={threads}),
+        lambda: attend(wide[:1], wide, value, out=out[:1], num_threads={threads}),
+        lambda: selfattn.scaled_dot_product(wide, wide, num_threads={threads}),
+        lambda: selfattn.attention_weights(wide, wide, num_threads={threads}),
+    ) * 20:
+        try:
+            call()
+        except MemoryError as error:
+            assert "selfattn" in str(error), error
+        else:
+            raise AssertionError("there was memory")
+    assert (out == 7).all()
+    assert status("VmRSS") - held < 500_000
+    assert np.array_equal(attend(small, small, small, num_threads=1), want)
+    """
+    children.run(MEMORY, LIMITED, code)
+
+
+@linux
+def test_no_memory_for_threads():
+    """A thread that cannot be started is done without: each wants a stack of its own."""
+    code = """
+    first = small[:4]
+    limit(8_000_000)
+    assert np.array_equal(attend(first, first, first, num_threads=64), want[:4])
+    started = len(list(pathlib.Path("/proc/self/task").iterdir()))
+    assert started < 40, "the limit was none"
+    """
+    children.run(MEMORY, LIMITED, code)
