@@ -109,14 +109,10 @@ static void spin(void *shared, int member) {
 }
 
 /* The vectors in use: "avx512", "avx2" or "generic". */
-const char *bench_fma_isa(void) {
-    return widest()->isa;
-}
+const char *bench_fma_isa(void) { return widest()->isa; }
 
 /* Floating-point operations of one step of one thread. */
-long bench_fma_flops(int is_f64) {
-    return is_f64 ? *widest()->flops_f64 : *widest()->flops_f32;
-}
+long bench_fma_flops(int is_f64) { return is_f64 ? *widest()->flops_f64 : *widest()->flops_f32; }
 
 /* Time `num_threads` threads doing `steps` steps each; -1 if the threads cannot be had. */
 int bench_fma_time(int is_f64, int num_threads, long steps, struct team_time *time) {
