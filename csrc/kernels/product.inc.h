@@ -32,8 +32,9 @@ typedef struct {
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 
-/* What becomes of each accumulator at the end of a chunk; the sum of chunks grows in C itself, or
- * waits in p->sums where C is to be rescaled. */
+/* What becomes of each accumulator at the end of a chunk. The sum of chunks grows in C itself, or
+ * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator after
+ * another: all sums first and then all stores reads better, and costs 2 to 7 % of the whole. */
 #define FOLD(to, expression)          \
     SA_UNROLL                         \
     for (int i = 0; i < M; ++i) {     \
@@ -121,6 +122,11 @@ SA_INLINE void product_rows(const int n, const int fetch, const product_args *p)
     STRIPS(1)
 #undef STRIPS
 }
+
+#undef FOLD
+#undef C_AT
+#undef SUM_AT
+#undef WHOLE
 
 static void product_1(const product_args *p) { product_rows(1, 0, p); }
 static void product_2(const product_args *p) { product_rows(2, 0, p); }
