@@ -52,13 +52,13 @@ static int whole_tile(forward_call *c, int64_t tile, char *scratch, int worker) 
 static void whole_tiles(void *arg, int worker) {
     forward_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    for (int64_t tile, end;
-         (tile = sa_take(&c->next) * c->plan->tiles_per_turn) < c->plan->tiles;) {
-        end = tile + c->plan->tiles_per_turn;
-        if (end > c->plan->tiles) end = c->plan->tiles;
+    for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
         for (; tile < end; ++tile)
             if (!whole_tile(c, tile, scratch, worker)) return;
-    }
+}
+
+static char *partial_of(const sa_plan *plan, char *partials, int64_t split) {
+    return partials + (size_t)(split - plan->first_split) * plan->partial_size;
 }
 
 static void shared_splits(void *arg, int worker) {
@@ -66,7 +66,8 @@ static void shared_splits(void *arg, int worker) {
     const sa_plan *plan = c->plan;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
     for (int64_t item; (item = sa_take(&c->next)) < plan->tiles * plan->splits;) {
-        int64_t tile = item / plan->splits, i = item % plan->splits, first, last;
+        int64_t tile = item / plan->splits, i = plan->first_split + item % plan->splits, first,
+                last;
         sa_tile t;
         sa_plan_tile(plan, tile, &t);
         splits_of(&t, &first, &last);
@@ -74,25 +75,23 @@ static void shared_splits(void *arg, int worker) {
         char *partials = c->partials + (size_t)(tile * plan->splits) * plan->partial_size;
         if (first <= i && i < last) {
             kernel->begin(&t, scratch);
-            split(kernel, &t, scratch, i, partials + (size_t)i * plan->partial_size);
+            split(kernel, &t, scratch, i, partial_of(plan, partials, i));
         }
         if (sa_must_stop(&c->stop, worker)) return;
         if (sa_take(&c->done[tile]) < plan->splits - 1) continue;
-        char *total = partials + (size_t)first * plan->partial_size;
+        char *total = partial_of(plan, partials, first);
         for (i = first + 1; i < last; ++i)
-            kernel->merge(&t, scratch, total, partials + (size_t)i * plan->partial_size);
+            kernel->merge(&t, scratch, total, partial_of(plan, partials, i));
         kernel->finish(&t, scratch, total);
     }
 }
 
 sa_status sa_attention(const sa_problem *p) {
-    const double log2_e = 1.4426950408889634;
-    double rows = (double)p->num_heads_q * (double)p->seqlen_q;
-    for (int i = 0; i < p->batch_axes; ++i) rows *= (double)p->batch_shape[i];
-    double flops = 2 * rows * (double)p->seqlen_k * (double)(p->head_dim + p->head_dim_v);
-    sa_plan plan = sa_plan_make(p, p->scale * log2_e, flops);
-    forward_call c = {.plan = &plan, .stop = sa_stop_by(p->interrupt)};
     sa_status status = SA_NO_MEMORY;
+    forward_call c = {0};
+    sa_enter(&c.stop, p->interrupt);
+    sa_plan plan = sa_plan_make(p, sa_scale(p) * SA_LOG2_E, p->head_dim + p->head_dim_v);
+    c.plan = &plan;
 
     int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;
     int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
@@ -107,10 +106,11 @@ sa_status sa_attention(const sa_problem *p) {
         for (int64_t i = 0; i < plan.tiles; ++i) c.done[i] = 0;
     }
     sa_parallel(plan.num_threads, shared ? shared_splits : whole_tiles, &c, &c.stop);
-    status = c.stop.stopped ? SA_INTERRUPTED : SA_OK;
+    status = SA_OK;
 out:
     sa_free(c.scratch);
     sa_free(c.partials);
     sa_free(c.done);
-    return status;
+    sa_status left = sa_leave(&c.stop);
+    return status == SA_OK ? left : status;
 }

@@ -2,6 +2,7 @@
 
 #include "plan.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "dispatch.h"
@@ -17,18 +18,47 @@ static size_t whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE *
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
-sa_plan sa_plan_make(const sa_problem *p, double q_factor, double flops) {
+double sa_scale(const sa_problem *p) {
+    if (!isnan(p->scale)) return p->scale;
+    return p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
+}
+
+/* The keys [lo, hi) that any query of the problem sees, and how many one query sees at most. */
+static int64_t visible_keys(const sa_problem *p, int64_t entries, int64_t *lo, int64_t *hi) {
+    int64_t most = 0;
+    *lo = p->seqlen_k;
+    *hi = 0;
+    for (int64_t b = 0; b < entries && p->seqlen_q; ++b) {
+        int64_t first, last, ignored;
+        sa_key_range(p, b, 0, &first, &ignored);
+        sa_key_range(p, b, p->seqlen_q - 1, &ignored, &last);
+        if (first < *lo) *lo = first;
+        if (last > *hi) *hi = last;
+        if (last - first > most) most = last - first;
+        if (!p->query_offset_of_batch && !p->kv_lengths) break; /* all entries are alike */
+    }
+    if (*lo > *hi) *lo = *hi;
+    if (p->window_left >= 0 && p->window_right >= 0 && p->window_left + p->window_right + 1 < most)
+        most = p->window_left + p->window_right + 1;
+    return most;
+}
+
+sa_plan sa_plan_make(const sa_problem *p, double q_factor, int64_t width) {
     sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype), .q_factor = q_factor};
     const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
     int lanes = plan.kernels->lanes;
-    int64_t entries = p->num_heads_kv;
+    int64_t entries = 1, first, last;
     for (int i = 0; i < p->batch_axes; ++i) entries *= p->batch_shape[i];
+    int64_t keys = visible_keys(p, entries, &first, &last);
+    double flops = 2.0 * (double)keys * (double)width * (double)entries * (double)p->num_heads_q *
+                   (double)p->seqlen_q;
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
     plan.rows = plan.group * p->seqlen_q;
     plan.vectors = (plan.rows + lanes - 1) / lanes;
     plan.tiles_per_head = (plan.rows + tile->max_rows - 1) / tile->max_rows;
-    plan.tiles = entries * plan.tiles_per_head;
-    plan.splits = (p->seqlen_k + SA_SPLIT_N - 1) / SA_SPLIT_N;
+    plan.tiles = entries * p->num_heads_kv * plan.tiles_per_head;
+    plan.first_split = first / SA_SPLIT_N;
+    plan.splits = (last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
     if (plan.splits < 1) plan.splits = 1;
 
     double threads = flops / FLOPS_PER_THREAD;
@@ -48,6 +78,13 @@ sa_plan sa_plan_make(const sa_problem *p, double q_factor, double flops) {
     plan.scratch_size = whole_lines(max_size(plan.scratch_size, tile->scratch_size(&largest)));
     plan.partial_size = whole_lines(max_size(plan.partial_size, tile->partial_size(&largest)));
     return plan;
+}
+
+int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end) {
+    *first = sa_take(next) * plan->tiles_per_turn;
+    *end =
+        *first + plan->tiles_per_turn < plan->tiles ? *first + plan->tiles_per_turn : plan->tiles;
+    return *first < *end;
 }
 
 /* Where batch entry b, head h, row r of an array starts. */

@@ -7,6 +7,9 @@
 #define SA_PLAN_H
 
 #include "kernels.h"
+#include "pool.h"
+
+#define SA_LOG2_E 1.4426950408889634 /* scores of a softmax are in units of log 2 */
 
 typedef struct {
     const sa_problem *problem;
@@ -15,15 +18,22 @@ typedef struct {
     int64_t rows;           /* of a key/value head: group * seqlen_q */
     int64_t vectors;        /* that hold them */
     int64_t tiles_per_head; /* which divide the vectors evenly */
-    int64_t tiles, splits;
-    int64_t tiles_per_turn; /* neighbours, which share keys and values, go to one thread */
+    int64_t tiles;
+    int64_t first_split, splits; /* those in which any query sees a key; one at least */
+    int64_t tiles_per_turn;      /* neighbours, which share keys and values, go to one thread */
     int num_threads;
     double q_factor;
     size_t scratch_size, partial_size; /* multiples of a cache line */
 } sa_plan;
 
-/* flops: about how many the whole problem takes. */
-sa_plan sa_plan_make(const sa_problem *problem, double q_factor, double flops);
+/* What the scores are multiplied by. */
+double sa_scale(const sa_problem *problem);
+
+/* width: elements of each key, and of what is summed by it, that are multiplied for each query. */
+sa_plan sa_plan_make(const sa_problem *problem, double q_factor, int64_t width);
+
+/* What the next worker to ask takes: tiles [first, end); 0 when none is left. */
+int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);
 
 /* The tile-th tile: its rows' pointers and key ranges. */
 void sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);

@@ -10,18 +10,28 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "fp_env.h"
-
 enum { POLL_NS = 5 * 1000 * 1000 }; /* how often the caller asks whether to go on */
 
 static int64_t now_ns(void) {
     struct timespec t;
+#ifdef CLOCK_MONOTONIC
+    clock_gettime(CLOCK_MONOTONIC, &t);
+#else
     timespec_get(&t, TIME_UTC);
+#endif
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-sa_stop sa_stop_by(sa_interrupt interrupt) {
-    return (sa_stop){.interrupt = interrupt, .asked_ns = now_ns()};
+void sa_enter(sa_stop *stop, sa_interrupt interrupt) {
+    stop->interrupt = interrupt;
+    stop->asked_ns = now_ns();
+    stop->stopped = 0;
+    stop->callers = sa_fp_enter();
+}
+
+sa_status sa_leave(sa_stop *stop) {
+    sa_fp_leave(stop->callers);
+    return stop->stopped ? SA_INTERRUPTED : SA_OK;
 }
 
 int sa_must_stop(sa_stop *stop, int worker) {
@@ -29,7 +39,9 @@ int sa_must_stop(sa_stop *stop, int worker) {
         int64_t now = now_ns();
         int64_t since = now - stop->asked_ns;
         if (since >= POLL_NS || since < 0) {
+            sa_fp_leave(stop->callers);
             if (stop->interrupt.interrupted(stop->interrupt.arg)) stop->stopped = 1;
+            stop->callers = sa_fp_enter();
             stop->asked_ns = now;
         }
     }
@@ -77,6 +89,7 @@ typedef struct call {
 static struct {
     pthread_mutex_t in_use; /* held by the call that has the pool */
     int size;
+    int forks; /* that this process has come through */
     helper *helpers[MAX_HELPERS];
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER};
 
@@ -159,14 +172,31 @@ static int start_helper(void) {
 }
 
 static void forget_helpers(void) {
+    ++pool.forks;
     pool.size = 0; /* they did not survive the fork; their memory, a few hundred bytes, is lost */
     pthread_mutex_init(&pool.in_use, NULL);
 }
 
 static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
 
-/* The helpers' work is done, or taken back where it was not begun. */
-static void wait_for_helpers(int helpers, call *c, sa_stop *stop) {
+/* A clock that nobody sets back, where a condition can wait by one. */
+#ifdef __APPLE__
+enum { WAIT_CLOCK = CLOCK_REALTIME };
+static void init_condition(pthread_cond_t *condition) { pthread_cond_init(condition, NULL); }
+#else
+enum { WAIT_CLOCK = CLOCK_MONOTONIC };
+static void init_condition(pthread_cond_t *condition) {
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, WAIT_CLOCK);
+    pthread_cond_init(condition, &attr);
+    pthread_condattr_destroy(&attr);
+}
+#endif
+
+/* The helpers' work is done, or taken back where it was not begun; or this is the child of a fork()
+ * in a signal handler, and they are no more. */
+static void wait_for_helpers(int helpers, call *c, sa_stop *stop, int forks) {
     for (int i = 0; i < helpers; ++i) {
         int posted = POSTED;
         if (atomic_compare_exchange_strong(&pool.helpers[i]->state, &posted, IDLE)) finish_one(c);
@@ -177,13 +207,14 @@ static void wait_for_helpers(int helpers, call *c, sa_stop *stop) {
     pthread_mutex_lock(&c->lock);
     while (atomic_load_explicit(&c->running, memory_order_acquire) > 0) {
         struct timespec until;
-        timespec_get(&until, TIME_UTC);
+        clock_gettime(WAIT_CLOCK, &until);
         until.tv_nsec += POLL_NS;
         until.tv_sec += until.tv_nsec / 1000000000;
         until.tv_nsec %= 1000000000;
         pthread_cond_timedwait(&c->done, &c->lock, &until);
         pthread_mutex_unlock(&c->lock);
         sa_must_stop(stop, 0);
+        if (pool.forks != forks) return;
         pthread_mutex_lock(&c->lock);
     }
     pthread_mutex_unlock(&c->lock);
@@ -200,11 +231,17 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
     while (pool.size < helpers && start_helper()) continue;
     if (pool.size < helpers) helpers = pool.size;
 
-    call c = {.lock = PTHREAD_MUTEX_INITIALIZER, .done = PTHREAD_COND_INITIALIZER};
+    const int forks = pool.forks;
+    call c = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    init_condition(&c.done);
     atomic_init(&c.running, helpers);
     for (int i = 0; i < helpers; ++i) post(pool.helpers[i], work, arg, i + 1, &c);
     work(arg, 0);
-    wait_for_helpers(helpers, &c, stop);
+    if (pool.forks == forks) wait_for_helpers(helpers, &c, stop, forks);
+    if (pool.forks != forks) {
+        stop->stopped = 1; /* nobody can tell what the helpers had done */
+        return;
+    }
     pthread_mutex_destroy(&c.lock);
     pthread_cond_destroy(&c.done);
     pthread_mutex_unlock(&pool.in_use);
@@ -213,15 +250,12 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
 #endif
 
 void sa_parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
-    sa_fp_env old = sa_fp_enter();
 #if SA_THREADS
-    if (num_threads > 1)
+    if (num_threads > 1) {
         parallel(num_threads, work, arg, stop);
-    else
-        work(arg, 0);
-#else
+        return;
+    }
+#endif
     (void)num_threads, (void)stop;
     work(arg, 0);
-#endif
-    sa_fp_leave(old);
 }

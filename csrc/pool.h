@@ -1,10 +1,9 @@
 /* A small pool of threads for parallel loops, and the counters that such loops share.
  *
- * sa_parallel(n, work, arg, interrupt) calls work(arg, 0) in this thread and at most work(arg, 1)
+ * sa_parallel(n, work, arg, stop) calls work(arg, 0) in this thread and at most work(arg, 1)
  * ... work(arg, n - 1) in others: a helper that has not woken when the caller is done is let off.
  * So work takes its items from a shared counter, and one call of it must be able to do them all.
- * Returns when all is done. Every thread computes in the default floating-point environment; the
- * caller's own is put back.
+ * Returns when all is done.
  *
  * Where there are no POSIX threads or C11 atomics, the caller does everything. */
 #ifndef SA_POOL_H
@@ -12,6 +11,7 @@
 
 #include <stdint.h>
 
+#include "fp_env.h"
 #include "selfattn.h"
 
 #if !defined(_WIN32) && !defined(__STDC_NO_ATOMICS__)
@@ -26,16 +26,19 @@ typedef int64_t sa_counter;
 /* The counter's value, which is then one more. */
 static inline int64_t sa_take(sa_counter *counter) { return (*counter)++; }
 
-/* Whether a call was told to stop. Every worker asks between two pieces of work; only the caller
- * (worker 0) asks the interrupt, once in a few milliseconds, and while it waits for the others. */
+/* A call, from sa_enter to sa_leave: it computes in the default floating-point environment, and may
+ * be told to stop. Every worker asks between two pieces of work; only the caller (worker 0) asks the
+ * interrupt, in its own environment, once in a few milliseconds and while it waits for the others. */
 typedef struct {
     sa_interrupt interrupt;
-    int64_t asked_ns; /* the caller's own */
+    sa_fp_env callers;
+    int64_t asked_ns;
     sa_counter stopped;
 } sa_stop;
 
-sa_stop sa_stop_by(sa_interrupt interrupt);
+void sa_enter(sa_stop *stop, sa_interrupt interrupt);
 int sa_must_stop(sa_stop *stop, int worker);
+sa_status sa_leave(sa_stop *stop); /* SA_OK or SA_INTERRUPTED */
 
 typedef void (*sa_work)(void *arg, int worker);
 

@@ -64,39 +64,38 @@ static void sum_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop 
 static void tiles(void *arg, int worker) {
     step_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    for (int64_t tile, end;
-         (tile = sa_take(&c->next) * c->plan->tiles_per_turn) < c->plan->tiles;) {
-        end = tile + c->plan->tiles_per_turn;
-        if (end > c->plan->tiles) end = c->plan->tiles;
+    for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
         for (; tile < end; ++tile) {
             sa_tile t;
             sa_plan_tile(c->plan, tile, &t);
             c->compute(c->plan, &t, scratch, &c->stop, worker);
             if (sa_must_stop(&c->stop, worker)) return;
         }
-    }
 }
 
-static sa_status run(const sa_problem *p, double q_factor, int64_t width,
+static sa_status run(const sa_problem *p, double unit, int64_t width,
                      void (*compute)(const sa_plan *, sa_tile *, char *, sa_stop *, int)) {
-    double rows = (double)p->num_heads_q * (double)p->seqlen_q;
-    for (int i = 0; i < p->batch_axes; ++i) rows *= (double)p->batch_shape[i];
-    sa_plan plan = sa_plan_make(p, q_factor, 2 * rows * (double)p->seqlen_k * (double)width);
-    step_call c = {.plan = &plan, .compute = compute, .stop = sa_stop_by(p->interrupt)};
+    sa_status status = SA_NO_MEMORY;
+    step_call c = {.compute = compute};
+    sa_enter(&c.stop, p->interrupt);
+    sa_plan plan = sa_plan_make(p, sa_scale(p) * unit, width);
+    c.plan = &plan;
     if (plan.num_threads > plan.tiles) plan.num_threads = plan.tiles > 1 ? (int)plan.tiles : 1;
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
     c.scratch = sa_alloc((size_t)plan.num_threads, c.scratch_size);
-    if (!c.scratch) return SA_NO_MEMORY;
+    if (!c.scratch) goto out;
     sa_parallel(plan.num_threads, tiles, &c, &c.stop);
+    status = SA_OK;
+out:
     sa_free(c.scratch);
-    return c.stop.stopped ? SA_INTERRUPTED : SA_OK;
+    sa_status left = sa_leave(&c.stop);
+    return status == SA_OK ? left : status;
 }
 
-sa_status sa_scores(const sa_problem *p) { return run(p, p->scale, p->head_dim, scores_of_tile); }
+sa_status sa_scores(const sa_problem *p) { return run(p, 1, p->head_dim, scores_of_tile); }
 
 sa_status sa_weights(const sa_problem *p) {
-    const double log2_e = 1.4426950408889634;
-    return run(p, p->scale * log2_e, 2 * p->head_dim, weights_of_tile);
+    return run(p, SA_LOG2_E, 2 * p->head_dim, weights_of_tile);
 }
 
 sa_status sa_sum(const sa_problem *p) { return run(p, 1, p->head_dim_v, sum_of_tile); }

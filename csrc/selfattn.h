@@ -48,7 +48,7 @@ typedef struct {
     int64_t seqlen_q, seqlen_k, head_dim, head_dim_v;
     sa_array query, key, value; /* sum: `query` holds the weights, and `key` is unused */
     sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
-    double scale;
+    double scale;               /* NaN: 1/sqrt(head_dim) */
     /* Which keys a query sees, as a range: mask.h says what these mean. */
     int64_t window_left, window_right;    /* -1: unbounded */
     int64_t query_offset;                 /* of every batch entry, unless the array is given */

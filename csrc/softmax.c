@@ -55,7 +55,8 @@ static void some_rows(void *arg, int worker) {
 
 sa_status sa_softmax(const sa_softmax_problem *p) {
     softmax_call c = {.problem = p, .kernels = sa_kernels_for(p->dtype), .rows = 1};
-    c.stop = sa_stop_by(p->interrupt);
+    if (p->n == 0) return SA_OK;
+    sa_enter(&c.stop, p->interrupt);
     for (int i = 0; i < p->axes; ++i) c.rows *= p->shape[i];
     c.rows_per_turn = p->n < ELEMENTS_PER_TURN ? ELEMENTS_PER_TURN / (p->n + 1) : 1;
     if (c.rows_per_turn < 1) c.rows_per_turn = 1;
@@ -63,7 +64,7 @@ sa_status sa_softmax(const sa_softmax_problem *p) {
     int num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (num_threads > c.rows) num_threads = (int)c.rows;
     sa_parallel(num_threads > 1 ? num_threads : 1, some_rows, &c, &c.stop);
-    return c.stop.stopped ? SA_INTERRUPTED : SA_OK;
+    return sa_leave(&c.stop);
 }
 
 void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n) {

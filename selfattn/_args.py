@@ -137,10 +137,13 @@ def axis(name, n, x):
     return number % x.ndim
 
 
-def _scale(scale, head_dim):
+def _scale(scale):
+    """A finite float, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
     if scale is None:
-        return 1.0 / math.sqrt(head_dim) if head_dim else 1.0
+        return math.nan
     try:
+        if isinstance(scale, (str, bytes, bytearray, bool, np.bool_)):
+            raise TypeError
         scale = float(scale)
     except (TypeError, ValueError):
         raise TypeError(f"scale: expected a number, got {type(scale).__name__}") from None
@@ -159,11 +162,16 @@ def _window(window_size):
     if type(window_size) is tuple and window_size == (-1, -1):
         return -1, -1
     try:
-        left, right = (operator.index(side) for side in window_size)
-    except (TypeError, ValueError):
+        sides = [operator.index(side) for side in window_size]
+        if any(isinstance(side, (bool, np.bool_)) for side in window_size):
+            raise TypeError
+    except TypeError:
         raise TypeError(
             f"window_size: expected two ints (left, right), got {window_size!r}"
         ) from None
+    if len(sides) != 2:
+        raise ValueError(f"window_size: expected two ints (left, right), got {window_size!r}")
+    left, right = sides
     if left < -1 or right < -1:
         raise ValueError(f"window_size: expected sides of -1 or more, got {window_size!r}")
     return min(left, _FARTHEST), min(right, _FARTHEST)
@@ -184,10 +192,11 @@ def _per_batch(name, x, batch_shape, low, high):
             f"{name}: expected a shape that broadcasts to the axes before the heads, "
             f"{batch_shape}, got {x.shape}"
         ) from None
+    x = np.array(x, order="C")  # our own: the user's may change while the kernels read it
     if x.size:
         _within(name, int(x.min()), low, high)
         _within(name, int(x.max()), low, high)
-    return np.ascontiguousarray(x, np.int64)
+    return x.astype(np.int64, copy=False)
 
 
 def _within(name, n, low, high):
@@ -246,7 +255,7 @@ def attention_problem(
         batch_shape,
         heads_q,
         heads_kv,
-        _scale(scale, head_dim),
+        _scale(scale),
         query_offset,
         kv_lengths,
         left,

@@ -81,8 +81,10 @@ cdef int interrupted(void *arg) noexcept with gil:
 cdef int check(sa_status status, list raised) except -1:
     if status == SA_NO_MEMORY:
         raise MemoryError("selfattn: no memory for the workspace")
+    if status == SA_INTERRUPTED and raised:
+        raise raised.pop()
     if status == SA_INTERRUPTED:
-        raise raised[0]
+        raise RuntimeError("selfattn: a signal handler forked; its child cannot finish the call")
     return 0
 
 
@@ -101,7 +103,7 @@ cdef void fill(sa_array *a, cnp.ndarray x, int trailing, int batch_axes) noexcep
     cdef int head = cnp.PyArray_NDIM(x) - trailing - 1
     cdef int i, axis
     a.data = <char *>cnp.PyArray_DATA(x)
-    a.row = strides[head + 1]
+    a.row = strides[head + 1] if shape[head + 1] != 1 else 0
     a.col = strides[head + 2] if trailing == 2 else 0
     a.head = strides[head] if head >= 0 and shape[head] != 1 else 0
     for i in range(batch_axes):
@@ -128,7 +130,7 @@ cdef tuple rows_shape(const sa_problem *p, tuple batch_shape, bint has_heads):
 ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
 
 
-cdef int solve(sa_problem *p, solver solver, cnp.ndarray out, int num_threads) except -1:
+cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) except -1:
     """Solve the problem into `out`, without the GIL."""
     cdef list raised = []
     cdef sa_status status
@@ -137,7 +139,7 @@ cdef int solve(sa_problem *p, solver solver, cnp.ndarray out, int num_threads) e
     p.interrupt.interrupted = interrupted
     p.interrupt.arg = <void *>raised
     with nogil:
-        status = solver(p)
+        status = compute(p)
     return check(status, raised)
 
 

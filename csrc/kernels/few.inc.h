@@ -65,7 +65,7 @@ static void few_begin(const sa_tile *t, void *memory) {
 /* S for keys [begin, end) of the block, a panel of keys at a time. Memory is what it waits for: each
  * panel fetches the next one, and the products with V fetch the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end) {
-    ptrdiff_t soon = FEW_WIDTH * t->k_row;
+    uintptr_t soon = FEW_WIDTH * (uintptr_t)t->k_row;
     for (int at = begin; at < end; at += FEW_WIDTH) {
         const char *rows[FEW_WIDTH];
         int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
@@ -146,7 +146,7 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, i
 static void few_values(const sa_tile *t, const few_scratch *x, partial total, int64_t block,
                        int begin, int end, int finite) {
     const char *v = t->v + (block + begin) * t->v_row;
-    const char *next_k = t->k + (block + SA_BLOCK_N) * t->k_row;
+    uintptr_t next_k = (uintptr_t)t->k + (uintptr_t)(block + SA_BLOCK_N) * (uintptr_t)t->k_row;
     product_args p = {
         .m = t->rows,
         .k = end - begin,
@@ -167,7 +167,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, partial total, in
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, MAX_N)) > 0; e += n * LANES) {
         p.b = v + e * t->v_col;
         p.c = total.o + e;
-        p.soon = next_k + e * t->k_col;
+        p.soon = next_k + (uintptr_t)(e * t->k_col);
         finite ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A);
     }
     /* What is no whole vector of V as it lies goes through a panel. */
@@ -191,9 +191,9 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
     memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int begin, end, finite = 1;
-        sa_class class = sa_block_class(t, block, &begin, &end);
-        if (class == SA_EMPTY) continue;
-        if (class == SA_RAGGED)
+        sa_class kind = sa_block_class(t, block, &begin, &end);
+        if (kind == SA_EMPTY) continue;
+        if (kind == SA_RAGGED)
             finite = all_finite(t->v + (block + begin) * t->v_row, t->v_row, t->v_col, end - begin,
                                 t->head_dim_v);
         few_scores(t, &x, block, begin, end);

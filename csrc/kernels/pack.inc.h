@@ -30,13 +30,13 @@ SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
 /* The LANES elements at an offset in LANES rows -> as many rows of the panel. What is needed soon
  * lies that far from each. */
-SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor, ptrdiff_t soon,
+SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor, uintptr_t soon,
                              real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
         square[r] = v_mul(factor, v_load(rows[r] + offset));
-        SA_PREFETCH((uintptr_t)rows[r] + (uintptr_t)(offset + soon));
+        SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
     }
     v_transpose(square);
     SA_UNROLL
@@ -56,7 +56,7 @@ static void gather_part(const char *const *rows, int count, ptrdiff_t col, int w
 
 /* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
-                   ptrdiff_t soon, real *panel, ptrdiff_t panel_row) {
+                   uintptr_t soon, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
     int64_t x = 0;
     if (count == LANES && col == (ptrdiff_t)sizeof(real))

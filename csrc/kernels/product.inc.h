@@ -25,8 +25,8 @@ typedef struct {
     ptrdiff_t c_row; /* in elements */
     beta_kind kind;
     const real *beta;
-    real *sums;       /* room for SUMS_ROOM elements, where there is a beta */
-    const char *soon; /* needed after this product: n vectors for each k, if asked to fetch them */
+    real *sums;     /* room for SUMS_ROOM elements, where there is a beta */
+    uintptr_t soon; /* needed after this product: n vectors for each k, if asked to fetch them */
     ptrdiff_t soon_k;
 } product_args;
 
@@ -51,7 +51,7 @@ enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
 SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
-    uintptr_t soon = (uintptr_t)p->soon;
+    uintptr_t soon = p->soon;
     const char *b = p->b;
     int64_t k = 0, chunk = p->chunk - p->phase;
     do {

@@ -9,10 +9,10 @@
 /* The block's scores for all lanes, -inf where masked. */
 static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
     int begin_seen, end_seen;
-    sa_class class = sa_block_class(t, block, &begin_seen, &end_seen);
-    if (class == SA_EMPTY) begin_seen = end_seen = 0;
+    sa_class kind = sa_block_class(t, block, &begin_seen, &end_seen);
+    if (kind == SA_EMPTY) begin_seen = end_seen = 0;
     if (begin_seen < end_seen) tile_scores(t, x, 0, x->n, block, begin_seen, end_seen);
-    if (class == SA_FULL && end_seen - begin_seen == end) return;
+    if (kind == SA_FULL && end_seen - begin_seen == end) return;
     tile_block_ranges(t, x, block);
     for (int i = 0; i < x->n; ++i) tile_mask(x, i, 0, end, -(real)INFINITY);
 }

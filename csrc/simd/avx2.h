@@ -61,7 +61,6 @@ SA_INLINE vmask v_le(vec a, vec b) { return OP(cmp)(a, b, _CMP_LE_OQ); }
 SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
-SA_INLINE int v_any(vmask m) { return OP(movemask)(m) != 0; }
 SA_INLINE vmask v_negative(vec x) { return x; }
 
 SA_INLINE __m256i to_int(vec x) {

@@ -53,7 +53,6 @@ SA_INLINE vmask v_le(vec a, vec b) { return CMP(a, b, _CMP_LE_OQ); }
 SA_INLINE vmask v_eq(vec a, vec b) { return CMP(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
-SA_INLINE int v_any(vmask m) { return m != 0; }
 SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
 
 /* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */

@@ -7,7 +7,7 @@
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n
  *     v_add v_sub v_mul v_div v_fma v_max v_min v_round v_ldexp v_frexp
- *     v_lt v_le v_eq v_both v_select v_any v_negative v_iota v_transpose
+ *     v_lt v_le v_eq v_both v_select v_negative v_iota v_transpose
  *
  * The same names mean the same operation, bit for bit, in every set:
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma rounds once;

@@ -91,12 +91,6 @@ SA_INLINE vec v_select(vmask m, vec a, vec b) {
     EACH(i) b.x[i] = m.x[i] ? a.x[i] : b.x[i];
     return b;
 }
-SA_INLINE int v_any(vmask m) {
-    bits any = 0;
-    EACH(i) any |= m.x[i];
-    return any != 0;
-}
-
 SA_INLINE bits bits_of(real x) {
     bits b;
     memcpy(&b, &x, sizeof b);
