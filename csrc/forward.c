@@ -4,6 +4,8 @@
  * too few tiles for the threads, they share a tile's splits: each leaves its partial result, and
  * whoever leaves a tile's last one merges them all, in the same order. The bits are the same. */
 
+#include <assert.h>
+
 #include "dispatch.h"
 #include "plan.h"
 #include "pool.h"
@@ -21,6 +23,8 @@ typedef struct {
 
 static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scratch, int64_t i,
                   void *partial) {
+    assert(t->rows >= 1 && t->rows <= SA_MAX_TILE_M);
+    assert(t->end <= INT64_MAX - SA_SPLIT_N && i >= 0);
     int64_t end = (i + 1) * SA_SPLIT_N;
     kernel->split(t, scratch, i * SA_SPLIT_N, end < t->end ? end : t->end, partial);
 }

@@ -16,6 +16,8 @@
 #ifndef SA_MASK_H
 #define SA_MASK_H
 
+#include <assert.h>
+
 #include "kernels.h"
 
 typedef enum { SA_EMPTY, SA_FULL, SA_RAGGED } sa_class;
@@ -29,6 +31,7 @@ static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64
                                 int64_t *hi) {
     int64_t offset = p->query_offset_of_batch ? p->query_offset_of_batch[b] : p->query_offset;
     int64_t position = i + offset;
+    assert(!p->kv_lengths || (p->kv_lengths[b] >= 0 && p->kv_lengths[b] <= p->seqlen_k));
     int64_t begin = 0, end = p->kv_lengths ? p->kv_lengths[b] : p->seqlen_k;
     if (p->window_left >= 0 && position - p->window_left > begin) begin = position - p->window_left;
     if (p->window_right >= 0 && position + p->window_right + 1 < end)

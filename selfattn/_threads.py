@@ -121,7 +121,7 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") 
     for line in _read(Path(own)).splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         for base in (Path(root), Path(root) / "cpu", Path(root) / "cpu,cpuacct"):
-            if base == Path(root) and controllers:
+            if (base == Path(root)) == ("cpu" in controllers.split(",")):
                 continue
             folder = base / path.lstrip("/")
             for group in (folder, *folder.parents):

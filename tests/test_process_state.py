@@ -44,6 +44,9 @@ def calls(n):
     results = []
     for a in inputs:
         results += selfattn.scaled_dot_product_attention(a, a, a, return_lse=True, num_threads=n)
+        b = a[..., :10]  # whose 1 / sqrt(10), and .7 times log2(e), are rounded
+        results.append(selfattn.scaled_dot_product_attention(b, b, b, num_threads=n))
+        results.append(selfattn.scaled_dot_product_attention(b, b, b, scale=0.7, num_threads=n))
         results.append(selfattn.scaled_dot_product(a, a, num_threads=n))
         results.append(selfattn.attention_weights(a, a, num_threads=n))
         results.append(selfattn.weighted_sum(a[:, :64], a[:, :64], num_threads=n))
