@@ -2,8 +2,8 @@
 
 csrc/isa/*.c is compiled once for each instruction set, with that set's flags, and no other source
 gets any of them. Everything else about the package stands in pyproject.toml. Switches, read from
-the environment: SELFATTN_DEBUG=1 (assertions, symbols, no optimisation), SELFATTN_SANITIZE=address,undefined
-and SELFATTN_WERROR=1 (warnings are errors).
+the environment: SELFATTN_DEBUG=1 (assertions, symbols, no optimisation), SELFATTN_WERROR=1
+(warnings are errors) and SELFATTN_SANITIZE=address,undefined.
 """
 
 import os
