@@ -3,7 +3,8 @@
 csrc/isa/*.c is compiled once for each instruction set, with that set's flags, and no other source
 gets any of them. Everything else about the package stands in pyproject.toml. Switches, read from
 the environment: SELFATTN_DEBUG=1 (assertions, symbols, no optimisation), SELFATTN_WERROR=1
-(warnings are errors) and SELFATTN_SANITIZE=address,undefined.
+(warnings are errors), SELFATTN_SANITIZE=address,undefined, and SELFATTN_EMULATE_AVX512=1, which
+lets a machine without AVX-512 run those kernels, slowly, for tests (it needs SIMDe's headers).
 """
 
 import os
@@ -24,6 +25,8 @@ X86_FLAGS = {
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
+if os.environ.get("SELFATTN_EMULATE_AVX512"):
+    X86_FLAGS["avx512"] = ["-Itests/emulated", *X86_FLAGS["avx2"]]
 if IS_X86:
     ISA_FLAGS |= X86_FLAGS
 
@@ -33,6 +36,8 @@ LDFLAGS = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
 if IS_X86:
     MACROS.append(("SA_HAVE_X86", None))
+    if os.environ.get("SELFATTN_EMULATE_AVX512"):
+        MACROS.append(("SA_EMULATED_AVX512", None))
 if os.environ.get("SELFATTN_DEBUG"):
     CFLAGS += ["-O0", "-g3", "-UNDEBUG"]
 if os.environ.get("SELFATTN_WERROR"):

@@ -36,10 +36,11 @@ static void splits_of(const sa_tile *t, int64_t *first, int64_t *last) {
     if (*last == *first) *last = *first + 1;
 }
 
-static int whole_tile(forward_call *c, int64_t tile, char *scratch, int worker) {
+static int whole_tile(forward_call *c, int64_t tile, char *scratch, sa_finite *finite, int worker) {
     char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
     sa_tile t;
-    sa_plan_tile(c->plan, tile, &t);
+    t.finite = finite;
+    if (!sa_plan_tile(c->plan, tile, &t)) return 1;
     const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
     kernel->begin(&t, scratch);
     int64_t first, last;
@@ -56,9 +57,10 @@ static int whole_tile(forward_call *c, int64_t tile, char *scratch, int worker) 
 static void whole_tiles(void *arg, int worker) {
     forward_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    sa_finite finite = {0};
     for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
         for (; tile < end; ++tile)
-            if (!whole_tile(c, tile, scratch, worker)) return;
+            if (!whole_tile(c, tile, scratch, &finite, worker)) return;
 }
 
 static char *partial_of(const sa_plan *plan, char *partials, int64_t split) {
@@ -69,11 +71,13 @@ static void shared_splits(void *arg, int worker) {
     forward_call *c = arg;
     const sa_plan *plan = c->plan;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    sa_finite finite = {0};
     for (int64_t item; (item = sa_take(&c->next)) < plan->tiles * plan->splits;) {
         int64_t tile = item / plan->splits, i = plan->first_split + item % plan->splits, first,
                 last;
         sa_tile t;
-        sa_plan_tile(plan, tile, &t);
+        t.finite = &finite;
+        if (!sa_plan_tile(plan, tile, &t)) continue;
         splits_of(&t, &first, &last);
         const sa_forward_kernel *kernel = sa_plan_kernel(plan, &t);
         char *partials = c->partials + (size_t)(tile * plan->splits) * plan->partial_size;
@@ -94,7 +98,7 @@ sa_status sa_attention(const sa_problem *p) {
     sa_status status = SA_NO_MEMORY;
     forward_call c = {0};
     sa_enter(&c.stop, p->interrupt);
-    sa_plan plan = sa_plan_make(p, sa_scale(p) * SA_LOG2_E, p->head_dim + p->head_dim_v);
+    sa_plan plan = sa_plan_make(p, 0, p->head_dim + p->head_dim_v);
     c.plan = &plan;
 
     int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;

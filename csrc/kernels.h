@@ -1,6 +1,6 @@
 /* The border between the loops and the arithmetic: what a kernel set offers, as data.
  *
- * The loops (forward.c, scores.c, softmax.c) cut a problem into tiles and hold memory and threads;
+ * The loops (forward.c, scores.c, rows.c) cut a problem into tiles and hold memory and threads;
  * a kernel set computes on one tile. A tile is a few query rows that share one key/value head. */
 #ifndef SA_KERNELS_H
 #define SA_KERNELS_H
@@ -20,18 +20,51 @@ enum {
  * error and the slower the sum. */
 static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; }
 
+/* A tile's scores, as the softmax sees them:
+ *
+ *     score = q k                                            without a bias
+ *     score = cap(scale * q k) - slope * distance + mask     with one
+ *
+ * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of it
+ * below 1 as is a power of two, which rounds nothing; `scale` is the rest. A softmax needs
+ * 2^(unit * (score - max)), and lse natural * max: with a bias, scores are in natural units. */
+typedef struct {
+    double q_factor, scale; /* scale > 0 */
+    double unit, natural;   /* unit >= 1 */
+    double softcap;         /* 0: none */
+    int biased;
+} sa_scoring;
+
+/* What a worker has found out: between these keys, the values at v are all finite. */
+typedef struct {
+    const char *v;
+    int64_t begin, end;
+} sa_finite;
+
 typedef struct {
     int rows;
     int64_t head_dim, head_dim_v;
-    double q_factor;              /* what each query is multiplied by when it is packed */
+    sa_scoring scoring;
+    sa_finite *finite;            /* the worker's, from tile to tile */
     const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     const char *k, *v;
     ptrdiff_t q_col, k_row, k_col, v_row, v_col, out_col;
-    /* Row r sees the keys key_lo[r] <= j < key_hi[r] (mask.h). Between them, all rows see only
-     * keys from begin to end, and each sees every key from full_begin to full_end. */
+    /* Row r sees no key but key_lo[r] <= j < key_hi[r] (mask.h). Between them, all rows see only
+     * keys from begin to end, and by the ranges each sees every key from full_begin to full_end. */
     int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];
     int64_t begin, end, full_begin, full_end;
+    /* Of which it sees those that the mask and the segments let through, where there are any. */
+    sa_mask_kind mask_kind;
+    const char *mask[SA_MAX_TILE_M]; /* each row's, from key 0 */
+    ptrdiff_t mask_col;
+    const char *key_segments; /* NULL: no segments but those in the ranges */
+    ptrdiff_t segment_row;
+    int segment_size;
+    int64_t segment[SA_MAX_TILE_M];
+    int has_alibi, has_sinks;
+    double slope[SA_MAX_TILE_M], sink[SA_MAX_TILE_M];
+    int64_t position[SA_MAX_TILE_M]; /* with alibi: each row's among the keys */
 } sa_tile;
 
 /* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
@@ -63,6 +96,13 @@ typedef union {
     double bytes[32];
 } sa_softmax_state;
 
+/* A row of each operand of a merge. */
+typedef struct {
+    const char *a, *b, *lse_a, *lse_b;
+    char *out, *lse;
+    ptrdiff_t a_col, b_col, out_col;
+} sa_merge_row;
+
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
@@ -80,6 +120,8 @@ typedef struct {
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
+    /* Two partial results of one row -> the whole one; the first two of each are n elements. */
+    void (*merge_row)(const sa_merge_row *row, int64_t n);
     void (*apply)(sa_function f, const void *x, void *y, int64_t n);
 } sa_kernels;
 

@@ -1,4 +1,4 @@
-/* How a problem is cut: see plan.h. Called by forward.c and scores.c. */
+/* How a problem is cut: see plan.h. Called by forward.c and scores.c; tile.c fills single tiles. */
 
 #include "plan.h"
 
@@ -14,67 +14,110 @@ enum { TURNS_PER_THREAD = 32 };
 /* Work below which waking a thread costs more than it saves. */
 static const double FLOPS_PER_THREAD = 150e3;
 
+static const double LOG2_E = 1.4426950408889634;
+
 static size_t whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
-double sa_scale(const sa_problem *p) {
-    if (!isnan(p->scale)) return p->scale;
-    return p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
-}
+/* ------------------------------------------------------------------ the scores */
 
-/* The keys [lo, hi) that any query of the problem sees, and how many one query sees at most. */
-static int64_t visible_keys(const sa_problem *p, int64_t entries, int64_t *lo, int64_t *hi) {
-    int64_t most = 0;
-    *lo = p->seqlen_k;
-    *hi = 0;
-    for (int64_t b = 0; b < entries && p->seqlen_q; ++b) {
-        int64_t first, last, ignored;
-        sa_key_range(p, b, 0, &first, &ignored);
-        sa_key_range(p, b, p->seqlen_q - 1, &ignored, &last);
-        if (first < *lo) *lo = first;
-        if (last > *hi) *hi = last;
-        if (last - first > most) most = last - first;
-        if (!p->query_offset_of_batch && !p->kv_lengths) break; /* all entries are alike */
+static sa_scoring scoring_of(const sa_problem *p, int natural) {
+    double scale = p->scale;
+    if (isnan(scale)) scale = p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
+    sa_scoring s = {.q_factor = 0, .scale = 1, .softcap = p->softcap};
+    s.biased = natural || p->softcap > 0 || p->alibi_slopes.data || p->mask_kind == SA_MASK_F32 ||
+               p->mask_kind == SA_MASK_F64;
+    if (scale != 0) {
+        int exponent;
+        frexp(fabs(scale) * LOG2_E, &exponent);
+        if (exponent > 1) exponent = 1;
+        s.q_factor = ldexp(scale < 0 ? -1 : 1, exponent - 1);
+        s.scale = ldexp(fabs(scale), 1 - exponent);
     }
-    if (*lo > *hi) *lo = *hi;
-    if (p->window_left >= 0 && p->window_right >= 0 && p->window_left + p->window_right + 1 < most)
-        most = p->window_left + p->window_right + 1;
-    return most;
+    s.natural = s.biased ? 1 : s.scale;
+    s.unit = s.natural * LOG2_E;
+    return s;
 }
 
-sa_plan sa_plan_make(const sa_problem *p, double q_factor, int64_t width) {
-    sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype), .q_factor = q_factor};
+/* ------------------------------------------------------------------ the keys */
+
+/* The keys that the queries see by their ranges. */
+typedef struct {
+    int64_t first, last; /* any query sees only keys first <= j < last */
+    double pairs;        /* of a query and a key that it sees, in one head: at most about so many */
+} sight;
+
+static sight sight_of(const sa_problem *p, int64_t entries) {
+    int alike = !p->query_offset_of_batch && !p->kv_lengths && !p->cu_seqlens_q && !p->cu_seqlens_k;
+    sight s = {.first = INT64_MAX};
+    for (int64_t b = 0; b < entries; ++b) {
+        int64_t first, last, ignored, queries = sa_num_queries(p, b);
+        if (queries == 0 && alike) break;
+        if (queries == 0) continue;
+        sa_key_range(p, b, 0, &first, &ignored);
+        sa_key_range(p, b, queries - 1, &ignored, &last);
+        if (first < s.first) s.first = first;
+        if (last > s.last) s.last = last;
+        int64_t most = last - first;
+        if (p->window_left >= 0 && p->window_right >= 0 &&
+            p->window_left + p->window_right + 1 < most)
+            most = p->window_left + p->window_right + 1;
+        s.pairs += (double)queries * (double)most * (alike ? (double)entries : 1);
+        if (alike) break;
+    }
+    if (s.first > s.last) s.first = s.last;
+    return s;
+}
+
+/* Whether the keys' segments never go back, in any batch entry. */
+static int segments_ascend(const sa_problem *p, int64_t entries) {
+    if (!p->key_segments.data || !entries) return 0;
+    int shared = !p->cu_seqlens_k;
+    for (int i = 0; i < p->batch_axes; ++i)
+        shared &= p->key_segments.batch[i] == 0 || p->batch_shape[i] == 1;
+    for (int64_t b = 0; b < (shared ? 1 : entries); ++b) {
+        const char *id = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+        for (int64_t j = 1; j < sa_num_keys(p, b); ++j, id += p->key_segments.row)
+            if (sa_segment_id(id + p->key_segments.row, p->segment_size) <
+                sa_segment_id(id, p->segment_size))
+                return 0;
+    }
+    return 1;
+}
+
+/* ------------------------------------------------------------------ the plan */
+
+sa_plan sa_plan_make(const sa_problem *p, int natural, int64_t width) {
+    sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype)};
     const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
-    int lanes = plan.kernels->lanes;
-    int64_t entries = 1, first, last;
-    for (int i = 0; i < p->batch_axes; ++i) entries *= p->batch_shape[i];
-    int64_t keys = visible_keys(p, entries, &first, &last);
-    double flops = 2.0 * (double)keys * (double)width * (double)entries * (double)p->num_heads_q *
-                   (double)p->seqlen_q;
+    int64_t entries = p->num_heads_q ? sa_entries(p) : 0;
+    sight seen = sight_of(p, entries);
+    plan.scoring = scoring_of(p, natural);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
-    plan.rows = plan.group * p->seqlen_q;
-    plan.vectors = (plan.rows + lanes - 1) / lanes;
-    plan.tiles_per_head = (plan.rows + tile->max_rows - 1) / tile->max_rows;
-    plan.tiles = entries * p->num_heads_kv * plan.tiles_per_head;
-    plan.first_split = first / SA_SPLIT_N;
-    plan.splits = (last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
+    plan.max_rows = tile->max_rows;
+    plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
+    plan.segments_ascend = segments_ascend(p, entries);
+    plan.first_split = seen.first / SA_SPLIT_N;
+    plan.splits = (seen.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
     if (plan.splits < 1) plan.splits = 1;
 
-    double threads = flops / FLOPS_PER_THREAD;
+    double threads = 2.0 * seen.pairs * (double)width * (double)p->num_heads_q / FLOPS_PER_THREAD;
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
 
     plan.tiles_per_turn = plan.tiles / (TURNS_PER_THREAD * plan.num_threads);
-    if (plan.tiles_per_turn > plan.tiles_per_head)
-        plan.tiles_per_turn -= plan.tiles_per_turn % plan.tiles_per_head;
+    int64_t of_head = p->cu_seqlens_q || !entries ? 1 : sa_first_tile(&plan, 1);
+    if (plan.tiles_per_turn > of_head && of_head)
+        plan.tiles_per_turn -= plan.tiles_per_turn % of_head;
     if (plan.tiles_per_turn < 1) plan.tiles_per_turn = 1;
 
+    int64_t rows = plan.group * p->seqlen_q;
     sa_tile largest = {.head_dim = p->head_dim, .head_dim_v = p->head_dim_v};
-    largest.rows = plan.rows < few->max_rows ? (int)plan.rows : few->max_rows;
+    largest.rows = rows < few->max_rows ? (int)rows : few->max_rows;
     plan.scratch_size = few->scratch_size(&largest);
     plan.partial_size = few->partial_size(&largest);
-    largest.rows = plan.rows < tile->max_rows ? (int)plan.rows : tile->max_rows;
+    largest.rows = rows < tile->max_rows ? (int)rows : tile->max_rows;
     plan.scratch_size = whole_lines(max_size(plan.scratch_size, tile->scratch_size(&largest)));
     plan.partial_size = whole_lines(max_size(plan.partial_size, tile->partial_size(&largest)));
     return plan;
@@ -85,58 +128,6 @@ int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t 
     *end =
         *first + plan->tiles_per_turn < plan->tiles ? *first + plan->tiles_per_turn : plan->tiles;
     return *first < *end;
-}
-
-/* Where batch entry b, head h, row r of an array starts. */
-static char *row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, int64_t r) {
-    char *at = a->data + h * a->head + r * a->row;
-    for (int i = p->batch_axes - 1; i >= 0; --i) {
-        at += b % p->batch_shape[i] * a->batch[i];
-        b /= p->batch_shape[i];
-    }
-    return at;
-}
-
-void sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
-    const sa_problem *p = plan->problem;
-    int lanes = plan->kernels->lanes;
-    int64_t head = tile / plan->tiles_per_head;
-    /* The last rows first: where the mask is causal, they are the longest. */
-    int64_t in_head = plan->tiles_per_head - 1 - tile % plan->tiles_per_head;
-    int64_t b = head / p->num_heads_kv, head_kv = head % p->num_heads_kv;
-    int64_t first = in_head * plan->vectors / plan->tiles_per_head * lanes;
-    int64_t end = (in_head + 1) * plan->vectors / plan->tiles_per_head * lanes;
-    if (end > plan->rows) end = plan->rows;
-
-    t->rows = (int)(end - first);
-    t->head_dim = p->head_dim;
-    t->head_dim_v = p->head_dim_v;
-    t->q_factor = plan->q_factor;
-    t->q_col = p->query.col;
-    t->k_row = p->key.row;
-    t->k_col = p->key.col;
-    t->v_row = p->value.row;
-    t->v_col = p->value.col;
-    t->out_col = p->out.col;
-    t->k = row_of(p, &p->key, b, head_kv, 0);
-    t->v = row_of(p, &p->value, b, head_kv, 0);
-    char *q = row_of(p, &p->query, b, head_kv * plan->group, 0);
-    char *out = row_of(p, &p->out, b, head_kv * plan->group, 0);
-    char *lse = row_of(p, &p->lse, b, head_kv * plan->group, 0);
-    int64_t i = first / plan->group, g = first % plan->group;
-    for (int r = 0; r < t->rows; ++r) {
-        t->q[r] = q + g * p->query.head + i * p->query.row;
-        t->out[r] = out + g * p->out.head + i * p->out.row;
-        t->lse[r] = p->lse.data ? lse + g * p->lse.head + i * p->lse.row : NULL;
-        sa_key_range(p, b, i, &t->key_lo[r], &t->key_hi[r]);
-        if (++g == plan->group) g = 0, ++i;
-    }
-    sa_summarize_ranges(t);
-}
-
-const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t) {
-    const sa_kernels *k = plan->kernels;
-    return t->rows <= k->few.max_rows ? &k->few : &k->tile;
 }
 
 void *sa_alloc(size_t count, size_t size) {

@@ -64,21 +64,23 @@ static void sum_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_stop 
 static void tiles(void *arg, int worker) {
     step_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    sa_finite finite = {0};
     for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
         for (; tile < end; ++tile) {
             sa_tile t;
-            sa_plan_tile(c->plan, tile, &t);
+            t.finite = &finite;
+            if (!sa_plan_tile(c->plan, tile, &t)) continue;
             c->compute(c->plan, &t, scratch, &c->stop, worker);
             if (sa_must_stop(&c->stop, worker)) return;
         }
 }
 
-static sa_status run(const sa_problem *p, double unit, int64_t width,
+static sa_status run(const sa_problem *p, int natural, int64_t width,
                      void (*compute)(const sa_plan *, sa_tile *, char *, sa_stop *, int)) {
     sa_status status = SA_NO_MEMORY;
     step_call c = {.compute = compute};
     sa_enter(&c.stop, p->interrupt);
-    sa_plan plan = sa_plan_make(p, sa_scale(p) * unit, width);
+    sa_plan plan = sa_plan_make(p, natural, width);
     c.plan = &plan;
     if (plan.num_threads > plan.tiles) plan.num_threads = plan.tiles > 1 ? (int)plan.tiles : 1;
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
@@ -94,8 +96,6 @@ out:
 
 sa_status sa_scores(const sa_problem *p) { return run(p, 1, p->head_dim, scores_of_tile); }
 
-sa_status sa_weights(const sa_problem *p) {
-    return run(p, SA_LOG2_E, 2 * p->head_dim, weights_of_tile);
-}
+sa_status sa_weights(const sa_problem *p) { return run(p, 0, 2 * p->head_dim, weights_of_tile); }
 
-sa_status sa_sum(const sa_problem *p) { return run(p, 1, p->head_dim_v, sum_of_tile); }
+sa_status sa_sum(const sa_problem *p) { return run(p, 0, p->head_dim_v, sum_of_tile); }

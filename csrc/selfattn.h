@@ -1,10 +1,11 @@
 /* The C API of selfattn: a problem in, a status out.
  *
- *     attention   out = softmax(scale * q k^T, masked) v,  lse = log(sum(exp(scale * q k^T)))
- *     scores      out = scale * q k^T, -inf where masked
- *     weights     out = softmax(scale * q k^T, masked)
+ *     scores      out = cap(scale * q k^T) - slope * distance + mask,  -inf where masked
+ *     weights     out = softmax(scores), a sink in its denominator
+ *     attention   out = softmax(scores) v,  lse = log(sum(exp(scores)))
  *     sum         out = weights v
  *     softmax     out = softmax(x) along one axis
+ *     merge       out, lse of attention over two disjoint sets of keys, from those of each
  *
  * All strides are in bytes and may be zero, negative or no multiple of an element; no alignment is
  * asked for. Inputs are only read. Nothing here checks a shape: whoever fills the structs does.
@@ -27,12 +28,15 @@ typedef enum {
 
 enum { SA_MAX_BATCH_AXES = 61 }; /* NumPy's 64 less heads, rows and columns */
 
-/* (batch..., head, row, col); for lse and per-row arrays col is unused. */
+/* (batch..., head, row, col); what an array has no axis for does not move it: a stride of 0. */
 typedef struct {
     char *data;
     ptrdiff_t batch[SA_MAX_BATCH_AXES];
     ptrdiff_t head, row, col;
 } sa_array;
+
+/* What a mask holds: whether to attend (a byte that is not 0), or what to add to the score. */
+typedef enum { SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_F32, SA_MASK_F64 } sa_mask_kind;
 
 /* Asked now and then by the calling thread: non-zero stops the call with SA_INTERRUPTED. */
 typedef struct {
@@ -49,11 +53,23 @@ typedef struct {
     sa_array query, key, value; /* sum: `query` holds the weights, and `key` is unused */
     sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
     double scale;               /* NaN: 1/sqrt(head_dim) */
-    /* Which keys a query sees, as a range: mask.h says what these mean. */
-    int64_t window_left, window_right;    /* -1: unbounded */
-    int64_t query_offset;                 /* of every batch entry, unless the array is given */
-    const int64_t *query_offset_of_batch; /* NULL, or one for each entry, in C order */
-    const int64_t *kv_lengths;            /* NULL, or one for each entry, in C order */
+    double softcap;             /* 0: none */
+    /* Arrays whose data is NULL where the option is not given. */
+    sa_array mask; /* (..., Hq, L, S) */
+    sa_mask_kind mask_kind;
+    sa_array alibi_slopes, sinks; /* (..., Hq) of the problem's dtype */
+    sa_array query_segments;      /* (..., L) of integers of segment_size bytes */
+    sa_array key_segments;        /* (..., S) */
+    int segment_size;             /* 1, 2, 4 or 8 */
+    /* Which keys a query sees, as a range: mask.h says what these mean. Arrays of one number for
+     * each batch entry, in C order, are NULL where they are not given. */
+    int64_t window_left, window_right; /* -1: unbounded */
+    int64_t query_offset;              /* of every batch entry, unless the array is given */
+    const int64_t *query_offset_of_batch;
+    const int64_t *kv_lengths;
+    /* Packed sequences: batch entry b is rows cu_seqlens[b] to cu_seqlens[b + 1] of the arrays,
+     * whose batch strides are 0; seqlen_q and seqlen_k are those of the longest. */
+    const int64_t *cu_seqlens_q, *cu_seqlens_k;
     int num_threads;
     sa_interrupt interrupt;
 } sa_problem;
@@ -63,20 +79,25 @@ sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
 
-/* x and out share the shape (rows..., n): `axes` axes before the one that is normalised. */
+/* What is computed row by row, on arrays that share the shape (rows..., n): lse lacks the n. */
 enum { SA_MAX_AXES = 64 };
 typedef struct {
+    char *data;
+    ptrdiff_t stride[SA_MAX_AXES], col;
+} sa_rows;
+
+typedef struct {
     sa_dtype dtype;
-    int axes;
+    int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    const char *x;
-    char *out;
-    ptrdiff_t x_stride[SA_MAX_AXES], out_stride[SA_MAX_AXES], x_col, out_col;
+    sa_rows a, b, out, lse_a, lse_b,
+        lse; /* softmax: out from a; merge: out and lse from the rest */
     int num_threads;
     sa_interrupt interrupt;
-} sa_softmax_problem;
+} sa_row_problem;
 
-sa_status sa_softmax(const sa_softmax_problem *problem);
+sa_status sa_softmax(const sa_row_problem *problem);
+sa_status sa_merge(const sa_row_problem *problem);
 
 /* Instruction sets, best first. Names are NULL past the end. */
 const char *sa_isa_built(int i);
@@ -87,7 +108,7 @@ const char *sa_isa_in_use(void);
 const char *sa_compiler(void);
 
 /* For tests: y[i] = f(x[i]) by the kernels' own functions, contiguous, of the given dtype. */
-typedef enum { SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG } sa_function;
+typedef enum { SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH } sa_function;
 void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n);
 
 #endif

@@ -2,8 +2,9 @@
 
 A call travels one way:
 
-    attention.py, steps.py     public functions and their docstrings
-      -> _args.py              the only validator: arrays and options -> a plain problem
+    attention.py, varlen.py,
+    steps.py                   public functions and their docstrings
+      -> _args/                the only validator: arrays and options -> a plain problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
           -> csrc/forward.c …  the parallel loops over tiles; plan.c cuts them
             -> csrc/dispatch.c the kernel table of the best instruction set
@@ -16,14 +17,16 @@ through these rooms.
 from ._config import isas, show_config
 from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
-from .attention import scaled_dot_product_attention
+from .attention import merge_states, scaled_dot_product_attention
 from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
+from .varlen import varlen_attention
 
 __all__ = [
     "__version__",
     "attention_weights",
     "get_num_threads",
     "isas",
+    "merge_states",
     "project",
     "scaled_dot_product",
     "scaled_dot_product_attention",
@@ -31,5 +34,6 @@ __all__ = [
     "show_config",
     "softmax",
     "threads",
+    "varlen_attention",
     "weighted_sum",
 ]

@@ -1,7 +1,7 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """The bridge: fill one C struct, release the GIL, call, map the status to an exception.
 
-No policy and no checks: `_args.py` has made sure of everything that is taken for granted here.
+No policy and no checks: `_args` has made sure of everything that is taken for granted here.
 """
 
 cimport numpy as cnp
@@ -22,6 +22,8 @@ cdef extern from "selfattn.h" nogil:
         char *data
         Py_ssize_t *batch
         Py_ssize_t head, row, col
+    ctypedef enum sa_mask_kind:
+        SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_F32, SA_MASK_F64
     ctypedef struct sa_interrupt:
         int (*interrupted)(void *) noexcept nogil
         void *arg
@@ -31,32 +33,38 @@ cdef extern from "selfattn.h" nogil:
         int64_t *batch_shape
         int64_t num_heads_q, num_heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v
         sa_array query, key, value, out, lse
-        double scale
+        double scale, softcap
+        sa_array mask, alibi_slopes, sinks, query_segments, key_segments
+        sa_mask_kind mask_kind
+        int segment_size
         int64_t window_left, window_right, query_offset
         const int64_t *query_offset_of_batch
         const int64_t *kv_lengths
+        const int64_t *cu_seqlens_q
+        const int64_t *cu_seqlens_k
         int num_threads
         sa_interrupt interrupt
-    ctypedef struct sa_softmax_problem:
+    ctypedef struct sa_rows:
+        char *data
+        Py_ssize_t *stride
+        Py_ssize_t col
+    ctypedef struct sa_row_problem:
         sa_dtype dtype
         int axes
         int64_t *shape
         int64_t n
-        const char *x
-        char *out
-        Py_ssize_t *x_stride
-        Py_ssize_t *out_stride
-        Py_ssize_t x_col, out_col
+        sa_rows a, b, out, lse_a, lse_b, lse
         int num_threads
         sa_interrupt interrupt
     ctypedef enum sa_function:
-        SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG
+        SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH
 
     sa_status sa_attention(const sa_problem *) noexcept
     sa_status sa_scores(const sa_problem *) noexcept
     sa_status sa_weights(const sa_problem *) noexcept
     sa_status sa_sum(const sa_problem *) noexcept
-    sa_status sa_softmax(const sa_softmax_problem *) noexcept
+    sa_status sa_softmax(const sa_row_problem *) noexcept
+    sa_status sa_merge(const sa_row_problem *) noexcept
     const char *sa_isa_built(int) noexcept
     const char *sa_isa_supported(int) noexcept
     int sa_isa_force(const char *) noexcept
@@ -92,23 +100,33 @@ cdef sa_dtype dtype_of(cnp.ndarray x) noexcept:
     return SA_f32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else SA_f64
 
 
-cdef void fill(sa_array *a, cnp.ndarray x, int trailing, int batch_axes) noexcept:
-    """Point `a` at `x`, of which the last `trailing` axes are row and column, or row alone.
+cdef enum Axes:
+    """What the last axes of an array are; those before them are the batch."""
+    HEAD_ROW_COL, HEAD_ROW, HEAD, ROW
 
-    The axis before them is the heads, those before it the batch; what is absent or of length 1
-    does not move.
-    """
-    cdef cnp.npy_intp *strides = cnp.PyArray_STRIDES(x)
-    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(x)
-    cdef int head = cnp.PyArray_NDIM(x) - trailing - 1
-    cdef int i, axis
+
+cdef void fill(sa_array *a, cnp.ndarray x, Axes axes, int batch_axes) noexcept:
+    """Point `a` at `x`. An axis that is absent or of length 1 does not move it."""
+    cdef int last = cnp.PyArray_NDIM(x) - 1
     a.data = <char *>cnp.PyArray_DATA(x)
-    a.row = strides[head + 1] if shape[head + 1] != 1 else 0
-    a.col = strides[head + 2] if trailing == 2 else 0
-    a.head = strides[head] if head >= 0 and shape[head] != 1 else 0
+    a.head = a.row = a.col = 0
+    if axes == HEAD_ROW_COL:
+        a.col = step(x, last)
+        last -= 1
+    if axes != HEAD:
+        a.row = step(x, last)
+        last -= 1
+    if axes != ROW:
+        a.head = step(x, last)
+        last -= 1
     for i in range(batch_axes):
-        axis = head - batch_axes + i
-        a.batch[i] = strides[axis] if axis >= 0 and shape[axis] != 1 else 0
+        a.batch[i] = step(x, last - batch_axes + 1 + i)
+
+
+cdef inline Py_ssize_t step(cnp.ndarray x, int axis) noexcept:
+    if axis < 0 or cnp.PyArray_DIMS(x)[axis] == 1:
+        return 0
+    return cnp.PyArray_STRIDES(x)[axis]
 
 
 cdef void fill_batch(sa_problem *p, tuple batch_shape, heads_q, heads_kv) noexcept:
@@ -134,7 +152,7 @@ cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) 
     """Solve the problem into `out`, without the GIL."""
     cdef list raised = []
     cdef sa_status status
-    fill(&p.out, out, 2, p.batch_axes)
+    fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
     p.num_threads = num_threads
     p.interrupt.interrupted = interrupted
     p.interrupt.arg = <void *>raised
@@ -151,7 +169,7 @@ cdef class AttentionProblem:
     cdef readonly tuple arrays
     cdef tuple batch_shape
     cdef bint has_heads
-    cdef object keep
+    cdef list keep
 
     def __cinit__(
         self,
@@ -162,41 +180,88 @@ cdef class AttentionProblem:
         heads_q,
         heads_kv,
         double scale,
-        query_offset,
-        cnp.ndarray kv_lengths,
-        int64_t left,
-        int64_t right,
+        double softcap,
     ):
         cdef sa_problem *p = &self.problem
         memset(p, 0, sizeof(sa_problem))
         p.dtype = dtype_of(query)
         fill_batch(p, batch_shape, heads_q, heads_kv)
-        fill(&p.query, query, 2, p.batch_axes)
-        fill(&p.key, key, 2, p.batch_axes)
+        fill(&p.query, query, HEAD_ROW_COL, p.batch_axes)
+        fill(&p.key, key, HEAD_ROW_COL, p.batch_axes)
         p.seqlen_q = query.shape[query.ndim - 2]
         p.seqlen_k = key.shape[key.ndim - 2]
         p.head_dim = key.shape[key.ndim - 1]
         p.scale = scale
-        p.window_left = left
-        p.window_right = right
-        if isinstance(query_offset, cnp.ndarray):
-            p.query_offset_of_batch = <const int64_t *>cnp.PyArray_DATA(query_offset)
-        else:
-            p.query_offset = query_offset
-        if kv_lengths is not None:
-            p.kv_lengths = <const int64_t *>cnp.PyArray_DATA(kv_lengths)
+        p.softcap = softcap
+        p.window_left = p.window_right = -1
         self.query = query
-        self.keep = (query_offset, kv_lengths)
-
+        self.keep = []
         self.batch_shape = batch_shape
         self.has_heads = query.ndim > 2 or key.ndim > 2
         if value is None:
             self.arrays = (query, key)
         else:
             self.arrays = (query, key, value)
-            fill(&p.value, value, 2, p.batch_axes)
+            fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
             p.head_dim_v = value.shape[value.ndim - 1]
             self.has_heads = self.has_heads or value.ndim > 2
+
+    def set_ranges(self, query_offset, cnp.ndarray kv_lengths, int64_t left, int64_t right):
+        """query_offset: an int, or one for each batch entry, as kv_lengths if not None."""
+        cdef sa_problem *p = &self.problem
+        p.window_left = left
+        p.window_right = right
+        if isinstance(query_offset, cnp.ndarray):
+            p.query_offset_of_batch = self.numbers(query_offset)
+        else:
+            p.query_offset = query_offset
+        if kv_lengths is not None:
+            p.kv_lengths = self.numbers(kv_lengths)
+
+    def set_sequences(
+        self,
+        cnp.ndarray cu_seqlens_q,
+        cnp.ndarray cu_seqlens_k,
+        int64_t longest_q,
+        int64_t longest_k,
+    ):
+        """Each batch entry is a run of rows of arrays that have no batch axes."""
+        self.problem.cu_seqlens_q = self.numbers(cu_seqlens_q)
+        self.problem.cu_seqlens_k = self.numbers(cu_seqlens_k)
+        self.problem.seqlen_q = longest_q
+        self.problem.seqlen_k = longest_k
+
+    def set_mask(self, cnp.ndarray mask):
+        """Bools or floats that broadcast to (batch..., Hq, L, S)."""
+        cdef int kind = cnp.PyArray_TYPE(mask)
+        fill(&self.problem.mask, mask, HEAD_ROW_COL, self.problem.batch_axes)
+        self.problem.mask_kind = (
+            SA_MASK_BOOL if kind == cnp.NPY_BOOL
+            else SA_MASK_F32 if kind == cnp.NPY_FLOAT32
+            else SA_MASK_F64
+        )
+        self.arrays = (*self.arrays, mask)
+
+    def set_segments(self, cnp.ndarray of_query, cnp.ndarray of_key):
+        """Integers of one size that broadcast to (batch..., L) and (batch..., S)."""
+        fill(&self.problem.query_segments, of_query, ROW, self.problem.batch_axes)
+        fill(&self.problem.key_segments, of_key, ROW, self.problem.batch_axes)
+        self.problem.segment_size = <int>cnp.PyArray_ITEMSIZE(of_query)
+        self.arrays = (*self.arrays, of_query, of_key)
+
+    def set_alibi(self, cnp.ndarray slopes):
+        """Slopes of query's dtype that broadcast to (batch..., Hq)."""
+        fill(&self.problem.alibi_slopes, slopes, HEAD, self.problem.batch_axes)
+        self.arrays = (*self.arrays, slopes)
+
+    def set_sinks(self, cnp.ndarray sinks):
+        """Sinks of query's dtype that broadcast to (batch..., Hq)."""
+        fill(&self.problem.sinks, sinks, HEAD, self.problem.batch_axes)
+        self.arrays = (*self.arrays, sinks)
+
+    cdef const int64_t *numbers(self, cnp.ndarray x):
+        self.keep.append(x)
+        return <const int64_t *>cnp.PyArray_DATA(x)
 
     @property
     def lse_shape(self):
@@ -213,7 +278,7 @@ cdef class AttentionProblem:
     def attend(self, cnp.ndarray out, cnp.ndarray lse, int num_threads):
         """softmax(scores) @ value into `out`; the log of the sums into `lse` unless it is None."""
         if lse is not None:
-            fill(&self.problem.lse, lse, 1, self.problem.batch_axes)
+            fill(&self.problem.lse, lse, HEAD_ROW, self.problem.batch_axes)
         solve(&self.problem, sa_attention, out, num_threads)
 
     def score(self, cnp.ndarray out, int num_threads):
@@ -238,8 +303,8 @@ cdef class SumProblem:
         memset(p, 0, sizeof(sa_problem))
         p.dtype = dtype_of(weights)
         fill_batch(p, batch_shape, heads_q, heads_kv)
-        fill(&p.query, weights, 2, p.batch_axes)
-        fill(&p.value, value, 2, p.batch_axes)
+        fill(&p.query, weights, HEAD_ROW_COL, p.batch_axes)
+        fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
         p.seqlen_q = weights.shape[weights.ndim - 2]
         p.seqlen_k = value.shape[value.ndim - 2]
         p.head_dim_v = value.shape[value.ndim - 1]
@@ -253,31 +318,69 @@ cdef class SumProblem:
         solve(&self.problem, sa_sum, out, num_threads)
 
 
-def softmax(cnp.ndarray x, cnp.ndarray out, int axis, int num_threads):
-    """softmax of `x` along `axis` into `out`, of the same shape and dtype."""
-    cdef sa_softmax_problem p
+cdef void fill_rows(sa_rows *a, cnp.ndarray x, int without) noexcept:
+    """Point `a` at `x`; its axis `without`, if it is one, is the columns, all others are rows."""
+    cdef int i, axis = 0
+    a.data = <char *>cnp.PyArray_DATA(x)
+    for i in range(cnp.PyArray_NDIM(x)):
+        if i == without:
+            a.col = cnp.PyArray_STRIDES(x)[i]
+        else:
+            a.stride[axis] = cnp.PyArray_STRIDES(x)[i]
+            axis += 1
+
+
+ctypedef sa_status (*row_solver)(const sa_row_problem *) noexcept nogil
+
+
+cdef int solve_rows(
+    sa_row_problem *p, row_solver compute, cnp.ndarray out, int along, int num_threads
+) except -1:
+    """Solve the problem of rows that lie along an axis of `out`, without the GIL."""
     cdef list raised = []
     cdef sa_status status
     cdef int i
-    p.dtype = dtype_of(x)
+    p.dtype = dtype_of(out)
     p.axes = 0
-    for i in range(cnp.PyArray_NDIM(x)):
-        if i != axis:
-            p.shape[p.axes] = cnp.PyArray_DIMS(x)[i]
-            p.x_stride[p.axes] = cnp.PyArray_STRIDES(x)[i]
-            p.out_stride[p.axes] = cnp.PyArray_STRIDES(out)[i]
+    for i in range(cnp.PyArray_NDIM(out)):
+        if i != along:
+            p.shape[p.axes] = cnp.PyArray_DIMS(out)[i]
             p.axes += 1
-    p.n = cnp.PyArray_DIMS(x)[axis]
-    p.x = <const char *>cnp.PyArray_DATA(x)
-    p.out = <char *>cnp.PyArray_DATA(out)
-    p.x_col = cnp.PyArray_STRIDES(x)[axis]
-    p.out_col = cnp.PyArray_STRIDES(out)[axis]
+    p.n = cnp.PyArray_DIMS(out)[along]
     p.num_threads = num_threads
     p.interrupt.interrupted = interrupted
     p.interrupt.arg = <void *>raised
+    fill_rows(&p.out, out, along)
     with nogil:
-        status = sa_softmax(&p)
-    check(status, raised)
+        status = compute(p)
+    return check(status, raised)
+
+
+def softmax(cnp.ndarray x, cnp.ndarray out, int axis, int num_threads):
+    """softmax of `x` along `axis` into `out`, of the same shape and dtype."""
+    cdef sa_row_problem p
+    fill_rows(&p.a, x, axis)
+    solve_rows(&p, sa_softmax, out, axis, num_threads)
+
+
+def merge(
+    cnp.ndarray out_a,
+    cnp.ndarray lse_a,
+    cnp.ndarray out_b,
+    cnp.ndarray lse_b,
+    cnp.ndarray out,
+    cnp.ndarray lse,
+    int num_threads,
+):
+    """Attention over two sets of keys, merged into `out` and `lse`; all of one dtype and shape."""
+    cdef sa_row_problem p
+    cdef int axis = cnp.PyArray_NDIM(out) - 1
+    fill_rows(&p.a, out_a, axis)
+    fill_rows(&p.b, out_b, axis)
+    fill_rows(&p.lse_a, lse_a, -1)
+    fill_rows(&p.lse_b, lse_b, -1)
+    fill_rows(&p.lse, lse, -1)
+    solve_rows(&p, sa_merge, out, axis, num_threads)
 
 
 # ------------------------------------------------------------------ kernel sets
@@ -321,9 +424,13 @@ def compiler():
 
 
 def apply(str function, cnp.ndarray x not None):
-    """The kernels' own exp2, exp2_of_negative, exp or log of a contiguous array: for tests."""
+    """The kernels' own exp2, exp2_of_negative, exp, log or tanh of a contiguous array: for tests."""
     cdef sa_function f = {
-        "exp2": SA_EXP2, "exp2_of_negative": SA_EXP2_OF_NEGATIVE, "exp": SA_EXP, "log": SA_LOG
+        "exp2": SA_EXP2,
+        "exp2_of_negative": SA_EXP2_OF_NEGATIVE,
+        "exp": SA_EXP,
+        "log": SA_LOG,
+        "tanh": SA_TANH,
     }[function]
     cdef cnp.ndarray y = x.copy()
     sa_apply(f, dtype_of(x), cnp.PyArray_DATA(x), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x))

@@ -1,7 +1,7 @@
 """How many threads a call uses: an argument, a context, a setting, the environment, the machine.
 
 `num_threads=` beats `threads()` beats `set_num_threads()` beats OMP_NUM_THREADS beats what the
-machine lets this process use: its CPU affinity and its cgroup's CPU quota. Called by `_args.py`.
+machine lets this process use: its CPU affinity and its cgroup's CPU quota. Called by `_args`.
 """
 
 from __future__ import annotations

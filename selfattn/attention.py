@@ -1,6 +1,6 @@
 """Fused attention: `softmax(scale * q @ k.T, masked) @ v` in one pass, no L x S matrix held.
 
-Called by users; `_args.py` checks what they give and makes a problem of it, `_core` computes it.
+Called by users; `_args` checks what they give and makes a problem of it, `_core` computes it.
 The truth it is tested against is `reference.py`.
 """
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from . import _args
+from . import _args, _core
 
 if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
@@ -52,10 +52,13 @@ def scaled_dot_product_attention(
     key : array, shape (..., Hkv, S, E)
     value : array, shape (..., Hkv, S, Ev)
         Of query's dtype. The axes before the last three broadcast; so does a head axis of 1.
-    attn_mask : not built yet
-    dropout_p : not built yet
+    attn_mask : array that broadcasts to (..., Hq, L, S), optional
+        Bools: True lets a query see a key. Floats, of query's dtype or float32: added to the
+        scores; exactly -inf masks. Any strides, read in place; an axis of 1 costs nothing.
+    dropout_p : float
+        Not built yet: 0.
     is_causal : bool
-        Query i sees key j only where `j <= i + query_offset`.
+        Query i sees key j only where `j <= i + query_offset`. With a mask, both apply.
     scale : float, optional
         Multiplies the scores; `1 / sqrt(E)` unless given. 0 and negative are legal.
     enable_gqa : bool
@@ -67,7 +70,17 @@ def scaled_dot_product_attention(
         Keys at or past the length are masked. 0 to S.
     window_size : (int, int)
         (left, right), inclusive, around position `i + query_offset`; -1 is unbounded.
-    softcap, alibi_slopes, sinks, segment_ids, dropout_seed : not built yet
+    softcap : float
+        Bend the scores to `softcap * tanh(scores / softcap)`, before all else; 0 does not.
+    alibi_slopes : array, shape (Hq,) or (..., Hq), optional
+        Subtract `slope * abs(i + query_offset - j)` from the scores.
+    sinks : array, shape (Hq,), optional
+        One more logit for each head in the softmax's denominator, which no value belongs to.
+    segment_ids : int array, shape (..., L), or a pair of shapes (..., L) and (..., S), optional
+        A query sees only keys whose id equals its own; one array serves both where L = S. Where
+        the keys' ids ascend, other segments are not even looked at.
+    dropout_seed : int
+        Not used yet.
     return_lse : bool
         Return the natural log of each row's sum of exponentials too.
     out : array, shape (..., Hq, L, Ev), optional
@@ -80,7 +93,8 @@ def scaled_dot_product_attention(
     out : array, shape (..., Hq, L, Ev)
         In query's dtype and memory layout. A query that sees no key gets 0.
     lse : array, shape (..., Hq, L)
-        Only with `return_lse`: float32, or float64 for float64; -inf where no key is seen.
+        Only with `return_lse`: float32, or float64 for float64. The sink is part of the sum;
+        where no key is seen it is all of it, and -inf stands without one.
 
     Raises
     ------
@@ -89,13 +103,18 @@ def scaled_dot_product_attention(
     ValueError
         For a wrong shape or value.
     NotImplementedError
-        For an option that is not built yet, by its name.
+        For dropout.
 
     Notes
     -----
     The softmax is computed online, block by block of keys: Milakov and Gimelshein, "Online
     normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022). Attention
-    itself is Vaswani et al., "Attention is all you need" (2017), section 3.2.1.
+    itself is Vaswani et al., "Attention is all you need" (2017), section 3.2.1; the soft cap that
+    of Gemma 2 (2024), ALiBi Press et al., "Train short, test long" (2022), the sinks those of
+    gpt-oss (2025), after Xiao et al., "Efficient streaming language models" (2024).
+
+    What is masked adds nothing, even where it holds NaN or inf. A row that sees no key is 0, and
+    so is one whose scores are all -inf.
 
     Examples
     --------
@@ -107,25 +126,79 @@ def scaled_dot_product_attention(
            [2.462, 3.462]])
     >>> selfattn.scaled_dot_product_attention(query, query, value, is_causal=True)[0]
     array([1., 2.])
+    >>> padding = np.array([[False, True]])
+    >>> selfattn.scaled_dot_product_attention(query, query, value, attn_mask=padding)
+    array([[3., 4.],
+           [3., 4.]])
     """
-    _args.not_built(
-        attn_mask, dropout_p, softcap, alibi_slopes, sinks, segment_ids, dropout_seed=dropout_seed
-    )
+    _args.no_dropout(dropout_p, dropout_seed)
     problem = _args.attention_problem(
         query,
         key,
         _args.array("value", value),
+        attn_mask,
         is_causal,
         scale,
         enable_gqa,
         query_offset,
         kv_lengths,
         window_size,
+        softcap,
+        alibi_slopes,
+        sinks,
+        segment_ids,
     )
     num_threads = _args.num_threads(num_threads)
-    result, target = _args.output(out, problem.out_shape, problem.query, problem.arrays)
     lse = np.empty(problem.lse_shape, problem.query.dtype) if return_lse else None
-    problem.attend(target, lse, num_threads)
-    if target is not result:
-        result[...] = target
+    result = _args.compute_into(
+        out,
+        problem.out_shape,
+        problem.query,
+        problem.arrays,
+        lambda target: problem.attend(target, lse, num_threads),
+    )
     return result if lse is None else (result, lse)
+
+
+def merge_states(
+    out_a: Array, lse_a: Array, out_b: Array, lse_b: Array
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merge attention over two disjoint sets of keys into attention over both.
+
+    Parameters
+    ----------
+    out_a, out_b : array, shape (..., L, Ev)
+        float32 or float64: what `scaled_dot_product_attention` gave for each set.
+    lse_a, lse_b : array, shape (..., L)
+        The log-sum-exp that it gave, of the same dtype. Where it is -inf, that side adds nothing,
+        whatever its `out` holds.
+
+    Returns
+    -------
+    out : array, shape (..., L, Ev)
+    lse : array, shape (..., L)
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype or kind; for a wrong shape.
+
+    Notes
+    -----
+    `out = (e^lse_a out_a + e^lse_b out_b) / (e^lse_a + e^lse_b)`, never overflowing. Of sinks,
+    only one of the two sets may have them.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 4))
+    >>> a = selfattn.scaled_dot_product_attention(query, key[:2], value[:2], return_lse=True)
+    >>> b = selfattn.scaled_dot_product_attention(query, key[2:], value[2:], return_lse=True)
+    >>> out, lse = selfattn.merge_states(*a, *b)
+    >>> np.allclose(out, selfattn.scaled_dot_product_attention(query, key, value))
+    True
+    """
+    out_a, lse_a, out_b, lse_b = _args.merge_operands(out_a, lse_a, out_b, lse_b)
+    out, lse = np.empty_like(out_a, subok=False), np.empty_like(lse_a, subok=False)
+    _core.merge(out_a, lse_a, out_b, lse_b, out, lse, _args.num_threads(None))
+    return out, lse

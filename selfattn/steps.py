@@ -78,7 +78,7 @@ def scaled_dot_product(
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Score every query against every key: `scale * query @ key.T`, -inf where masked.
+    """Score every query against every key: `scale * query @ key.T`, biased, -inf where masked.
 
     Parameters and errors are those of `scaled_dot_product_attention`; `out` has the shape of the
     result.
@@ -86,7 +86,7 @@ def scaled_dot_product(
     Returns
     -------
     array, shape (..., Hq, L, S)
-        The scores as the softmax sees them, in query's dtype.
+        The scores as the softmax sees them, in query's dtype: scaled, capped and biased.
 
     Examples
     --------
@@ -95,16 +95,30 @@ def scaled_dot_product(
     array([[  3., -inf],
            [  0.,   3.]])
     """
-    _args.not_built(attn_mask, 0.0, softcap, alibi_slopes, None, segment_ids)
     problem = _args.attention_problem(
-        query, key, None, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size
+        query,
+        key,
+        None,
+        attn_mask,
+        is_causal,
+        scale,
+        enable_gqa,
+        query_offset,
+        kv_lengths,
+        window_size,
+        softcap,
+        alibi_slopes,
+        None,
+        segment_ids,
     )
     num_threads = _args.num_threads(num_threads)
-    result, target = _args.output(out, problem.scores_shape, problem.query, problem.arrays)
-    problem.score(target, num_threads)
-    if target is not result:
-        result[...] = target
-    return result
+    return _args.compute_into(
+        out,
+        problem.scores_shape,
+        problem.query,
+        problem.arrays,
+        lambda target: problem.score(target, num_threads),
+    )
 
 
 def softmax(
@@ -145,12 +159,14 @@ def softmax(
     logits = _args.array("x", x)
     along = _args.axis("axis", axis, logits)
     num_threads = _args.num_threads(num_threads)
-    in_place = out is logits
-    result, target = _args.output(out, logits.shape, logits, () if in_place else (logits,))
-    _core.softmax(logits, target, along, num_threads)
-    if target is not result:
-        result[...] = target
-    return result
+    inputs = () if out is logits else (logits,)
+    return _args.compute_into(
+        out,
+        logits.shape,
+        logits,
+        inputs,
+        lambda target: _core.softmax(logits, target, along, num_threads),
+    )
 
 
 def weighted_sum(
@@ -191,11 +207,13 @@ def weighted_sum(
     """
     problem = _args.sum_problem(weights, value, enable_gqa)
     num_threads = _args.num_threads(num_threads)
-    result, target = _args.output(out, problem.out_shape, problem.arrays[1], problem.arrays)
-    problem.sum(target, num_threads)
-    if target is not result:
-        result[...] = target
-    return result
+    return _args.compute_into(
+        out,
+        problem.out_shape,
+        problem.arrays[1],
+        problem.arrays,
+        lambda target: problem.sum(target, num_threads),
+    )
 
 
 def attention_weights(
@@ -224,7 +242,8 @@ def attention_weights(
     Returns
     -------
     array, shape (..., Hq, L, S)
-        Rows that sum to 1, in query's dtype; a query that sees no key has a row of 0.
+        Rows that sum to 1, or less by the sink's weight, in query's dtype; a query that sees no
+        key has a row of 0.
 
     Examples
     --------
@@ -233,13 +252,27 @@ def attention_weights(
     array([[1.  , 0.  ],
            [0.33, 0.67]])
     """
-    _args.not_built(attn_mask, 0.0, softcap, alibi_slopes, sinks, segment_ids)
     problem = _args.attention_problem(
-        query, key, None, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size
+        query,
+        key,
+        None,
+        attn_mask,
+        is_causal,
+        scale,
+        enable_gqa,
+        query_offset,
+        kv_lengths,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sinks,
+        segment_ids,
     )
     num_threads = _args.num_threads(num_threads)
-    result, target = _args.output(out, problem.scores_shape, problem.query, problem.arrays)
-    problem.weigh(target, num_threads)
-    if target is not result:
-        result[...] = target
-    return result
+    return _args.compute_into(
+        out,
+        problem.scores_shape,
+        problem.query,
+        problem.arrays,
+        lambda target: problem.weigh(target, num_threads),
+    )

@@ -53,7 +53,7 @@ static partial few_partial(void *memory) {
 
 static void few_begin(const sa_tile *t, void *memory) {
     few_scratch x = few_layout(memory);
-    vec factor = v_set((real)t->q_factor);
+    vec factor = v_set((real)t->scoring.q_factor);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t d = 0; d < t->head_dim; d += LANES) {
             int width = at_most(t->head_dim - d, LANES);
@@ -99,21 +99,51 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
 SA_INLINE int whole_chains(int end) { return (end + 3) & ~3; }
 
 /* Put `masked` where a key of [begin, end), and of the chains' rest, is out of the row's range. */
-static void few_mask(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end,
-                     real masked) {
+static void few_mask_ranges(const sa_tile *t, const few_scratch *x, int r, int64_t block, int begin,
+                            int end, real masked) {
+    vec lo = v_set((real)sa_block_offset(t->key_lo[r], block));
+    vec hi = v_set((real)sa_block_offset(t->key_hi[r], block));
+    for (int j = begin; j < whole_chains(end); j += LANES) {
+        vec key = v_add(v_iota(), v_set((real)j));
+        real *s = x->s + r * FEW_S_ROW + j;
+        v_store(s, v_select(v_both(v_le(lo, key), v_lt(key, hi)), v_load(s), v_set(masked)));
+    }
+}
+
+/* Put `masked` where B is -inf; before that, add B if asked to. */
+static void few_mask_elements(const sa_tile *t, const few_scratch *x, int r, int64_t block,
+                              int begin, int end, int add, real masked) {
+    for (int j = begin; j < end; j += LANES) {
+        real *s = x->s + r * FEW_S_ROW + j;
+        vec b = elements_of_row(t, r, block + j, at_most(end - j, LANES)), score = v_load(s);
+        if (add) score = v_add(score, b);
+        v_store(s, v_select(v_eq(b, v_set(-(real)INFINITY)), v_set(masked), score));
+    }
+}
+
+/* S over keys [begin, end) of the block, as the softmax sees it. */
+static void few_see(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end,
+                    sa_class elements) {
     for (int r = 0; r < t->rows; ++r) {
-        vec lo = v_set((real)block_offset(t->key_lo[r], block));
-        vec hi = v_set((real)block_offset(t->key_hi[r], block));
-        for (int j = begin; j < whole_chains(end); j += LANES) {
-            vec key = v_add(v_iota(), v_set((real)j));
-            real *s = x->s + r * FEW_S_ROW + j;
-            v_store(s, v_select(v_both(v_le(lo, key), v_lt(key, hi)), v_load(s), v_set(masked)));
-        }
+        if (t->scoring.biased) few_bias(t, x->s + r * FEW_S_ROW, r, block, begin, end);
+        if (elements == SA_RAGGED)
+            few_mask_elements(t, x, r, block, begin, end, mask_adds(t), -(real)INFINITY);
+        few_mask_ranges(t, x, r, block, begin, end, -(real)INFINITY);
+    }
+}
+
+/* Give the weights of masked keys a set sign, and all others none. */
+static void few_mark_masked(const sa_tile *t, const few_scratch *x, int64_t block, int begin,
+                            int end, sa_class elements) {
+    for (int r = 0; r < t->rows; ++r) {
+        if (elements == SA_RAGGED) few_mask_elements(t, x, r, block, begin, end, 0, (real)-0.0);
+        few_mask_ranges(t, x, r, block, begin, end, (real)-0.0);
     }
 }
 
 /* softmax_column, along the keys; what is masked is -inf already. */
 static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, int begin, int end) {
+    units u = units_of(&t->scoring);
     real top[LANES], sum[LANES] = {0};
     vec old = v_load(total.max);
     v_store(top, old);
@@ -130,12 +160,12 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, i
         real *s = x->s + r * FEW_S_ROW, chain[4] = {0};
         vec safe_r = v_set(x->safe_max[r]);
         for (int j = begin; j < whole_chains(end); j += LANES)
-            v_store(s + j, v_exp2_of_negative(v_sub(v_load(s + j), safe_r)));
+            v_store(s + j, weight(v_sub(v_load(s + j), safe_r), u));
         for (int j = begin; j < end; j += 4)
             for (int c = 0; c < 4; ++c) chain[c] += s[j + c];
         sum[r] = (chain[0] + chain[1]) + (chain[2] + chain[3]);
     }
-    vec a = v_exp2_of_negative(v_sub(old, safe));
+    vec a = weight(v_sub(old, safe), u);
     v_store(x->rescale, a);
     v_store(total.sum, v_fma(v_load(total.sum), a, v_load(sum)));
     v_store(total.max, max);
@@ -191,15 +221,16 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
     memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int begin, end, finite = 1;
-        sa_class kind = sa_block_class(t, block, &begin, &end);
-        if (kind == SA_EMPTY) continue;
-        if (kind == SA_RAGGED)
-            finite = all_finite(t->v + (block + begin) * t->v_row, t->v_row, t->v_col, end - begin,
-                                t->head_dim_v);
+        sa_class ranges = sa_block_class(t, block, &begin, &end);
+        if (ranges == SA_EMPTY) continue;
+        sa_class elements = element_class(t, block, begin, end);
+        if (elements == SA_EMPTY) continue;
+        if (ranges == SA_RAGGED || elements == SA_RAGGED)
+            finite = values_finite(t, block + begin, block + end);
         few_scores(t, &x, block, begin, end);
-        few_mask(t, &x, block, begin, end, -(real)INFINITY);
+        few_see(t, &x, block, begin, end, elements);
         few_softmax(t, &x, total, begin, end);
-        if (!finite) few_mask(t, &x, block, begin, end, (real)-0.0);
+        if (!finite) few_mark_masked(t, &x, block, begin, end, elements);
         few_values(t, &x, total, block, begin, end, finite);
     }
 }
@@ -209,7 +240,8 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
     partial total = few_partial(total_memory), part = few_partial((void *)part_memory);
     real a[LANES], b[LANES];
     vec factor, part_factor;
-    softmax_merge(total.max, total.sum, part.max, part.sum, &factor, &part_factor);
+    softmax_merge(units_of(&t->scoring), total.max, total.sum, part.max, part.sum, &factor,
+                  &part_factor);
     v_store(a, factor);
     v_store(b, part_factor);
     int64_t row = few_o_row(t);
@@ -222,13 +254,13 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
 static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = few_partial(total_memory);
-    vec sum = v_load(total.sum);
-    real divisor[LANES];
-    v_store(divisor, softmax_divisor(sum));
+    softmax_end end = finish_rows(t, 0, v_load(total.max), v_load(total.sum));
     int64_t row = few_o_row(t);
-    for (int r = 0; r < t->rows; ++r)
+    for (int r = 0; r < t->rows; ++r) {
+        softmax_end of_row = softmax_end_of_lane(end, r);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES)
             store_strided(t->out[r] + e * t->out_col, t->out_col, at_most(t->head_dim_v - e, LANES),
-                          softmax_scaled(v_load(total.o + r * row + e), v_set(divisor[r])));
-    write_lse(t, 0, softmax_lse(v_load(total.max), sum));
+                          softmax_scaled(v_load(total.o + r * row + e), of_row));
+    }
+    write_lse(t, 0, end.lse);
 }

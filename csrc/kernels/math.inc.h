@@ -1,25 +1,30 @@
-/* exp2, exp and log of a vector: at most 1 ulp, the same bits in every set.
+/* exp2, exp, log and tanh of a vector: at most 1 ulp, the same bits in every set.
  *
- *     2^x   = 2^n (1 + f q(f)),   n = round(x),          f = x - n in [-1/2, 1/2]
- *     e^x   = 2^n (1 + f q(f)),   n = round(x log2 e),   f = x log2 e - n, by two fmas
- *     log x = e log 2 + log m,    x = m 2^e,  s = (m - 1) / (m + 1),  log m = 2 atanh s
+ *     2^x    = 2^n (1 + f q(f)),   n = round(x),          f = x - n in [-1/2, 1/2]
+ *     e^x    = 2^n (1 + f q(f)),   n = round(x log2 e),   f = x log2 e - n, by two fmas
+ *     log x  = e log 2 + log m,    x = m 2^e,  s = (m - 1) / (m + 1),  log m = 2 atanh s
+ *     tanh x = x + x^3 t(x^2)      up to .55, and beyond it  1 - 2 / (e^2x + 1)
  *
- * q and the series of atanh are minimax fits of the relative error; the polynomial's error is .025
- * ulp in 2^f. (Muller, "Elementary Functions", chapters 3 and 11; log sums its parts in the order
+ * q, t and the series of atanh are minimax fits of the relative error; the polynomial's error is
+ * .025 ulp in 2^f, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and 11; log sums its parts in the order
  * of fdlibm's e_log.c.) The constant term of 2^f is exactly 1: a rescale by 2^0 changes nothing. */
 
 #if SA_REAL_BITS == 32
-#define EXP2_ZERO (-160) /* 2^x is 0 from here down */
-#define EXP2_INF 160     /* and inf from here up */
+#define EXP2_INF 160 /* 2^x is inf from here up */
+#define EXP_ZERO (-176)
+#define EXP_INF 112
 #define SMALLEST_NORMAL 0x1p-126f
 static const real log2_e = 0x1.715476p+0f, log2_e_low = 0x1.4ae0c0p-26f;
 static const real ln_2 = 0x1.62e430p-1f, ln_2_low = -0x1.05c610p-29f;
 static const real exp2_q[] = {0x1.62e430p-1f, 0x1.ebfbdcp-3f,  0x1.c6af7ap-5f,
                               0x1.3b2dd4p-7f, 0x1.5f094ap-10f, 0x1.417886p-13f};
 static const real atanh_r[] = {0x1.555554p-1f, 0x1.999c00p-2f, 0x1.23e3ecp-2f, 0x1.ee1ac4p-3f};
+static const real tanh_t[] = {-0x1.55554ap-2f, 0x1.110d26p-3f, -0x1.b9287ap-5f, 0x1.593d08p-6f,
+                              -0x1.9b3046p-8f};
 #else
-#define EXP2_ZERO (-1100)
 #define EXP2_INF 1100
+#define EXP_ZERO (-1418)
+#define EXP_INF 770
 #define SMALLEST_NORMAL 0x1p-1022
 static const real log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
 static const real ln_2 = 0x1.62e42fefa39efp-1, ln_2_low = 0x1.abc9e3b39803fp-56;
@@ -30,7 +35,15 @@ static const real exp2_q[] = {0x1.62e42fefa39efp-1,  0x1.ebfbdff82c59dp-3,  0x1.
 static const real atanh_r[] = {0x1.555555555554fp-1, 0x1.999999999c165p-2, 0x1.24924921e6313p-2,
                                0x1.c71c748dad08ep-3, 0x1.745c4b683bc8ep-3, 0x1.3b35ad5b38868p-3,
                                0x1.0dccef2bcfa41p-3, 0x1.1b7810c2d3273p-3};
+static const real tanh_t[] = {-0x1.555555555554fp-2,  0x1.111111111079fp-3,  -0x1.ba1ba1b97d88fp-5,
+                              0x1.664f485970a5cp-6,   -0x1.226e2f147b04ep-7, 0x1.d6d29b96e7615p-9,
+                              -0x1.7d8fd3ad75e7ap-10, 0x1.3483ae90b5a72p-11, -0x1.e96fc5ebe95aap-13,
+                              0x1.5d745a65bd7b7p-14,  -0x1.47110b57cb041p-16};
 #endif
+
+/* 2^x is 0 from here down, and far above it; here its two factors in v_ldexp are 0 themselves, and
+ * nothing has to underflow, which takes many cycles. A masked score comes here. */
+#define EXP2_ZERO (-2 * REAL_BIAS)
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
@@ -55,18 +68,27 @@ SA_INLINE vec v_exp2(vec x) {
     return exp2_parts(n, v_sub(x, n));
 }
 
-/* 2^x for x <= 0 or NaN: what a softmax needs, with one clamp less. */
-SA_INLINE vec v_exp2_of_negative(vec x) {
-    x = v_max(v_set(EXP2_ZERO), x);
-    vec n = v_round(x);
-    return exp2_parts(n, v_sub(x, n));
+/* 2^(unit x) for x <= 0 or NaN and unit >= 1: what a softmax needs. unit x is never rounded but to
+ * find n. zero is EXP2_ZERO / unit. */
+SA_INLINE vec v_exp2_scaled(vec x, vec unit, vec zero) {
+    x = v_max(zero, x);
+    vec n = v_round(v_mul(x, unit));
+    return exp2_parts(n, v_fms(x, unit, n));
 }
 
 SA_INLINE vec v_exp(vec x) {
-    x = v_min(v_set((real)(EXP2_INF * 0.7)), v_max(v_set((real)(EXP2_ZERO * 0.7)), x));
+    x = v_min(v_set(EXP_INF), v_max(v_set(EXP_ZERO), x));
     vec n = v_round(v_mul(x, v_set(log2_e)));
-    vec f = v_fma(x, v_set(log2_e), v_sub(v_zero(), n));
-    return exp2_parts(n, v_fma(x, v_set(log2_e_low), f));
+    return exp2_parts(n, v_fma(x, v_set(log2_e_low), v_fms(x, v_set(log2_e), n)));
+}
+
+SA_INLINE vec v_tanh(vec x) {
+    vec size = v_max(x, v_sub(v_zero(), x)), w = v_mul(x, x);
+    vec small = v_fma(v_mul(x, w), polynomial(COUNT(tanh_t), tanh_t, w), x);
+    vec e = v_add(v_exp(v_add(size, size)), v_set(1));
+    vec large = v_sub(v_set(1), v_div(v_set(2), e));
+    large = v_select(v_negative(x), v_sub(v_zero(), large), large);
+    return v_select(v_le(size, v_set((real)0.55)), small, large);
 }
 
 /* log 0 = -inf, log of what is negative or NaN is NaN. */

@@ -84,18 +84,37 @@ static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length,
     }
 }
 
-/* Whether rows x cols elements are all finite: x - x is NaN for the others. */
+/* Whether rows x cols elements are all finite: 0 x is NaN for the others, and a sum that was NaN once
+ * stays so. Several sums, so that none has to wait for the last. */
 static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
-    vec nan_if_any = v_zero();
-    for (int64_t r = 0; r < rows; ++r, p += row)
-        for (int64_t c = 0; c < cols; c += LANES) {
-            vec x = load_strided(p + c * col, col, at_most(cols - c, LANES));
-            nan_if_any = v_add(nan_if_any, v_sub(x, x));
+    enum { SUMS = 8 };
+    vec sum[SUMS];
+    for (int i = 0; i < SUMS; ++i) sum[i] = v_zero();
+    int64_t whole = col == (ptrdiff_t)sizeof(real) ? cols / (SUMS * LANES) * (SUMS * LANES) : 0;
+    for (int64_t r = 0; r < rows; ++r, p += row) {
+        for (int64_t c = 0; c < whole; c += SUMS * LANES) {
+            SA_UNROLL
+            for (int i = 0; i < SUMS; ++i)
+                sum[i] = v_fma(v_load(p + (c + i * LANES) * col), v_zero(), sum[i]);
         }
-    /* A sum that was NaN once stays so; x - x = 0 otherwise. */
-    real lanes[LANES];
-    v_store(lanes, nan_if_any);
-    for (int i = 0; i < LANES; ++i)
-        if (lanes[i] != 0) return 0;
+        for (int64_t c = whole; c < cols; c += LANES) {
+            vec x = load_strided(p + c * col, col, at_most(cols - c, LANES));
+            sum[c / LANES % SUMS] = v_fma(x, v_zero(), sum[c / LANES % SUMS]);
+        }
+    }
+    for (int i = 1; i < SUMS; ++i) sum[0] = v_add(sum[0], sum[i]);
+    return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
+}
+
+/* Whether the values of keys [begin, end) are. The tiles of a head ask for the same ones. */
+static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
+    sa_finite *known = t->finite;
+    if (known->v == t->v && known->begin <= begin && end <= known->end) return 1;
+    if (!all_finite(t->v + begin * t->v_row, t->v_row, t->v_col, end - begin, t->head_dim_v))
+        return 0;
+    int touches = known->v == t->v && known->begin <= end && begin <= known->end;
+    if (!touches) *known = (sa_finite){t->v, begin, end};
+    if (begin < known->begin) known->begin = begin;
+    if (end > known->end) known->end = end;
     return 1;
 }

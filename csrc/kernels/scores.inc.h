@@ -1,20 +1,26 @@
 /* The steps on their own, on a tile whose lanes are queries (tile.inc.h):
  *
  *     scores    out[r, key] = S[key][r], -inf where masked
- *     weights   out[r, key] = 2^(S[key][r] - m) / l, with the m and l of all keys
+ *     weights   out[r, key] = 2^(u (S[key][r] - m)) / l, with the m and l of all keys
  *     sum       out[r, e]   = sum over keys of weights[r, key] * V[key, e], block by block
  *
  * Called by the loops through the table (kernels.h). */
 
 /* The block's scores for all lanes, -inf where masked. */
 static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
-    int begin_seen, end_seen;
-    sa_class kind = sa_block_class(t, block, &begin_seen, &end_seen);
-    if (kind == SA_EMPTY) begin_seen = end_seen = 0;
-    if (begin_seen < end_seen) tile_scores(t, x, 0, x->n, block, begin_seen, end_seen);
-    if (kind == SA_FULL && end_seen - begin_seen == end) return;
+    tile_keys keys = {.block = block};
+    keys.ranges = sa_block_class(t, block, &keys.begin, &keys.end);
+    if (keys.ranges == SA_EMPTY) keys.begin = keys.end = 0;
+    keys.elements = element_class(t, block, keys.begin, keys.end);
+    if (keys.begin < keys.end) tile_scores(t, x, 0, x->n, block, keys.begin, keys.end);
+    if (keys.elements == SA_EMPTY) keys.elements = SA_RAGGED;
+    int all_seen = keys.ranges == SA_FULL && keys.end - keys.begin == end;
+    keys.ranges = SA_FULL;
     tile_block_ranges(t, x, block);
-    for (int i = 0; i < x->n; ++i) tile_mask(x, i, 0, end, -(real)INFINITY);
+    for (int i = 0; i < x->n; ++i) {
+        tile_see(t, x, &keys, i, keys.begin, keys.end);
+        if (!all_seen) tile_mask_ranges(x, i, 0, end, -(real)INFINITY);
+    }
 }
 
 static void scatter_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
@@ -39,15 +45,16 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
                           const void *total_memory) {
     tile_scratch x = tile_layout(t, memory);
     partial total = tile_partial(t, (void *)total_memory);
+    units u = units_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
         for (int i = 0; i < x.row; i += LANES) {
-            vec safe = finite_max(v_load(total.max + i));
-            vec divisor = softmax_divisor(v_load(total.sum + i));
+            vec max = v_load(total.max + i), safe = finite_max(max);
+            softmax_end whole = finish_rows(t, i, max, v_load(total.sum + i));
             real *s = x.s + i;
             for (int j = 0; j < end; ++j, s += x.row)
-                v_store(s, softmax_scaled(v_exp2_of_negative(v_sub(v_load(s), safe)), divisor));
+                v_store(s, softmax_scaled(weight(v_sub(v_load(s), safe), u), whole));
         }
         scatter_block(t, &x, block, end);
     }

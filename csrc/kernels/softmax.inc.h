@@ -1,17 +1,33 @@
 /* Softmax, online over blocks of keys: one lane's running maximum m, sum l, and new block of scores
  *
- *     m' = max(m, max s),   a = 2^(m - m'),   p = 2^(s - m'),   l = l a + sum p
+ *     m' = max(m, max s),   a = 2^(u (m - m')),   p = 2^(u (s - m')),   l = l a + sum p
  *
- * A sum over keys runs in four chains, key mod 4, added as (0 + 1) + (2 + 3): the same order
- * whether the lanes are queries (a column, below) or keys (a row, in few.inc.h). A score of -inf
- * weighs 0; while no other came, m is -inf, and 0 stands in for it: -inf - -inf would be NaN. */
+ * with u the scores' unit (sa_scoring): nothing is multiplied before the maximum is subtracted, so a
+ * score may be any finite number. A sum over keys runs in four chains, key mod 4, added as
+ * (0 + 1) + (2 + 3): the same order whether the lanes are queries (a column, below) or keys (a row,
+ * in few.inc.h). A score of -inf weighs 0; while no other came, m is -inf, and 0 stands in for it:
+ * -inf - -inf would be NaN. */
 
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, v_set(-(real)INFINITY)), v_zero(), m); }
 
+/* The scores' unit as the kernels use it; a larger one than the largest number does as well. */
+typedef struct {
+    vec unit, zero;
+} units;
+
+SA_INLINE real to_real(double x) { return (real)(x < REAL_MAX ? x : REAL_MAX); }
+
+SA_INLINE units units_of(const sa_scoring *scoring) {
+    return (units){v_set(to_real(scoring->unit)), v_set((real)(EXP2_ZERO / scoring->unit))};
+}
+
+/* 2^(u x), the weight of a score that is x less than the maximum. */
+SA_INLINE vec weight(vec x, units u) { return v_exp2_scaled(x, u.unit, u.zero); }
+
 /* A column of queries over the block's keys [begin, end), begin a multiple of 4: scores -> weights,
  * and the factor by which what was summed before must be rescaled. */
-static void softmax_column(real *s, ptrdiff_t row, int begin, int end, real *row_max, real *row_sum,
-                           real *rescale) {
+static void softmax_column(units u, real *s, ptrdiff_t row, int begin, int end, real *row_max,
+                           real *row_sum, real *rescale) {
     vec old = v_load(row_max);
     vec top[4] = {old, old, old, old};
     real *x = s + begin * row;
@@ -29,17 +45,17 @@ static void softmax_column(real *s, ptrdiff_t row, int begin, int end, real *row
     for (j = begin; j + 4 <= end; j += 4, x += 4 * row) {
         SA_UNROLL
         for (int c = 0; c < 4; ++c) {
-            vec p = v_exp2_of_negative(v_sub(v_load(x + c * row), safe));
+            vec p = weight(v_sub(v_load(x + c * row), safe), u);
             v_store(x + c * row, p);
             sum[c] = v_add(sum[c], p);
         }
     }
     for (int c = 0; j < end; ++c, ++j, x += row) {
-        vec p = v_exp2_of_negative(v_sub(v_load(x), safe));
+        vec p = weight(v_sub(v_load(x), safe), u);
         v_store(x, p);
         sum[c] = v_add(sum[c], p);
     }
-    vec a = v_exp2_of_negative(v_sub(old, safe));
+    vec a = weight(v_sub(old, safe), u);
     vec total = v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
     v_store(rescale, a);
     v_store(row_sum, v_fma(v_load(row_sum), a, total));
@@ -47,34 +63,59 @@ static void softmax_column(real *s, ptrdiff_t row, int begin, int end, real *row
 }
 
 /* Two partial results of the same lanes: their new maximum and sum, and the factor for each. */
-SA_INLINE void softmax_merge(real *row_max, real *row_sum, const real *part_max,
+SA_INLINE void softmax_merge(units u, real *row_max, real *row_sum, const real *part_max,
                              const real *part_sum, vec *factor, vec *part_factor) {
     vec m = v_load(row_max), part_m = v_load(part_max);
     vec max = v_max(m, part_m);
     vec safe = finite_max(max);
-    *factor = v_exp2_of_negative(v_sub(m, safe));
-    *part_factor = v_exp2_of_negative(v_sub(part_m, safe));
+    *factor = weight(v_sub(m, safe), u);
+    *part_factor = weight(v_sub(part_m, safe), u);
     vec part_l = v_mul(v_load(part_sum), *part_factor);
     v_store(row_sum, v_fma(v_load(row_sum), *factor, part_l));
     v_store(row_max, max);
 }
 
-/* 1 / l, or 0 for a row that saw no key. */
-SA_INLINE vec softmax_divisor(vec sum) {
-    return v_select(v_eq(sum, v_zero()), v_zero(), v_div(v_set(1), sum));
+/* What the sums of a row become at the end: all are multiplied by `factor`, and 0 where the row saw
+ * `none` of the keys, whatever they hold; lse is in natural units. */
+typedef struct {
+    vec factor, lse;
+    vmask none;
+} softmax_end;
+
+/* factor = 1 / l,  lse = natural m + log l */
+SA_INLINE softmax_end softmax_finish(vec natural, vec max, vec sum) {
+    vmask none = v_eq(sum, v_zero());
+    vec factor = v_div(v_set(1), v_select(none, v_set(1), sum));
+    return (softmax_end){factor, v_fma(max, natural, v_log(sum)), none};
 }
 
-/* log(sum(exp)) in natural units, from a maximum in units of log 2. */
-SA_INLINE vec softmax_lse(vec max, vec sum) {
-    vec lse = v_fma(max, v_set(ln_2), v_fma(max, v_set(ln_2_low), v_log(sum)));
-    return v_select(v_eq(sum, v_zero()), v_set(-(real)INFINITY), lse);
+/* The same with a sink, one more term of l in natural units, which no value belongs to:
+ *
+ *     m' = max(natural m, sink),   f = e^(natural m - m'),   l' = l f + e^(sink - m')
+ *     factor = f / l',             lse = m' + log l' */
+SA_INLINE softmax_end softmax_finish_with_sink(vec natural, vec max, vec sum, vec sink) {
+    vec own_max = v_mul(max, natural);
+    vec top = v_max(sink, own_max);
+    vec safe = finite_max(top);
+    vec own = v_exp(v_sub(own_max, safe));
+    vec total = v_fma(sum, own, v_exp(v_sub(sink, safe)));
+    vec factor = v_div(own, v_select(v_eq(total, v_zero()), v_set(1), total));
+    return (softmax_end){factor, v_add(top, v_log(total)), v_eq(sum, v_zero())};
 }
 
-/* One output element: value * divisor; a row that saw no key is 0 whatever its sum holds. Adding 0
- * turns -0 into 0, so that keys without weight cannot be told by a sign. */
-SA_INLINE vec softmax_scaled(vec value, vec divisor) {
-    vec scaled = v_add(v_mul(value, divisor), v_zero());
-    return v_select(v_eq(divisor, v_zero()), v_zero(), scaled);
+/* That of one row, in all lanes. */
+SA_INLINE softmax_end softmax_end_of_lane(softmax_end end, int lane) {
+    real factor[LANES], lse[LANES];
+    v_store(factor, end.factor);
+    v_store(lse, end.lse);
+    vec none = v_set(v_lane_bits(end.none) >> lane & 1);
+    return (softmax_end){v_set(factor[lane]), v_set(lse[lane]), v_eq(none, v_set(1))};
+}
+
+/* One output element. Adding 0 turns -0 into 0, so that keys without weight cannot be told by a
+ * sign. */
+SA_INLINE vec softmax_scaled(vec value, softmax_end end) {
+    return v_select(end.none, v_zero(), v_add(v_mul(value, end.factor), v_zero()));
 }
 
 /* softmax of one row of n elements, as a public step: three passes over the row, each of which may
@@ -129,7 +170,7 @@ static void softmax_divide(const softmax_state *state, char *out, ptrdiff_t out_
     memcpy(sum, state->sum, sizeof sum);
     for (int half = CHAINS / 2; half > 0; half /= 2)
         for (int c = 0; c < half; ++c) sum[c] += sum[c + half];
-    vec divisor = softmax_divisor(v_set(sum[0]));
+    vec divisor = v_set(sum[0] == 0 ? 0 : 1 / sum[0]);
     for (int64_t i = 0; i < n; i += CHAINS)
         for (int v = 0; v < CHAIN_VECS; ++v)
             store_chains(out, out_col, i, n, v, v_mul(load_chains(out, out_col, i, n, v), divisor));

@@ -9,10 +9,15 @@
 #include "math.inc.h"
 #include "pack.inc.h"
 #include "product.inc.h"
+#include "mask.inc.h"
 #include "softmax.inc.h"
+#include "bias.inc.h"
 #include "tile.inc.h"
 #include "few.inc.h"
 #include "scores.inc.h"
+#include "merge.inc.h"
+
+SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1), v_set(EXP2_ZERO)); }
 
 #define APPLY(f)                                                \
     for (int64_t i = 0; i < n; i += LANES) {                    \
@@ -25,9 +30,10 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
     real *to = y;
     switch (f) {
         case SA_EXP2: APPLY(v_exp2) break;
-        case SA_EXP2_OF_NEGATIVE: APPLY(v_exp2_of_negative) break;
+        case SA_EXP2_OF_NEGATIVE: APPLY(exp2_of_negative) break;
         case SA_EXP: APPLY(v_exp) break;
         case SA_LOG: APPLY(v_log) break;
+        case SA_TANH: APPLY(v_tanh) break;
     }
 }
 
@@ -54,5 +60,6 @@ const sa_kernels SA_TABLE = {
     .sum_finish = sum_finish,
     .softmax_row = softmax_row,
     .softmax_part = softmax_part,
+    .merge_row = merge_row,
     .apply = apply,
 };

@@ -52,6 +52,7 @@ SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
 SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
 SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
 SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
+SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
 SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 SA_INLINE vec v_round(vec x) { return OP(round)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
@@ -62,6 +63,18 @@ SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
 SA_INLINE vmask v_negative(vec x) { return x; }
+SA_INLINE unsigned v_lane_bits(vmask m) { return (unsigned)OP(movemask)(m); }
+/* Whether each of the LANES bytes at p is not 0. */
+SA_INLINE vmask v_nonzero_bytes(const char *p) {
+#if SA_REAL_BITS == 32
+    __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
+#else
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+#endif
+    return AS_REAL(SI(cmpgt)(wide, _mm256_setzero_si256()));
+}
 
 SA_INLINE __m256i to_int(vec x) {
 #if SA_REAL_BITS == 32

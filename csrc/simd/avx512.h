@@ -43,6 +43,7 @@ SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
 SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
 SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
 SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
+SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
 SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 SA_INLINE vec v_round(vec x) { return OP(roundscale)(x, _MM_FROUND_TO_NEAREST_INT); }
@@ -54,6 +55,16 @@ SA_INLINE vmask v_eq(vec a, vec b) { return CMP(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
 SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
+SA_INLINE unsigned v_lane_bits(vmask m) { return m; }
+/* Whether each of the LANES bytes at p is not 0. */
+SA_INLINE vmask v_nonzero_bytes(const char *p) {
+#if SA_REAL_BITS == 32
+    __m128i bytes = _mm_loadu_si128((const void *)p);
+#else
+    __m128i bytes = _mm_loadl_epi64((const void *)p);
+#endif
+    return (vmask)_mm_test_epi8_mask(bytes, bytes);
+}
 
 /* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
 SA_INLINE vec v_frexp(vec x, vec *e) {

@@ -6,16 +6,18 @@
  *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n
- *     v_add v_sub v_mul v_div v_fma v_max v_min v_round v_ldexp v_frexp
- *     v_lt v_le v_eq v_both v_select v_negative v_iota v_transpose
+ *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_round v_ldexp v_frexp
+ *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
  *
  * The same names mean the same operation, bit for bit, in every set:
- * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma rounds once;
- * v_ldexp(x, n) is x * 2^n rounded once, for normal x and whole n of at most 4/3 of the exponent
- * range; v_round is to nearest, ties to even, for |x| < 2^22. */
+ * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
+ * a * b - c, round once; v_ldexp(x, n) is x * 2^n rounded once, for normal x and whole n of at most
+ * 4/3 of the exponent range, and 0 for n = -2 * REAL_BIAS; v_lane_bits has bit i set where lane i is
+ * true; v_round is to nearest, ties to even, for |x| < 2^22. */
 #ifndef SA_SIMD_COMMON_H
 #define SA_SIMD_COMMON_H
 
+#include <float.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -46,11 +48,13 @@ typedef float real;
 typedef int32_t bits;
 #define REAL_MANTISSA 23
 #define REAL_BIAS 127
+#define REAL_MAX FLT_MAX
 #else
 typedef double real;
 typedef int64_t bits;
 #define REAL_MANTISSA 52
 #define REAL_BIAS 1023
+#define REAL_MAX DBL_MAX
 #endif
 
 SA_INLINE real read_real(const char *p) {

@@ -77,6 +77,11 @@ SA_INLINE vec v_fma(vec a, vec b, vec c) {
     return r;
 }
 
+SA_INLINE vec v_fms(vec a, vec b, vec c) {
+    EACH(i) c.x[i] = -c.x[i];
+    return v_fma(a, b, c);
+}
+
 /* Adding 1.5 * 2^mantissa leaves no room for a fraction. */
 SA_INLINE vec v_round(vec x) {
     vec magic = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
@@ -105,6 +110,18 @@ SA_INLINE real real_of(bits b) {
 SA_INLINE vmask v_negative(vec x) {
     vmask r;
     EACH(i) r.x[i] = bits_of(x.x[i]) < 0;
+    return r;
+}
+
+SA_INLINE unsigned v_lane_bits(vmask m) {
+    unsigned r = 0;
+    EACH(i) r |= (unsigned)m.x[i] << i;
+    return r;
+}
+/* Whether each of the LANES bytes at p is not 0. */
+SA_INLINE vmask v_nonzero_bytes(const char *p) {
+    vmask r;
+    EACH(i) r.x[i] = p[i] != 0;
     return r;
 }
 

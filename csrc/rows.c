@@ -1,0 +1,100 @@
+/* What is computed row by row: softmax along one axis, and the merge of two partial results of
+ * attention. The parallel loop over rows; the kernels compute. */
+
+#include "dispatch.h"
+#include "pool.h"
+
+/* Elements worth a turn at the shared counter, and worth a thread. */
+enum { ELEMENTS_PER_TURN = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
+
+typedef struct {
+    const sa_row_problem *problem;
+    const sa_kernels *kernels;
+    void (*compute)(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
+                    int worker);
+    int64_t rows, rows_per_turn;
+    sa_counter next;
+    sa_stop stop;
+} row_call;
+
+static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
+    char *at = a->data;
+    for (int i = p->axes - 1; i >= 0; --i) {
+        at += row % p->shape[i] * a->stride[i];
+        row /= p->shape[i];
+    }
+    return at;
+}
+
+/* A row so long that the caller must be asked between its parts whether to go on. */
+static void long_softmax(const sa_row_problem *p, const sa_kernels *k, const char *x, char *out,
+                         sa_stop *stop, int worker) {
+    static const sa_softmax_pass passes[] = {SA_SOFTMAX_MAX, SA_SOFTMAX_EXP, SA_SOFTMAX_DIVIDE};
+    sa_softmax_state state;
+    k->softmax_part(SA_SOFTMAX_CLEAR, &state, NULL, 0, NULL, 0, 0);
+    for (int pass = 0; pass < 3; ++pass)
+        for (int64_t at = 0; at < p->n && !sa_must_stop(stop, worker); at += SA_SOFTMAX_PART) {
+            int64_t n = p->n - at < SA_SOFTMAX_PART ? p->n - at : SA_SOFTMAX_PART;
+            k->softmax_part(passes[pass], &state, x + at * p->a.col, p->a.col,
+                            out + at * p->out.col, p->out.col, n);
+        }
+}
+
+static void softmax_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
+                           int worker) {
+    const char *x = row_of(p, &p->a, row);
+    char *out = row_of(p, &p->out, row);
+    if (p->n <= SA_SOFTMAX_PART)
+        k->softmax_row(x, p->a.col, out, p->out.col, p->n);
+    else
+        long_softmax(p, k, x, out, stop, worker);
+}
+
+static void merge_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
+                         int worker) {
+    (void)stop, (void)worker;
+    k->merge_row(&(sa_merge_row){.a = row_of(p, &p->a, row),
+                                 .b = row_of(p, &p->b, row),
+                                 .lse_a = row_of(p, &p->lse_a, row),
+                                 .lse_b = row_of(p, &p->lse_b, row),
+                                 .out = row_of(p, &p->out, row),
+                                 .lse = row_of(p, &p->lse, row),
+                                 .a_col = p->a.col,
+                                 .b_col = p->b.col,
+                                 .out_col = p->out.col},
+                 p->n);
+}
+
+static void some_rows(void *arg, int worker) {
+    row_call *c = arg;
+    for (int64_t turn; (turn = sa_take(&c->next)) * c->rows_per_turn < c->rows;) {
+        int64_t first = turn * c->rows_per_turn, end = first + c->rows_per_turn;
+        if (end > c->rows) end = c->rows;
+        for (int64_t row = first; row < end; ++row)
+            c->compute(c->problem, c->kernels, row, &c->stop, worker);
+        if (sa_must_stop(&c->stop, worker)) return;
+    }
+}
+
+static sa_status run(const sa_row_problem *p,
+                     void (*compute)(const sa_row_problem *, const sa_kernels *, int64_t, sa_stop *,
+                                     int)) {
+    row_call c = {.problem = p, .kernels = sa_kernels_for(p->dtype), .compute = compute, .rows = 1};
+    sa_enter(&c.stop, p->interrupt);
+    for (int i = 0; i < p->axes; ++i) c.rows *= p->shape[i];
+    c.rows_per_turn = p->n < ELEMENTS_PER_TURN ? ELEMENTS_PER_TURN / (p->n + 1) : 1;
+    if (c.rows_per_turn < 1) c.rows_per_turn = 1;
+    double threads = (double)c.rows * (double)p->n / ELEMENTS_PER_THREAD;
+    int num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
+    if (num_threads > c.rows) num_threads = (int)c.rows;
+    sa_parallel(num_threads > 1 ? num_threads : 1, some_rows, &c, &c.stop);
+    return sa_leave(&c.stop);
+}
+
+sa_status sa_softmax(const sa_row_problem *p) { return p->n ? run(p, softmax_of_row) : SA_OK; }
+
+sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row); }
+
+void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n) {
+    sa_kernels_for(dtype)->apply(f, x, y, n);
+}

@@ -1,0 +1,144 @@
+/* One tile of a plan: which batch entry and head it is of, its rows' pointers, their key ranges and
+ * options. Called by the loops of forward.c and scores.c, before the kernels. */
+
+#include <math.h>
+
+#include "mask.h"
+#include "plan.h"
+
+int64_t sa_entries(const sa_problem *p) {
+    int64_t entries = 1;
+    for (int i = 0; i < p->batch_axes; ++i) entries *= p->batch_shape[i];
+    return entries;
+}
+
+char *sa_row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, int64_t r) {
+    char *at = a->data + h * a->head + r * a->row;
+    for (int i = p->batch_axes - 1; i >= 0; --i) {
+        at += b % p->batch_shape[i] * a->batch[i];
+        b /= p->batch_shape[i];
+    }
+    return at;
+}
+
+/* Where the tiles of batch entry b start in a head's count. Those of packed sequences are counted by
+ * the rows before them, and one more, so that no list of them is needed; some are empty. */
+int64_t sa_first_tile(const sa_plan *plan, int64_t b) {
+    const sa_problem *p = plan->problem;
+    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->max_rows + b;
+    return b * ((p->seqlen_q * plan->group + plan->max_rows - 1) / plan->max_rows);
+}
+
+/* The batch entry that has the tile, counted over all heads: the last to start at or before it. */
+static int64_t entry_of_tile(const sa_plan *plan, int64_t tile) {
+    const sa_problem *p = plan->problem;
+    int64_t low = 0, high = sa_entries(p);
+    if (!p->cu_seqlens_q) return tile / (sa_first_tile(plan, 1) * p->num_heads_kv);
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        if (sa_first_tile(plan, middle) * p->num_heads_kv <= tile)
+            low = middle;
+        else
+            high = middle;
+    }
+    return low;
+}
+
+static double real_at(const sa_problem *p, const char *at) {
+    float x;
+    double y;
+    if (p->dtype == SA_f64) return memcpy(&y, at, sizeof y), y;
+    return memcpy(&x, at, sizeof x), x;
+}
+
+/* The keys of row r's segment, where segments ascend and are ranges therefore. */
+static void keep_to_segment(const sa_problem *p, int64_t b, sa_tile *t, int r) {
+    const char *ids = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+    ptrdiff_t stride = p->key_segments.row;
+    int64_t n = sa_num_keys(p, b), id = t->segment[r];
+    int64_t lo = sa_segments_below(ids, stride, p->segment_size, n, id);
+    int64_t hi = id == INT64_MAX ? n : sa_segments_below(ids, stride, p->segment_size, n, id + 1);
+    if (lo > t->key_lo[r]) t->key_lo[r] = lo;
+    if (hi < t->key_hi[r]) t->key_hi[r] = hi;
+    if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
+}
+
+/* The options of the tile's rows, of which the first is query i of head h. */
+static void fill_options(const sa_plan *plan, sa_tile *t, int64_t b, int64_t head, int64_t i,
+                         int64_t g) {
+    const sa_problem *p = plan->problem;
+    int64_t first_q = sa_first_query(p, b);
+    t->mask_kind = p->mask_kind;
+    t->mask_col = p->mask.col;
+    t->has_alibi = p->alibi_slopes.data != NULL;
+    t->has_sinks = p->sinks.data != NULL;
+    t->segment_size = p->segment_size;
+    t->segment_row = p->key_segments.row;
+    t->key_segments = NULL;
+    if (p->key_segments.data && !plan->segments_ascend)
+        t->key_segments = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+    if (t->has_alibi || t->has_sinks || t->mask_kind || p->key_segments.data)
+        for (int r = 0; r < t->rows; ++r) {
+            int64_t h = head + g, row = first_q + i;
+            if (t->mask_kind) t->mask[r] = sa_row_of(p, &p->mask, b, h, row);
+            if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, b, h, 0));
+            if (t->has_alibi) t->position[r] = sa_position(p, b, i);
+            if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, b, h, 0));
+            if (p->key_segments.data)
+                t->segment[r] =
+                    sa_segment_id(sa_row_of(p, &p->query_segments, b, 0, row), p->segment_size);
+            if (plan->segments_ascend) keep_to_segment(p, b, t, r);
+            if (++g == plan->group) g = 0, ++i;
+        }
+}
+
+int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
+    const sa_problem *p = plan->problem;
+    int lanes = plan->kernels->lanes;
+    int64_t b = entry_of_tile(plan, tile);
+    int64_t slots = sa_first_tile(plan, b + 1) - sa_first_tile(plan, b);
+    int64_t of_entry = tile - sa_first_tile(plan, b) * p->num_heads_kv;
+    int64_t head_kv = of_entry / slots, head = head_kv * plan->group;
+    int64_t rows = plan->group * sa_num_queries(p, b);
+    int64_t tiles = (rows + plan->max_rows - 1) / plan->max_rows;
+    int64_t vectors = (rows + lanes - 1) / lanes;
+    /* The last rows first: where the mask is causal, they are the longest. */
+    int64_t in_head = slots - 1 - of_entry % slots;
+    if (in_head >= tiles) return 0;
+    /* The tiles divide the vectors evenly. */
+    int64_t first = in_head * vectors / tiles * lanes;
+    int64_t end = (in_head + 1) * vectors / tiles * lanes;
+    if (end > rows) end = rows;
+
+    t->rows = (int)(end - first);
+    t->head_dim = p->head_dim;
+    t->head_dim_v = p->head_dim_v;
+    t->scoring = plan->scoring;
+    t->q_col = p->query.col;
+    t->k_row = p->key.row;
+    t->k_col = p->key.col;
+    t->v_row = p->value.row;
+    t->v_col = p->value.col;
+    t->out_col = p->out.col;
+    t->k = sa_row_of(p, &p->key, b, head_kv, sa_first_key(p, b));
+    t->v = sa_row_of(p, &p->value, b, head_kv, sa_first_key(p, b));
+    char *q = sa_row_of(p, &p->query, b, head, sa_first_query(p, b));
+    char *out = sa_row_of(p, &p->out, b, head, sa_first_query(p, b));
+    char *lse = sa_row_of(p, &p->lse, b, head, sa_first_query(p, b));
+    int64_t i = first / plan->group, g = first % plan->group;
+    for (int r = 0; r < t->rows; ++r) {
+        t->q[r] = q + g * p->query.head + i * p->query.row;
+        t->out[r] = out + g * p->out.head + i * p->out.row;
+        t->lse[r] = p->lse.data ? lse + g * p->lse.head + i * p->lse.row : NULL;
+        sa_key_range(p, b, i, &t->key_lo[r], &t->key_hi[r]);
+        if (++g == plan->group) g = 0, ++i;
+    }
+    fill_options(plan, t, b, head, first / plan->group, first % plan->group);
+    sa_summarize_ranges(t);
+    return 1;
+}
+
+const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t) {
+    const sa_kernels *k = plan->kernels;
+    return t->rows <= k->few.max_rows ? &k->few : &k->tile;
+}

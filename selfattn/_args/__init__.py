@@ -1,0 +1,27 @@
+"""The only validator: what a user gave -> arrays and numbers that the kernels can take as valid.
+
+    arrays.py      what an array may be, and where a result goes
+    options.py     each option on its own
+    problems.py    shapes that fit together: the problem that `_core` solves
+
+Every function here either returns something sound or raises an error that names the argument,
+what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
+`varlen.py` and `steps.py`; what it returns goes to `_core`, which checks nothing.
+"""
+
+from .arrays import array, compute_into, same_dtype
+from .options import axis, no_dropout, num_threads
+from .problems import attention_problem, merge_operands, sum_problem, varlen_problem
+
+__all__ = [
+    "array",
+    "attention_problem",
+    "axis",
+    "compute_into",
+    "merge_operands",
+    "no_dropout",
+    "num_threads",
+    "same_dtype",
+    "sum_problem",
+    "varlen_problem",
+]

@@ -1,0 +1,84 @@
+"""Arrays: which dtypes the kernels compute in, what counts as an array, where a result goes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_PLANNED_DTYPES = ("float16", "bfloat16")
+
+
+def array(name, x):
+    """`x` as a NumPy array of a dtype that the kernels compute in, without a copy."""
+    if type(x) is not np.ndarray:
+        x = as_array(name, x)
+    dtype = x.dtype
+    if dtype in _DTYPES:
+        return x
+    if dtype.name in _PLANNED_DTYPES and dtype.isnative:
+        raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
+    raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
+
+
+def as_array(name, x, expected="an array"):
+    if isinstance(x, np.ndarray):
+        return x.view(np.ndarray)
+    given = type(x).__name__
+    if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
+        raise TypeError(f"{name}: expected {expected}, got {given}")
+    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        return np.from_dlpack(x)
+    x = np.asarray(x)
+    if x.dtype == object:
+        raise TypeError(f"{name}: expected {expected}, got {given}")
+    return x
+
+
+def same_dtype(name, x, other_name, other):
+    if x.dtype != other.dtype:
+        raise TypeError(f"{name}: expected {other.dtype}, {other_name}'s dtype, got {x.dtype}")
+
+
+def compute_into(out, shape, like, inputs, compute):
+    """The result of `compute(target)`, which fills an array of `shape` and of like's dtype.
+
+    `target` is `out`, a new array with the layout of `like`, or a temporary where `out` overlaps
+    one of the `inputs`.
+    """
+    result, target = _output(out, shape, like, inputs)
+    compute(target)
+    if target is not result:
+        result[...] = target
+    return result
+
+
+def _output(out, shape, like, inputs):
+    """The array to return, and the one to write: a temporary where `out` overlaps an input."""
+    if out is None:
+        if like.ndim == len(shape):
+            new = np.empty_like(like, shape=shape, subok=False)
+        else:
+            new = np.empty(shape, like.dtype)
+        return new, new
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
+    if out.dtype != like.dtype:
+        raise TypeError(f"out: expected {like.dtype!r}, got {out.dtype!r}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {shape}, got {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writeable array, got a read-only one")
+    if _may_overlap_itself(out) or any(np.may_share_memory(out, x) for x in inputs):
+        return out, np.empty(shape, like.dtype)
+    return out, out
+
+
+def _may_overlap_itself(x):
+    """Whether two elements could share a byte: each stride must step over all that is inside it."""
+    reach = x.itemsize
+    for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True)):
+        if length > 1:
+            if stride < reach:
+                return True
+            reach += stride * (length - 1)
+    return False

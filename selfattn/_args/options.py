@@ -1,0 +1,203 @@
+"""Options, each on its own: numbers, flags, ranges of keys, masks, segments, what a head has."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+from .. import _threads
+from .arrays import as_array
+
+FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
+
+
+def num_threads(n):
+    """The number of threads of this call."""
+    return _threads.get_num_threads() if n is None else _threads.count("num_threads", n)
+
+
+def axis(name, n, x):
+    """An axis of `x`, counted from 0."""
+    try:
+        number = operator.index(n)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(n).__name__}") from None
+    if not -x.ndim <= number < x.ndim:
+        raise ValueError(f"{name}: expected an axis of shape {x.shape}, got {number}")
+    return number % x.ndim
+
+
+def scale_of(scale):
+    """A finite float, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
+    return math.nan if scale is None else _finite("scale", scale)
+
+
+def softcap_of(softcap):
+    """A finite float of 0 or more; 0 is none."""
+    softcap = _finite("softcap", softcap)
+    if softcap < 0:
+        raise ValueError(f"softcap: expected 0 or more, got {softcap}")
+    return softcap
+
+
+def _finite(name, x):
+    try:
+        if isinstance(x, (str, bytes, bytearray, bool, np.bool_)):
+            raise TypeError
+        number = float(x)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number
+
+
+def no_dropout(dropout_p, dropout_seed):
+    """Refuse dropout, by name, until a kernel carries it out."""
+    if type(dropout_p) is float and dropout_p == 0.0 and type(dropout_seed) is int:
+        return
+    if not 0.0 <= _finite("dropout_p", dropout_p) <= 1.0:
+        raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")
+    if dropout_p:
+        raise NotImplementedError(f"dropout_p: not built yet, expected 0, got {dropout_p}")
+    if isinstance(dropout_seed, bool) or not hasattr(dropout_seed, "__index__"):
+        raise TypeError(f"dropout_seed: expected an int, got {type(dropout_seed).__name__}")
+
+
+def flag(name, x):
+    if x is True or x is False or isinstance(x, np.bool_):
+        return bool(x)
+    raise TypeError(f"{name}: expected a bool, got {type(x).__name__}")
+
+
+def window(window_size):
+    if type(window_size) is tuple and window_size == (-1, -1):
+        return -1, -1
+    try:
+        sides = [operator.index(side) for side in window_size]
+        if any(isinstance(side, (bool, np.bool_)) for side in window_size):
+            raise TypeError
+    except TypeError:
+        raise TypeError(
+            f"window_size: expected two ints (left, right), got {window_size!r}"
+        ) from None
+    if len(sides) != 2:
+        raise ValueError(f"window_size: expected two ints (left, right), got {window_size!r}")
+    left, right = sides
+    if left < -1 or right < -1:
+        raise ValueError(f"window_size: expected sides of -1 or more, got {window_size!r}")
+    return min(left, FARTHEST), min(right, FARTHEST)
+
+
+def per_batch(name, x, batch_shape, low, high):
+    """An int64 array of `batch_shape`, whose values must be from `low` to `high`, each or all."""
+    expected = "an int or an array of ints"
+    if isinstance(x, int) and not isinstance(x, bool):
+        if not -(2**63) <= x < 2**63:
+            raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
+        x = np.asarray(x)
+    x = as_array(name, x, expected)
+    if x.dtype.kind not in "iu" or not x.dtype.isnative:
+        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
+    try:
+        x = np.broadcast_to(x, batch_shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to the axes before the heads, "
+            f"{batch_shape}, got {x.shape}"
+        ) from None
+    x = np.array(x, order="C")  # our own: the user's may change while the kernels read it
+    high = np.broadcast_to(high, x.shape)
+    wrong = (x < low) | (x > high)
+    if wrong.any():
+        raise ValueError(
+            f"{name}: expected values from {low} to {high[wrong][0]}, got {x[wrong][0]}"
+        )
+    return x.astype(np.int64, copy=False)
+
+
+# ------------------------------------------------------------------ arrays beside the scores
+
+
+def mask(attn_mask, scores_shape, dtype):
+    """A view of the scores' shape, of bools or floats."""
+    x = as_array("attn_mask", attn_mask)
+    if x.dtype not in (np.bool_, np.float32, dtype):
+        expected = " or ".join(dict.fromkeys(("bool", "float32", dtype.name)))
+        raise TypeError(f"attn_mask: expected {expected} in native byte order, got {x.dtype!r}")
+    return _broadcast("attn_mask", x, scores_shape, "the scores' shape")
+
+
+def segments(segment_ids, batch_shape, seqlen_q, seqlen_k):
+    """Views (batch..., L) and (batch..., S) of the ids of queries and of keys, of one dtype."""
+    if isinstance(segment_ids, (tuple, list)):
+        if len(segment_ids) != 2:
+            raise ValueError(
+                f"segment_ids: expected one array or a pair, got {len(segment_ids)} of them"
+            )
+        of_query, of_key = (_ids(x) for x in segment_ids)
+        if of_query.dtype != of_key.dtype:
+            raise TypeError(
+                f"segment_ids: expected a pair of one dtype, got {of_query.dtype!r} and "
+                f"{of_key.dtype!r}"
+            )
+    else:
+        of_query = of_key = _ids(segment_ids)
+        if seqlen_q != seqlen_k:
+            raise ValueError(
+                f"segment_ids: expected a pair where there are {seqlen_q} queries and {seqlen_k} "
+                "keys, got one array"
+            )
+    return (
+        _broadcast("segment_ids", of_query, (*batch_shape, seqlen_q), "the queries'", last=True),
+        _broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "the keys'", last=True),
+    )
+
+
+def _ids(x):
+    x = as_array("segment_ids", x, "an array of ints, or a pair of them")
+    if x.dtype.kind not in "iub" or not x.dtype.isnative:
+        raise TypeError(f"segment_ids: expected ints in native byte order, got {x.dtype!r}")
+    return x
+
+
+def per_head(name, x, shape, dtype):
+    """A view of `shape`, which ends in the query heads, of floats of query's dtype."""
+    x = as_array(name, x)
+    if x.dtype not in (np.float32, dtype):
+        expected = " or ".join(dict.fromkeys(("float32", dtype.name)))
+        raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
+    return _broadcast(
+        name, x.astype(dtype, copy=False), shape, "one for each query head", last=True
+    )
+
+
+def _broadcast(name, x, shape, what, last=False):
+    """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
+    try:
+        if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
+            raise ValueError
+        return np.broadcast_to(x, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {shape}, {what}, got {x.shape}"
+        ) from None
+
+
+def cumulative(name, x, total):
+    """Where packed sequences begin and end: int64, our own, (number of sequences + 1,)."""
+    expected = "an array of ints"
+    x = as_array(name, x, expected)
+    if x.dtype.kind not in "iu" or not x.dtype.isnative:
+        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {x.shape}")
+    x = np.array(x)  # our own: the user's may change while the kernels read it
+    if x[0] != 0 or x[-1] != total or (x[1:] < x[:-1]).any():
+        raise ValueError(
+            f"{name}: expected numbers that start at 0, never decrease and end at {total}, the "
+            f"number of rows, got {x}"
+        )
+    return x.astype(np.int64, copy=False)

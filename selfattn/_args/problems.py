@@ -1,0 +1,256 @@
+"""Problems: shapes that fit together, made into what the kernels solve."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import _core
+from . import options
+from .arrays import array, same_dtype
+
+
+def attention_problem(
+    query,
+    key,
+    value=None,
+    attn_mask=None,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    query_offset=0,
+    kv_lengths=None,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    sinks=None,
+    segment_ids=None,
+):
+    """The problem that the kernels solve; without a `value` it is that of the scores alone.
+
+    A `value` has been through `array` already: None is no value that a user may give.
+    """
+    query, key = array("query", query), array("key", key)
+    same_dtype("key", key, "query", query)
+    if value is not None:
+        same_dtype("value", value, "query", query)
+    leading = _leading_at_once(query.shape, key.shape, None if value is None else value.shape)
+    if not leading or enable_gqa is not False:
+        shapes = _shapes(query, key, value)
+        leading = _leading(shapes, options.flag("enable_gqa", enable_gqa))
+    batch_shape, heads_q, heads_kv = leading
+    problem = _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
+    seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
+    _set_ranges(problem, batch_shape, seqlen_k, is_causal, query_offset, kv_lengths, window_size)
+    if attn_mask is not None:
+        problem.set_mask(options.mask(attn_mask, problem.scores_shape, query.dtype))
+    if segment_ids is not None:
+        problem.set_segments(*options.segments(segment_ids, batch_shape, seqlen_q, seqlen_k))
+    _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks)
+    return problem
+
+
+def varlen_problem(
+    query,
+    key,
+    value,
+    cu_seqlens_q,
+    cu_seqlens_k,
+    attn_mask=None,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    query_offset=0,
+    kv_lengths=None,
+    window_size=(-1, -1),
+    softcap=0.0,
+    alibi_slopes=None,
+    sinks=None,
+    segment_ids=None,
+):
+    """That of packed sequences: each is a batch entry, and its arrays are (H, total, E) views."""
+    query, key, value = array("query", query), array("key", key), array("value", value)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if x.ndim != 3:
+            raise ValueError(
+                f"{name}: expected 3 axes, (total, heads, head_dim), got shape {x.shape}"
+            )
+        same_dtype(name, x, "query", query)
+    _shapes(query, key, value, rows=0)
+    query, key, value = (x.swapaxes(0, 1) for x in (query, key, value))
+    shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
+    heads_q, heads_kv = _heads(shapes, options.flag("enable_gqa", enable_gqa))
+    total_q, total_k = query.shape[1], key.shape[1]
+    cu_seqlens_q = options.cumulative("cu_seqlens_q", cu_seqlens_q, total_q)
+    cu_seqlens_k = options.cumulative("cu_seqlens_k", cu_seqlens_k, total_k)
+    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+        raise ValueError(
+            f"cu_seqlens_k: expected {cu_seqlens_q.size} numbers, as many as cu_seqlens_q has, got "
+            f"{cu_seqlens_k.size}"
+        )
+    batch_shape = (cu_seqlens_q.size - 1,)
+    lengths_k = np.diff(cu_seqlens_k)
+    longest_q, longest_k = (
+        int(np.diff(cu_seqlens).max(initial=0)) for cu_seqlens in (cu_seqlens_q, cu_seqlens_k)
+    )
+    problem = _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
+    _set_ranges(problem, batch_shape, lengths_k, is_causal, query_offset, kv_lengths, window_size)
+    problem.set_sequences(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
+    if attn_mask is not None:
+        packed_scores = (heads_q, total_q, longest_k)
+        problem.set_mask(options.mask(attn_mask, packed_scores, query.dtype))
+    if segment_ids is not None:
+        problem.set_segments(*options.segments(segment_ids, (), total_q, total_k))
+    _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks)
+    return problem
+
+
+def sum_problem(weights, value, enable_gqa):
+    """The problem of `weights @ value`: its scores are given, so it has no query and no key."""
+    weights, value = array("weights", weights), array("value", value)
+    same_dtype("value", value, "weights", weights)
+    shapes = {"weights": weights.shape, "value": value.shape}
+    _two_axes(shapes)
+    batch_shape, heads_q, heads_kv = _leading(shapes, options.flag("enable_gqa", enable_gqa))
+    if value.shape[-2] != weights.shape[-1]:
+        raise ValueError(
+            f"value: expected {weights.shape[-1]} rows, one for each of weights' last axis, "
+            f"got shape {value.shape}"
+        )
+    return _core.SumProblem(weights, value, batch_shape, heads_q, heads_kv)
+
+
+def merge_operands(out_a, lse_a, out_b, lse_b):
+    """Arrays of one dtype: two of one shape (..., L, E), and (..., L) for each."""
+    arrays = {
+        name: array(name, x)
+        for name, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b))
+    }
+    out_a = arrays["out_a"]
+    if out_a.ndim == 0:
+        raise ValueError(f"out_a: expected 1 or more axes, got shape {out_a.shape}")
+    for name, x in arrays.items():
+        same_dtype(name, x, "out_a", out_a)
+        shape = out_a.shape if name.startswith("out") else out_a.shape[:-1]
+        if x.shape != shape:
+            raise ValueError(
+                f"{name}: expected shape {shape} where out_a's is {out_a.shape}, got {x.shape}"
+            )
+    return tuple(arrays.values())
+
+
+# ------------------------------------------------------------------ the problem, piece by piece
+
+
+def _shapes(query, key, value, rows=-2):
+    """The shapes by name, which agree in head_dim and in the axis of rows."""
+    shapes = {"query": query.shape, "key": key.shape}
+    if value is not None:
+        shapes["value"] = value.shape
+    _two_axes(shapes)
+    if key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"key: expected head_dim {query.shape[-1]}, query's last axis, got shape {key.shape}"
+        )
+    if value is not None and value.shape[rows] != key.shape[rows]:
+        raise ValueError(
+            f"value: expected {key.shape[rows]} rows, as many as key has, got shape {value.shape}"
+        )
+    return shapes
+
+
+def _two_axes(shapes):
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            raise ValueError(f"{name}: expected 2 or more axes, got shape {shape}")
+
+
+def _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap):
+    if softcap != 0.0 or type(softcap) is not float:
+        softcap = options.softcap_of(softcap)
+    scale = options.scale_of(scale)
+    return _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
+
+
+def _set_ranges(problem, batch_shape, seqlen_k, is_causal, query_offset, kv_lengths, window_size):
+    """Causal, window, offset and lengths; `seqlen_k` is a number, or one for each batch entry."""
+    if (
+        is_causal is False
+        and kv_lengths is None
+        and type(query_offset) is int
+        and query_offset == 0
+        and type(window_size) is tuple
+        and window_size == (-1, -1)
+    ):
+        return  # as it is: every query sees every key
+    left, right = options.window(window_size)
+    if options.flag("is_causal", is_causal):
+        right = 0
+    if type(query_offset) is not int or abs(query_offset) > options.FARTHEST:
+        query_offset = options.per_batch(
+            "query_offset", query_offset, batch_shape, -options.FARTHEST, options.FARTHEST
+        )
+    if kv_lengths is not None:
+        kv_lengths = options.per_batch("kv_lengths", kv_lengths, batch_shape, 0, seqlen_k)
+    problem.set_ranges(query_offset, kv_lengths, left, right)
+
+
+def _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks):
+    """What each query head has."""
+    dtype = problem.query.dtype
+    if alibi_slopes is not None:
+        shape = (*batch_shape, heads_q)
+        problem.set_alibi(options.per_head("alibi_slopes", alibi_slopes, shape, dtype))
+    if sinks is not None:
+        problem.set_sinks(options.per_head("sinks", sinks, (heads_q,), dtype))
+
+
+def _leading_at_once(query, key, value):
+    """What `_leading` returns, where all have the same leading axes, as most do; else None."""
+    leading = query[:-2]
+    if not leading or key[:-2] != leading or key[-1] != query[-1]:
+        return None
+    if value is not None and (value[:-2] != leading or value[-2] != key[-2]):
+        return None
+    return leading[:-1], leading[-1], leading[-1]
+
+
+def _leading(shapes, enable_gqa):
+    """(batch_shape, query heads, key/value heads) of named shapes, the query's first."""
+    return _batch_shape(shapes), *_heads(shapes, enable_gqa)
+
+
+def _heads(shapes, enable_gqa):
+    """How many query heads and how many key/value heads there are; an axis of 1 broadcasts."""
+    heads = {name: shape[-3] if len(shape) > 2 else 1 for name, shape in shapes.items()}
+    (query, heads_q), (key, heads_kv), *others = heads.items()
+    for name, n in others:
+        if n != heads_kv and n != 1 and heads_kv != 1:
+            raise ValueError(
+                f"{name}: expected {heads_kv} heads, as many as {key} has, or 1, got {n}"
+            )
+        heads_kv = n if heads_kv == 1 else heads_kv
+    if heads_q == heads_kv or heads_kv == 1:
+        return heads_q, heads_kv
+    if heads_q == 1:
+        return heads_kv, heads_kv
+    if not enable_gqa:
+        raise ValueError(
+            f"{key}: expected {heads_q} heads, as many as {query} has, or 1, got {heads_kv} "
+            "(enable_gqa=True lets query heads share keys and values)"
+        )
+    if heads_kv == 0 or heads_q % heads_kv:
+        raise ValueError(
+            f"{key}: expected a number of heads that divides {query}'s {heads_q}, got {heads_kv}"
+        )
+    return heads_q, heads_kv
+
+
+def _batch_shape(shapes):
+    """The broadcast of the axes before the last three."""
+    try:
+        return np.broadcast_shapes(*(shape[:-3] for shape in shapes.values()))
+    except ValueError:
+        given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"{list(shapes)[1]}: expected leading axes that broadcast, got {given}"
+        ) from None

@@ -1,0 +1,115 @@
+"""Attention over packed sequences: rows of many lengths, end to end, without padding.
+
+Called by users; `_args` checks what they give and makes a problem of it, whose batch entries are
+the sequences; `_core` computes it. The truth it is tested against is `reference.py`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from . import _args
+
+if TYPE_CHECKING:
+    from ._typing import Array, Ints, Number, Window
+
+
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Window = (-1, -1),
+    softcap: float = 0.0,
+    alibi_slopes: Array | None = None,
+    sinks: Array | None = None,
+    segment_ids: Array | tuple[Array, Array] | None = None,
+    dropout_seed: int = 0,
+    return_lse: bool = False,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+    """Attend within each of B packed sequences: as a call for each, in one.
+
+    Parameters that are not named below and errors are those of `scaled_dot_product_attention`.
+    Each sequence has the bits that it has alone.
+
+    Parameters
+    ----------
+    query : array, shape (total_q, Hq, E)
+        float32 or float64: the queries of all sequences, one sequence after the other.
+    key : array, shape (total_k, Hkv, E)
+    value : array, shape (total_k, Hkv, Ev)
+    cu_seqlens_q, cu_seqlens_k : int array, shape (B + 1,)
+        Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`: they start at 0, never decrease
+        and end at the total. A sequence may be empty.
+    attn_mask : array that broadcasts to (Hq, total_q, longest sequence of keys), optional
+        Its columns count from the first key of the query's own sequence.
+    query_offset : int, or int array, shape (B,)
+    kv_lengths : int array, shape (B,), optional
+        Each from 0 to the sequence's own number of keys.
+    alibi_slopes : array, shape (Hq,) or (B, Hq), optional
+    segment_ids : int array, shape (total,), or a pair, shapes (total_q,) and (total_k,), optional
+    out : array, shape (total_q, Hq, Ev), optional
+
+    Returns
+    -------
+    out : array, shape (total_q, Hq, Ev)
+    lse : array, shape (Hq, total_q)
+        Only with `return_lse`.
+
+    Notes
+    -----
+    The layout is that of FlashAttention's `flash_attn_varlen_func` (Dao, 2023).
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 1, 4))
+    >>> out = selfattn.varlen_attention(query, key, value, np.array([0, 2, 5]), np.array([0, 2, 5]))
+    >>> alone = selfattn.scaled_dot_product_attention(query[2:, 0], key[2:, 0], value[2:, 0])
+    >>> np.array_equal(out[2:, 0], alone)
+    True
+    """
+    _args.no_dropout(dropout_p, dropout_seed)
+    problem = _args.varlen_problem(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        attn_mask,
+        is_causal,
+        scale,
+        enable_gqa,
+        query_offset,
+        kv_lengths,
+        window_size,
+        softcap,
+        alibi_slopes,
+        sinks,
+        segment_ids,
+    )
+    num_threads = _args.num_threads(num_threads)
+    packed = problem.query.swapaxes(0, 1)
+    heads, head_dim_v = problem.out_shape[1], problem.out_shape[-1]
+    lse = np.empty((heads, len(packed)), packed.dtype) if return_lse else None
+    result = _args.compute_into(
+        out,
+        (len(packed), heads, head_dim_v),
+        packed,
+        problem.arrays,
+        lambda target: problem.attend(target.swapaxes(0, 1), lse, num_threads),
+    )
+    return result if lse is None else (result, lse)
