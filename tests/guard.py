@@ -98,13 +98,23 @@ class Bench:
             assert (pieces == CANARY).all(), "written outside of out"
 
 
-def fused(options):
-    """The fused call as a function of arrays alone; its lse is an argument as well."""
+def fused(options, names=()):
+    """The fused call as a function of arrays alone: inputs, options by name, then out and lse."""
 
-    def call(query, key, value, out, lse):
-        _args.attention_problem(query, key, value, **options).attend(out, lse, 1)
+    def call(query, key, value, *others):
+        *given, out, lse = others
+        more = options_of(names, given)
+        _args.attention_problem(query, key, value, **options, **more).attend(out, lse, 1)
 
     return call
+
+
+def options_of(names, given):
+    """Options that are arrays, by name; a pair of segment ids is two of them."""
+    options = dict(zip(names, given, strict=True))
+    if "ids_q" in options:
+        options["segment_ids"] = options.pop("ids_q"), options.pop("ids_k")
+    return options
 
 
 def shapes():
@@ -142,6 +152,44 @@ def calls_on(query, key, value):
         yield to_out(selfattn.softmax, axis=axis), (query,), want
 
 
+def option_shapes():
+    """(heads, L, S, E, Ev): what the arrays of options have axes of, through its tails."""
+    tails = [*range(1, 19), 24, 25, 31, 32, 33, 63, 64, 65, 127, 128, 129, 131]
+    for n in tails:
+        for length in (2, 20):
+            yield 2, length, n, 3, 3
+        yield 1, n, 9, 3, 3
+    for length in (1, 3, 20):
+        yield 2, length, 517, 3, 3
+
+
+def calls_with_options(query, key, value):
+    """The calls that read arrays of options: masks of odd lengths, ids, what each head has."""
+    dtype, (heads, length, _), keys = query.dtype, query.shape, key.shape[1]
+    rng = np.random.default_rng(0)
+    bools = rng.random((heads, length, keys)) < 0.7
+    ids_q, ids_k = rng.integers(0, 3, length), rng.integers(0, 3, keys)
+    per_head = rng.standard_normal((2, heads))
+    cases = [
+        {"attn_mask": bools},
+        {"attn_mask": bools[0, :, :1], "ids_q": ids_q, "ids_k": ids_k},
+        {"attn_mask": bools[0, 0], "ids_q": ids_q.astype(np.int8), "ids_k": ids_k.astype(np.int8)},
+        {"ids_q": np.sort(ids_q), "ids_k": np.sort(ids_k)},
+        {"attn_mask": np.where(bools, 0.5, -np.inf).astype(dtype)},
+        {"attn_mask": np.where(bools, 0.5, -np.inf).astype(np.float32)},
+        {"alibi_slopes": per_head[0].astype(dtype), "sinks": per_head[1].astype(np.float32)},
+    ]
+    for i, case in enumerate(cases):
+        names, given = tuple(case), tuple(case.values())
+        numbers = {"softcap": 2.0} if i % 2 else {"is_causal": True, "query_offset": 2}
+        options = options_of(names, given) | numbers
+        want = selfattn.scaled_dot_product_attention(query, key, value, return_lse=True, **options)
+        yield fused(numbers, names), (query, key, value, *given), want
+        if i in (0, 4):
+            for step in (selfattn.scaled_dot_product, selfattn.attention_weights):
+                yield to_out(step), (query, key, *given), [step(query, key, *given)]
+
+
 def to_out(f, **options):
     """f as a function of arrays alone, the last of them out."""
     return lambda *arrays: f(*arrays[:-1], out=arrays[-1], **options)
@@ -149,13 +197,17 @@ def to_out(f, **options):
 
 def run_all(dtype):
     bench, rng = Bench(), np.random.default_rng(0)
-    for heads, length, keys, head_dim, head_dim_v in shapes():
+    for shape, calls in (
+        *((shape, calls_on) for shape in shapes()),
+        *((shape, calls_with_options) for shape in option_shapes()),
+    ):
+        heads, length, keys, head_dim, head_dim_v = shape
         query = rng.standard_normal((heads, length, head_dim)).astype(dtype)
         key = rng.standard_normal((heads, keys, head_dim)).astype(dtype)
         value = rng.standard_normal((heads, keys, head_dim_v)).astype(dtype)
-        for i, (f, inputs, want) in enumerate(calls_on(query, key, value)):
+        for i, (f, inputs, want) in enumerate(calls(query, key, value)):
             for end, rows in itertools.product((True, False), repeat=2):
-                print(heads, length, keys, head_dim, head_dim_v, i, end, rows, file=sys.stderr)
+                print(calls.__name__, shape, i, end, rows, file=sys.stderr)
                 bench.call(f, inputs, want, end, rows)
 
 

@@ -1,7 +1,8 @@
 """Attention in a type longer than the kernels': what errors are measured against.
 
 Written apart from selfattn/reference.py, which test_reference.py compares with plain Python. The
-mask comes as an array of bools; the scale is the float64 that the contract rounds 1 / sqrt(E) to.
+mask comes as an array, of bools or of numbers to add; the scale is the float64 that the contract
+rounds 1 / sqrt(E) to.
 """
 
 import math
@@ -20,16 +21,21 @@ def wider(dtype):
 
 
 @np.errstate(divide="ignore", invalid="ignore")
-def attention(query, key, value, mask=None, scale=None):
+def attention(query, key, value, mask=None, scale=None, *, softcap=0.0, sinks=None):
     """out and lse, in the wider type: (..., L, Ev), (..., L)."""
     wide = wider(query.dtype)
     query, key, value = (x.astype(wide) for x in (query, key, value))
     scale = wide(1 / math.sqrt(query.shape[-1]) if scale is None else scale)
     scores = scale * (query @ key.swapaxes(-1, -2))
+    if softcap:
+        scores = wide(softcap) * np.tanh(scores / wide(softcap))
     if mask is not None:
-        scores = np.where(mask, scores, -np.inf)
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
     top = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - np.where(np.isfinite(top), top, 0))
-    total = weights.sum(-1, keepdims=True)
+    sink = wide(-np.inf) if sinks is None else sinks.astype(wide)[..., None, None]
+    top = np.maximum(top, sink)
+    shift = np.where(np.isfinite(top), top, 0)
+    weights = np.exp(scores - shift)
+    total = weights.sum(-1, keepdims=True) + np.exp(sink - shift)
     out = (weights @ value) / np.where(total == 0, 1, total)
     return out, (top + np.log(total))[..., 0]

@@ -8,6 +8,8 @@ import itertools
 import numpy as np
 import pytest
 from arrays import normal
+from compare import check_attention, check_scores
+from option_arrays import bool_mask, float_mask, slopes
 
 import selfattn
 from selfattn import reference
@@ -47,6 +49,59 @@ def test_every_axis_in_0_and_1(isa, dtype, options):
                 assert x.shape == y.shape, context
                 assert x.dtype == dtype, context
                 np.testing.assert_allclose(x, y, rtol=8 * np.finfo(dtype).eps, err_msg=context)
+
+
+def options_with_axes(batch, heads, rows, seqlen_k, dtype):
+    """Options that are arrays, whose axes are empty where those of the inputs are."""
+    sinks = {"sinks": normal(heads, dtype=dtype)}
+    ids_q, ids_k = np.zeros((batch, rows), int), np.zeros(seqlen_k, int)
+    yield {"attn_mask": bool_mask(batch, heads, rows, seqlen_k)}
+    yield {"attn_mask": float_mask(heads, 1, seqlen_k, dtype=dtype)} | sinks
+    yield {"attn_mask": np.zeros((), bool), "segment_ids": (ids_q, ids_k)} | sinks
+    yield {"segment_ids": (ids_q, ids_k + 1), "softcap": 0.5} | sinks
+    yield {"alibi_slopes": slopes(batch, heads, dtype=dtype), "query_offset": 3}
+    if rows == seqlen_k:
+        yield {"segment_ids": ids_q, "attn_mask": bool_mask(rows, 1)}
+
+
+def test_every_axis_with_options(isa, dtype):
+    for batch, heads, rows, seqlen_k, head_dim, head_dim_v in axes(6):
+        query = normal(batch, heads, rows, head_dim, dtype=dtype)
+        key = normal(batch, heads, seqlen_k, head_dim, dtype=dtype)
+        value = normal(batch, heads, seqlen_k, head_dim_v, dtype=dtype)
+        for options in options_with_axes(batch, heads, rows, seqlen_k, dtype):
+            check_attention(query, key, value, **options)
+            if head_dim_v:  # once is enough
+                check_scores(query, key, **options)
+
+
+def test_no_keys_but_a_sink(isa, dtype):
+    """ "sinks" and "empty axes": 0, and lse is the sink, over memory that held something else."""
+    for rows in (1, 3, 40):
+        query, nothing = normal(2, rows, 8, dtype=dtype), np.empty((2, 0, 8), dtype)
+        sinks = np.array([1.3, -7.1], dtype)
+        out = np.full((2, rows, 8), np.nan, dtype)
+        for more in ({}, {"attn_mask": np.ones((rows, 0), bool)}, {"softcap": 2.0}):
+            out.fill(np.nan)
+            _, lse = selfattn.scaled_dot_product_attention(
+                query, nothing, nothing, sinks=sinks, out=out, return_lse=True, **more
+            )
+            assert (out == 0).all()
+            assert np.array_equal(lse, np.broadcast_to(sinks[:, None], (2, rows)))
+
+
+def test_no_head_dim_with_options(isa, dtype):
+    """All scores are 0: a float mask or a slope is all that there is to the weights."""
+    for rows in (1, 3, 40):
+        query, key = np.empty((2, rows, 0), dtype), np.empty((2, 300, 0), dtype)
+        value = normal(2, 300, 5, dtype=dtype)
+        for options in (
+            {"attn_mask": float_mask(2, rows, 300, dtype=dtype), "softcap": 1.0},
+            {"attn_mask": bool_mask(rows, 300), "sinks": slopes(2, dtype=dtype)},
+            {"alibi_slopes": slopes(2, dtype=dtype), "query_offset": 90},
+        ):
+            check_attention(query, key, value, **options)
+            check_scores(query, key, **options)
 
 
 def test_no_keys(isa, dtype):

@@ -27,6 +27,7 @@ def test_all_is_what_the_api_names():
         "attention_weights",
         "get_num_threads",
         "isas",
+        "merge_states",
         "project",
         "scaled_dot_product",
         "scaled_dot_product_attention",
@@ -34,6 +35,7 @@ def test_all_is_what_the_api_names():
         "show_config",
         "softmax",
         "threads",
+        "varlen_attention",
         "weighted_sum",
     ]
     assert all(hasattr(selfattn, name) for name in selfattn.__all__)

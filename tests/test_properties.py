@@ -1,62 +1,14 @@
-"""Drawn at random: shapes, strides, dtypes and combinations of options, against the reference."""
+"""Drawn at random (drawn.py): shapes, strides, dtypes and combinations of options."""
 
 import numpy as np
-from arrays import DTYPES
-from compare import check_attention, check_scores
+from arrays import same_bits
+from compare import check_each
+from drawn import problems
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from option_arrays import without_sinks
 
 import selfattn
-
-LAYOUTS = [
-    lambda x: x,
-    lambda x: x.swapaxes(1, 2).copy().swapaxes(1, 2),
-    lambda x: x.swapaxes(-1, -2).copy().swapaxes(-1, -2),
-    lambda x: np.repeat(x, 2, -1)[..., ::2],
-    lambda x: x[..., ::-1, :].copy()[..., ::-1, :],
-    lambda x: x[..., ::-1].copy()[..., ::-1],
-    lambda x: np.broadcast_to(x[:1], x.shape),
-    lambda x: np.broadcast_to(x[:, :, :1], x.shape),
-    np.asfortranarray,
-]
-
-
-def lengths(most):
-    """Short ones, and those around the edges of lanes, tiles and blocks."""
-    edges = [n for n in (8, 16, 17, 24, 32, 33, 48, 64, 65, 127, 128, 129, 300, 513) if n <= most]
-    return st.one_of(st.integers(1, 9), st.integers(1, most), st.sampled_from(edges))
-
-
-@st.composite
-def problems(draw):
-    dtype = draw(st.sampled_from(DTYPES))
-    batch, heads_kv, group = (draw(st.integers(1, n)) for n in (3, 3, 4))
-    seqlen_q, seqlen_k = draw(lengths(70)), draw(lengths(530))
-    head_dim, head_dim_v = draw(lengths(130)), draw(lengths(130))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    arrays = []
-    for shape in (
-        (batch, heads_kv * group, seqlen_q, head_dim),
-        (batch, heads_kv, seqlen_k, head_dim),
-        (batch, heads_kv, seqlen_k, head_dim_v),
-    ):
-        layout = draw(st.sampled_from(LAYOUTS))
-        arrays.append(layout(rng.standard_normal(shape).astype(dtype)))
-    options = {"enable_gqa": True, "is_causal": draw(st.booleans())}
-    side = st.integers(-1, seqlen_k + 1)
-    offset = st.integers(-seqlen_q - 1, seqlen_k + 1)
-    if draw(st.booleans()):
-        options["window_size"] = (draw(side), draw(side))
-    kind = draw(st.sampled_from(["none", "one", "array"]))
-    if kind == "one":
-        options["query_offset"] = draw(offset)
-    if kind == "array":
-        options["query_offset"] = np.array([draw(offset) for _ in range(batch)])
-    if draw(st.booleans()):
-        options["kv_lengths"] = np.array([draw(st.integers(0, seqlen_k)) for _ in range(batch)])
-    if draw(st.booleans()):
-        options["scale"] = draw(st.floats(-2, 2))
-    return arrays, options
 
 
 def slowly(examples):
@@ -66,22 +18,47 @@ def slowly(examples):
         deadline=None,
         derandomize=True,
         database=None,
-        suppress_health_check=[HealthCheck.function_scoped_fixture],
+        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    )
+
+
+def calls(query, key, value, options, num_threads=1):
+    """Every function of a problem."""
+    no_sinks = without_sinks(options)
+    return (
+        *selfattn.scaled_dot_product_attention(
+            query, key, value, return_lse=True, num_threads=num_threads, **options
+        ),
+        selfattn.scaled_dot_product(query, key, num_threads=num_threads, **no_sinks),
+        selfattn.attention_weights(query, key, num_threads=num_threads, **options),
     )
 
 
 @given(problem=problems())
-@slowly(150)
-def test_any_problem(isa, problem):
-    (query, key, value), options = problem
-    check_attention(query, key, value, **options)
-    check_scores(query, key, **options)
+@slowly(180)
+def test_any_problem(each_isa, problem):
+    """Every set must have the bits of the first, so comparing that one answers for all."""
+    arrays, options = problem
+    check_each(each_isa, *arrays, **options)
 
 
 @given(problem=problems(), threads=st.integers(2, 9))
 @slowly(60)
 def test_any_problem_on_threads(isa, problem, threads):
     arrays, options = problem
-    one = selfattn.scaled_dot_product_attention(*arrays, num_threads=1, **options)
-    many = selfattn.scaled_dot_product_attention(*arrays, num_threads=threads, **options)
-    assert np.array_equal(one, many)
+    one, many = (calls(*arrays, options, num_threads=n) for n in (1, threads))
+    assert same_bits(many, one)
+
+
+@given(problem=problems())
+@slowly(40)
+def test_inputs_are_never_written(problem):
+    """Neither the inputs nor what the options hold."""
+    arrays, options = problem
+    given = [*arrays, *(options.get(name) for name in ("attn_mask", "alibi_slopes", "sinks"))]
+    ids = options.get("segment_ids")
+    given += list(ids) if isinstance(ids, (tuple, list)) else [ids]
+    before = [np.array(x) for x in given if x is not None]
+    calls(*arrays, options)
+    after = [np.array(x) for x in given if x is not None]
+    assert all(map(np.array_equal, after, before))

@@ -1,6 +1,7 @@
 """NaN, infinity and rows that see nothing: what they must reach, and what they must not.
 
-Faults 1, 3, 4, 5 and 6. The tables of expected values are plain Python floats.
+Faults 1, 3, 4, 5 and 6. The tables of expected values are plain Python floats. Masks, segments,
+slopes, caps and sinks have a file of their own, test_special_options.py.
 """
 
 import itertools
@@ -9,23 +10,9 @@ import math
 import numpy as np
 import pytest
 from arrays import normal, plain, qkv, same_bits
+from special import INF, NAN, POISON, ROWS, attend, expected, is_masked
 
 import selfattn
-
-NAN, INF = math.nan, math.inf
-POISON = [NAN, INF, -INF]
-# Few rows and many: the two shapes of kernel.
-ROWS = [1, 3, 40]
-
-
-def attend(*arrays, **options):
-    return selfattn.scaled_dot_product_attention(*arrays, return_lse=True, **options)
-
-
-def is_masked(out, lse):
-    """The row is 0 (not -0), and its lse -inf."""
-    zero = np.zeros_like(out)
-    return same_bits(np.ascontiguousarray(out), zero) and bool((lse == -INF).all())
 
 
 @pytest.mark.parametrize("rows", ROWS)
@@ -146,18 +133,6 @@ def test_poison_in_one_element_of_an_attended_value(isa, dtype, rows, poison):
         assert same_bits(out[:, others], want[:, others])
         assert same_bits(out[:, e], np.full(rows, poison, dtype))
         assert same_bits(lse, want_lse)
-
-
-def expected(scores, values):
-    """softmax(scores) @ values of one row and its lse, in plain Python; scores may be anything."""
-    if any(math.isnan(s) or s == INF for s in scores):
-        return NAN, NAN  # inf - inf
-    top = max(scores)
-    if top == -INF:
-        return 0.0, -INF
-    weights = [math.exp(s - top) for s in scores]
-    total = sum(weights)
-    return sum(w * v for w, v in zip(weights, values, strict=True)) / total, top + math.log(total)
 
 
 def test_infinite_scores(isa, dtype):

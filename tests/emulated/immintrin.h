@@ -1,0 +1,67 @@
+/* AVX-512 for a machine that has none: SIMDe's portable functions under Intel's names, and what SIMDe
+ * lacks, written lane by lane as Intel's manual (volume 2) says. Found before the compiler's own
+ * header by a build with SELFATTN_EMULATE_AVX512=1, so that csrc/simd/avx512.h is compiled as it
+ * stands and its kernels can be tested anywhere: for their results, not for their speed.
+ * Only what those kernels use, for the operands they use it on. */
+#ifndef SA_EMULATED_IMMINTRIN_H
+#define SA_EMULATED_IMMINTRIN_H
+
+#define SIMDE_ENABLE_NATIVE_ALIASES
+#include <math.h>
+#include <simde/x86/avx512.h>
+#include <simde/x86/fma.h>
+#include <string.h>
+
+/* Bit i: byte i of a & b is not 0. */
+static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
+    __m128i zero = _mm_cmpeq_epi8(_mm_and_si128(a, b), _mm_setzero_si128());
+    return ~(unsigned)_mm_movemask_epi8(zero) & 0xffff;
+}
+#undef _mm_test_epi8_mask
+#define _mm_test_epi8_mask emulated_test_epi8
+
+#define EMULATED_REAL float
+#define EMULATED_LANES 16
+#define EMULATED(name) emulated_##name##_ps
+#define EMULATED_VEC __m512
+#define EMULATED_LOAD _mm512_loadu_ps
+#define EMULATED_STORE _mm512_storeu_ps
+#include "lanes.inc.h"
+#define EMULATED_REAL double
+#define EMULATED_LANES 8
+#define EMULATED(name) emulated_##name##_pd
+#define EMULATED_VEC __m512d
+#define EMULATED_LOAD _mm512_loadu_pd
+#define EMULATED_STORE _mm512_storeu_pd
+#include "lanes.inc.h"
+
+#undef _mm512_maskz_loadu_ps
+#undef _mm512_maskz_loadu_pd
+#undef _mm512_mask_storeu_ps
+#undef _mm512_mask_storeu_pd
+#undef _mm512_scalef_ps
+#undef _mm512_scalef_pd
+#undef _mm512_getexp_ps
+#undef _mm512_getexp_pd
+#undef _mm512_getmant_ps
+#undef _mm512_getmant_pd
+#undef _mm512_shuffle_f32x4
+#undef _mm512_shuffle_f64x2
+#define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
+#define _mm512_maskz_loadu_pd emulated_maskz_loadu_pd
+#define _mm512_mask_storeu_ps emulated_mask_storeu_ps
+#define _mm512_mask_storeu_pd emulated_mask_storeu_pd
+#define _mm512_scalef_ps emulated_scalef_ps
+#define _mm512_scalef_pd emulated_scalef_pd
+#define _mm512_getexp_ps emulated_getexp_ps
+#define _mm512_getexp_pd emulated_getexp_pd
+#define _mm512_getmant_ps(x, range, sign) emulated_getmant_ps(x)
+#define _mm512_getmant_pd(x, range, sign) emulated_getmant_pd(x)
+#define _mm512_shuffle_f32x4 emulated_shuffle_ps
+#define _mm512_shuffle_f64x2 emulated_shuffle_pd
+
+#elif !defined(SA_EMULATED_COMPILERS_OWN)
+/* SIMDe asks for the compiler's own header. */
+#define SA_EMULATED_COMPILERS_OWN
+#include_next <immintrin.h>
+#endif
