@@ -130,7 +130,7 @@ def difference(row, arrays, result):
                 query[b, :, strip],
                 key[b],
                 value[b],
-                row.is_causal,
+                is_causal=row.is_causal,
                 enable_gqa=row.is_gqa,
                 query_offset=start,
             )

@@ -5,7 +5,7 @@
         for each contestant: rest, one untimed call, then timed calls for 50 ms or more
         the limit's loop again
 
-A contestant's figure is the median of its samples. Used by report.py.
+A contestant's figure is the median of its samples. Used by report.py, options.py and growth.py.
 """
 
 from __future__ import annotations
@@ -143,6 +143,17 @@ def in_turn(limit, contestants, num_threads, repeats):
         if all(len(outcome.kept) >= repeats for outcome in outcomes):
             break
     return outcomes
+
+
+def plain(x):
+    """`x` for JSON: floats in it rounded to what was measured, None where nothing was."""
+    if isinstance(x, dict):
+        return {name: plain(value) for name, value in x.items()}
+    if isinstance(x, (list, tuple)):
+        return [plain(value) for value in x]
+    if isinstance(x, float):
+        return float(f"{x:.5g}") if math.isfinite(x) else None
+    return x
 
 
 def _outcome(taken, enough):
