@@ -51,45 +51,63 @@ static double real_at(const sa_problem *p, const char *at) {
     return memcpy(&x, at, sizeof x), x;
 }
 
-/* The keys of row r's segment, where segments ascend and are ranges therefore. */
-static void keep_to_segment(const sa_problem *p, int64_t b, sa_tile *t, int r) {
+/* Keys of one segment, where segments ascend and are ranges therefore. */
+typedef struct {
+    int64_t id, lo, hi;
+} segment_range;
+
+static segment_range range_of_segment(const sa_problem *p, int64_t b, int64_t id) {
     const char *ids = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+    int64_t n = sa_num_keys(p, b);
     ptrdiff_t stride = p->key_segments.row;
-    int64_t n = sa_num_keys(p, b), id = t->segment[r];
-    int64_t lo = sa_segments_below(ids, stride, p->segment_size, n, id);
-    int64_t hi = id == INT64_MAX ? n : sa_segments_below(ids, stride, p->segment_size, n, id + 1);
-    if (lo > t->key_lo[r]) t->key_lo[r] = lo;
-    if (hi < t->key_hi[r]) t->key_hi[r] = hi;
-    if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
+    segment_range s = {.id = id, .hi = n};
+    s.lo = sa_segments_below(ids, stride, p->segment_size, n, id);
+    if (id < INT64_MAX) s.hi = sa_segments_below(ids, stride, p->segment_size, n, id + 1);
+    return s;
 }
 
-/* The options of the tile's rows, of which the first is query i of head h. */
-static void fill_options(const sa_plan *plan, sa_tile *t, int64_t b, int64_t head, int64_t i,
-                         int64_t g) {
+/* The segments of the tile's rows, the first of which is query i, the g-th of its group: they narrow
+ * the rows' ranges, or are left to the kernels where they do not ascend. */
+static void fill_segments(const sa_plan *plan, sa_tile *t, int64_t b, int64_t i, int64_t g) {
     const sa_problem *p = plan->problem;
-    int64_t first_q = sa_first_query(p, b);
+    segment_range keys = {0};
+    t->key_segments = NULL;
+    if (!p->key_segments.data) return;
+    t->segment_size = p->segment_size;
+    t->segment_row = p->key_segments.row;
+    if (!plan->segments_ascend)
+        t->key_segments = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+    const char *id = sa_row_of(p, &p->query_segments, b, 0, sa_first_query(p, b) + i);
+    for (int r = 0; r < t->rows; ++r) {
+        t->segment[r] = sa_segment_id(id, p->segment_size);
+        if (plan->segments_ascend) {
+            if (r == 0 || t->segment[r] != keys.id)
+                keys = range_of_segment(p, b, t->segment[r]);
+            if (keys.lo > t->key_lo[r]) t->key_lo[r] = keys.lo;
+            if (keys.hi < t->key_hi[r]) t->key_hi[r] = keys.hi;
+            if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
+        }
+        if (++g == plan->group) g = 0, id += p->query_segments.row;
+    }
+}
+
+/* What the rows' scores are changed by. */
+static void fill_bias(const sa_plan *plan, sa_tile *t, int64_t b, int64_t head, int64_t i,
+                      int64_t g) {
+    const sa_problem *p = plan->problem;
     t->mask_kind = p->mask_kind;
     t->mask_col = p->mask.col;
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
-    t->segment_size = p->segment_size;
-    t->segment_row = p->key_segments.row;
-    t->key_segments = NULL;
-    if (p->key_segments.data && !plan->segments_ascend)
-        t->key_segments = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
-    if (t->has_alibi || t->has_sinks || t->mask_kind || p->key_segments.data)
-        for (int r = 0; r < t->rows; ++r) {
-            int64_t h = head + g, row = first_q + i;
-            if (t->mask_kind) t->mask[r] = sa_row_of(p, &p->mask, b, h, row);
-            if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, b, h, 0));
-            if (t->has_alibi) t->position[r] = sa_position(p, b, i);
-            if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, b, h, 0));
-            if (p->key_segments.data)
-                t->segment[r] =
-                    sa_segment_id(sa_row_of(p, &p->query_segments, b, 0, row), p->segment_size);
-            if (plan->segments_ascend) keep_to_segment(p, b, t, r);
-            if (++g == plan->group) g = 0, ++i;
-        }
+    if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
+    for (int r = 0; r < t->rows; ++r) {
+        int64_t h = head + g;
+        if (t->mask_kind) t->mask[r] = sa_row_of(p, &p->mask, b, h, sa_first_query(p, b) + i);
+        if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, b, h, 0));
+        if (t->has_alibi) t->position[r] = sa_position(p, b, i);
+        if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, b, h, 0));
+        if (++g == plan->group) g = 0, ++i;
+    }
 }
 
 int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
@@ -133,7 +151,8 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
         sa_key_range(p, b, i, &t->key_lo[r], &t->key_hi[r]);
         if (++g == plan->group) g = 0, ++i;
     }
-    fill_options(plan, t, b, head, first / plan->group, first % plan->group);
+    fill_segments(plan, t, b, first / plan->group, first % plan->group);
+    fill_bias(plan, t, b, head, first / plan->group, first % plan->group);
     sa_summarize_ranges(t);
     return 1;
 }

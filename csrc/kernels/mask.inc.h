@@ -59,7 +59,8 @@ SA_INLINE vec elements_of_row(const sa_tile *t, int r, int64_t key, int n) {
 
 /* Whether row r has the same B as the row before it. */
 SA_INLINE int same_elements(const sa_tile *t, int r) {
-    return r > 0 && t->mask[r] == t->mask[r - 1] && t->segment[r] == t->segment[r - 1];
+    return r > 0 && (t->mask_kind == SA_MASK_NONE || t->mask[r] == t->mask[r - 1]) &&
+           (!t->key_segments || t->segment[r] == t->segment[r - 1]);
 }
 
 /* Whether some of a row's keys [key, key + n) are let through, and whether all are as they are. */
