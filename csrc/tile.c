@@ -81,8 +81,7 @@ static void fill_segments(const sa_plan *plan, sa_tile *t, int64_t b, int64_t i,
     for (int r = 0; r < t->rows; ++r) {
         t->segment[r] = sa_segment_id(id, p->segment_size);
         if (plan->segments_ascend) {
-            if (r == 0 || t->segment[r] != keys.id)
-                keys = range_of_segment(p, b, t->segment[r]);
+            if (r == 0 || t->segment[r] != keys.id) keys = range_of_segment(p, b, t->segment[r]);
             if (keys.lo > t->key_lo[r]) t->key_lo[r] = keys.lo;
             if (keys.hi < t->key_hi[r]) t->key_hi[r] = keys.hi;
             if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
