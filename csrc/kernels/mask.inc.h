@@ -68,14 +68,19 @@ typedef struct {
     int some_pass, all_idle;
 } scan;
 
+/* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside that
+ * one may have it too, which changes nothing. */
 static scan scan_bools(const char *p, int n) {
-    unsigned char some = 0, least = 255;
-    for (int j = 0; j < n; ++j) {
-        unsigned char x = (unsigned char)p[j];
-        some |= x;
-        least = x < least ? x : least;
+    const uint64_t ones = 0x0101010101010101u;
+    uint64_t some = 0, zero = 0;
+    for (; n >= 8; n -= 8, p += 8) {
+        uint64_t eight;
+        memcpy(&eight, p, sizeof eight);
+        some |= eight;
+        zero |= (eight - ones) & ~eight & (ones << 7);
     }
-    return (scan){some != 0, least != 0};
+    for (; n > 0; --n, ++p) some |= *p != 0, zero |= *p == 0;
+    return (scan){some != 0, zero == 0};
 }
 
 static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
@@ -93,11 +98,22 @@ static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
     return s;
 }
 
+/* The masks of rows lie far from each other: fetch what the next block needs while this one is
+ * computed. */
+static void fetch_next_bools(const sa_tile *t, int64_t block) {
+    if (t->mask_kind != SA_MASK_BOOL || t->mask_col != 1) return;
+    for (int r = 0; r < t->rows; ++r) {
+        uintptr_t next = (uintptr_t)t->mask[r] + (uintptr_t)(block + SA_BLOCK_N);
+        for (int at = 0; at < SA_BLOCK_N; at += CACHE_LINE) SA_PREFETCH(next + (uintptr_t)at);
+    }
+}
+
 /* The class of keys [begin, end) of the block: full where there is nothing to add or mask. Most
  * blocks are known for ragged after a row. */
 static sa_class element_class(const sa_tile *t, int64_t block, int begin, int end) {
     scan all = {.all_idle = 1};
     if (!has_elements(t)) return SA_FULL;
+    fetch_next_bools(t, block);
     for (int r = 0; r < t->rows; ++r) {
         if (same_elements(t, r)) continue;
         scan row = scan_row(t, r, block + begin, end - begin);
