@@ -236,14 +236,16 @@ def _in_segment(segment_ids, scores):
 def _distribution(scores, axis=-1, sink=-np.inf):
     """Stable softmax of float64 scores, and log(sum(exp(scores))); a masked row is 0 and -inf.
 
-    A sink is one more score that has a share of the sum, but no weight of its own to return.
+    A sink is one more score that has a share of the sum, but no weight of its own to return. In a
+    masked row it is the whole sum, and the weights are 0 whatever it is.
     """
+    masked = (scores == -np.inf).all(axis, keepdims=True)
     top = np.maximum(scores.max(axis, keepdims=True, initial=-np.inf), sink)
     shift = np.where(top == -np.inf, 0.0, top)
     weights = np.exp(scores - shift)
     total = weights.sum(axis, keepdims=True) + np.exp(sink - shift)
-    lse = np.squeeze(top + np.log(total), axis)
-    return weights / np.where(total == 0.0, 1.0, total), lse
+    lse = np.squeeze(np.where(masked, sink, top + np.log(total)), axis)
+    return np.where(masked, 0.0, weights / np.where(total == 0.0, 1.0, total)), lse
 
 
 def _with_sinks(scores, sinks):
@@ -274,7 +276,7 @@ def _aligned(query, *others, enable_gqa):
     if enable_gqa and query.ndim > 2:
         heads = query.shape[-3]
         for n, x in enumerate(arrays):
-            if x.ndim > 2 and x.shape[-3] < heads:
+            if x.ndim > 2 and x.shape[-3] and heads % x.shape[-3] == 0:
                 arrays[n] = np.repeat(x, heads // x.shape[-3], axis=-3)
     leading = np.broadcast_shapes(*(x.shape[:-2] for x in arrays))
     return [np.broadcast_to(x, leading + x.shape[-2:]) for x in arrays]

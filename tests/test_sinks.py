@@ -11,6 +11,7 @@ from compare import check_each
 from option_arrays import bool_mask, float_mask, runs, slopes
 
 import selfattn
+from selfattn import reference
 
 FEW, MANY = 2, 37
 
@@ -176,3 +177,20 @@ def test_out_over_the_sinks(isa, dtype):
     aliased = memory.reshape(-1)[:4]
     selfattn.scaled_dot_product_attention(query, key, value, sinks=aliased, out=memory)
     assert same_bits(memory, want)
+
+
+@pytest.mark.parametrize("sink", [np.nan, np.inf, -np.inf, 1.0])
+def test_any_sink_in_a_row_that_sees_no_key(isa, dtype, sink):
+    """Section 5, fully masked rows: 0 and never NaN, whatever the sink; it alone is in the lse."""
+    query, key, value = qkv((1, 2, 5, 4), seqlen_k=7, dtype=dtype)
+    sinks = np.full(2, sink, dtype)
+    out, lse = selfattn.scaled_dot_product_attention(
+        query, key, value, sinks=sinks, kv_lengths=0, return_lse=True
+    )
+    assert not out.any()
+    assert not selfattn.attention_weights(query, key, sinks=sinks, kv_lengths=0).any()
+    want = reference.scaled_dot_product_attention(
+        query, key, value, sinks=sinks, kv_lengths=0, return_lse=True
+    )
+    assert same_bits((out, lse), want)
+    assert same_bits(lse, np.full_like(lse, sink))

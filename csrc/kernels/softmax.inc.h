@@ -100,7 +100,8 @@ SA_INLINE softmax_end softmax_finish_with_sink(vec natural, vec max, vec sum, ve
     vec own = v_exp(v_sub(own_max, safe));
     vec total = v_fma(sum, own, v_exp(v_sub(sink, safe)));
     vec factor = v_div(own, v_select(v_eq(total, v_zero()), v_set(1), total));
-    return (softmax_end){factor, v_add(top, v_log(total)), v_eq(sum, v_zero())};
+    vmask none = v_eq(sum, v_zero());
+    return (softmax_end){factor, v_select(none, sink, v_add(top, v_log(total))), none};
 }
 
 /* That of one row, in all lanes. */
