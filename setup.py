@@ -17,15 +17,16 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-# A new instruction set is a row here, one in csrc/dispatch.c, a header in csrc/simd and its two
-# files in csrc/isa.
+# A new instruction set is a row here, one in csrc/dispatch.c, a test in csrc/cpu.c, a header in
+# csrc/simd and its two files in csrc/isa.
 ISA_FLAGS = {"portable": []}
 X86_FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
 }
 IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
-if os.environ.get("SELFATTN_EMULATE_AVX512"):
+EMULATE_AVX512 = os.environ.get("SELFATTN_EMULATE_AVX512")
+if EMULATE_AVX512:
     X86_FLAGS["avx512"] = ["-Itests/emulated", *X86_FLAGS["avx2"]]
 if IS_X86:
     ISA_FLAGS |= X86_FLAGS
@@ -36,7 +37,7 @@ LDFLAGS = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
 if IS_X86:
     MACROS.append(("SA_HAVE_X86", None))
-    if os.environ.get("SELFATTN_EMULATE_AVX512"):
+    if EMULATE_AVX512:
         MACROS.append(("SA_EMULATED_AVX512", None))
 if os.environ.get("SELFATTN_DEBUG"):
     CFLAGS += ["-O0", "-g3", "-UNDEBUG"]

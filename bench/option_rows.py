@@ -73,7 +73,7 @@ def _documents(row, rng):
 
 BARE = Option("bare", "no option", lambda row, rng: {})
 
-# The limits are issue 4's; by it, what has none but `empties` blocks is to cost what is visible.
+# What has no limit but `empties` blocks is to cost what is visible.
 OPTIONS = (
     Option(
         "bool-random",

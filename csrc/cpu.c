@@ -27,11 +27,12 @@ int sa_cpu_has_avx2_fma(void) {
 }
 
 int sa_cpu_has_avx512(void) {
-#ifdef SA_EMULATED_AVX512
+#ifdef SA_EMULATED_AVX512 /* which is AVX2 code */
     return sa_cpu_has_avx2_fma();
-#endif
+#else
     return sa_cpu_has_avx2_fma() && bit(7, EBX, 16) && bit(7, EBX, 17) && bit(7, EBX, 30) &&
            bit(7, EBX, 31) && system_saves(SSE_AND_YMM | OPMASK_AND_ZMM);
+#endif
 }
 
 #else

@@ -29,11 +29,13 @@ static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scrat
     kernel->split(t, scratch, i * SA_SPLIT_N, end < t->end ? end : t->end, partial);
 }
 
-/* The splits [first, last) in which some row of the tile sees a key; one at least. */
-static void splits_of(const sa_tile *t, int64_t *first, int64_t *last) {
+/* The splits [first, last) in which some row of the tile sees a key; one at least, of the plan's. */
+static void splits_of(const sa_plan *plan, const sa_tile *t, int64_t *first, int64_t *last) {
     *first = t->begin / SA_SPLIT_N;
     *last = (t->end + SA_SPLIT_N - 1) / SA_SPLIT_N;
-    if (*last == *first) *last = *first + 1;
+    if (t->begin < t->end) return;
+    *first = plan->first_split;
+    *last = *first + 1;
 }
 
 static int whole_tile(forward_call *c, int64_t tile, char *scratch, sa_finite *finite, int worker) {
@@ -44,7 +46,7 @@ static int whole_tile(forward_call *c, int64_t tile, char *scratch, sa_finite *f
     const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
     kernel->begin(&t, scratch);
     int64_t first, last;
-    splits_of(&t, &first, &last);
+    splits_of(c->plan, &t, &first, &last);
     for (int64_t i = first; i < last; ++i) {
         split(kernel, &t, scratch, i, i == first ? total : part);
         if (i > first) kernel->merge(&t, scratch, total, part);
@@ -78,7 +80,7 @@ static void shared_splits(void *arg, int worker) {
         sa_tile t;
         t.finite = &finite;
         if (!sa_plan_tile(plan, tile, &t)) continue;
-        splits_of(&t, &first, &last);
+        splits_of(plan, &t, &first, &last);
         const sa_forward_kernel *kernel = sa_plan_kernel(plan, &t);
         char *partials = c->partials + (size_t)(tile * plan->splits) * plan->partial_size;
         if (first <= i && i < last) {

@@ -22,17 +22,17 @@ static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; 
 
 /* A tile's scores, as the softmax sees them:
  *
- *     score = q k                                            without a bias
- *     score = cap(scale * q k) - slope * distance + mask     with one
+ *     score = q k                                            as they are
+ *     score = cap(scale * q k) - slope * distance + mask     in natural units, as a bias needs them
  *
  * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of it
- * below 1 as is a power of two, which rounds nothing; `scale` is the rest. A softmax needs
- * 2^(unit * (score - max)), and lse natural * max: with a bias, scores are in natural units. */
+ * below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs is
+ * 2^(to_log2 * (score - max)), and for the lse to_natural * max. */
 typedef struct {
-    double q_factor, scale; /* scale > 0 */
-    double unit, natural;   /* unit >= 1 */
-    double softcap;         /* 0: none */
-    int biased;
+    double q_factor, scale;     /* scale > 0 */
+    double to_log2, to_natural; /* to_log2 >= 1 */
+    double softcap;             /* 0: none */
+    int in_natural_units;
 } sa_scoring;
 
 /* What a worker has found out: between these keys, the values at v are all finite. */
@@ -120,7 +120,7 @@ typedef struct {
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
-    /* Two partial results of one row -> the whole one; the first two of each are n elements. */
+    /* Two partial results of one row -> the whole one: a, b and out of n elements, an lse of each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     void (*apply)(sa_function f, const void *x, void *y, int64_t n);
 } sa_kernels;

@@ -49,7 +49,8 @@ static inline int64_t sa_position(const sa_problem *p, int64_t b, int64_t i) {
 }
 
 /* The keys [lo, hi) that query i of batch entry b sees by windows and lengths; lo = hi where it
- * sees none. */
+ * sees none. Neither end goes back as i grows: plan.c takes the keys of all queries from those of the
+ * first and of the last. */
 static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64_t *lo,
                                 int64_t *hi) {
     int64_t position = sa_position(p, b, i), begin = 0, end = sa_num_keys(p, b);
@@ -62,7 +63,15 @@ static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64
     *lo = begin < *hi ? begin : *hi;
 }
 
-/* An id as the bits that it has: all that matters is which are equal. */
+/* How many keys a query sees at most, if it is known to be `most`. */
+static inline int64_t sa_most_keys(const sa_problem *p, int64_t most) {
+    if (p->window_left < 0 || p->window_right < 0) return most;
+    int64_t window = p->window_left + p->window_right + 1;
+    return window < most ? window : most;
+}
+
+/* An id, read as a signed number. Ids that ascend only as unsigned ones count as unsorted, which has
+ * the same result, key by key. */
 static inline int64_t sa_segment_id(const char *at, int size) {
     int8_t i8;
     int16_t i16;

@@ -2,6 +2,7 @@
 
 #include "plan.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -22,21 +23,23 @@ static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
 /* ------------------------------------------------------------------ the scores */
 
-static sa_scoring scoring_of(const sa_problem *p, int natural) {
+static sa_scoring scoring_of(const sa_problem *p, int as_scores) {
     double scale = p->scale;
     if (isnan(scale)) scale = p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
     sa_scoring s = {.q_factor = 0, .scale = 1, .softcap = p->softcap};
-    s.biased = natural || p->softcap > 0 || p->alibi_slopes.data || p->mask_kind == SA_MASK_F32 ||
-               p->mask_kind == SA_MASK_F64;
+    s.in_natural_units = as_scores || p->softcap > 0 || p->alibi_slopes.data ||
+                         p->mask_kind == SA_MASK_F32 || p->mask_kind == SA_MASK_F64;
     if (scale != 0) {
+        /* q never grows, and s.scale is 1 at least: so is to_log2, as v_exp2_scaled needs. */
         int exponent;
-        frexp(fabs(scale) * LOG2_E, &exponent);
+        frexp(scale, &exponent);
         if (exponent > 1) exponent = 1;
         s.q_factor = ldexp(scale < 0 ? -1 : 1, exponent - 1);
         s.scale = ldexp(fabs(scale), 1 - exponent);
     }
-    s.natural = s.biased ? 1 : s.scale;
-    s.unit = s.natural * LOG2_E;
+    s.to_natural = s.in_natural_units ? 1 : s.scale;
+    s.to_log2 = s.to_natural * LOG2_E;
+    assert(s.to_log2 >= 1);
     return s;
 }
 
@@ -51,49 +54,55 @@ typedef struct {
 static sight sight_of(const sa_problem *p, int64_t entries) {
     int alike = !p->query_offset_of_batch && !p->kv_lengths && !p->cu_seqlens_q && !p->cu_seqlens_k;
     sight s = {.first = INT64_MAX};
-    for (int64_t b = 0; b < entries; ++b) {
+    for (int64_t b = 0; b < (alike && entries ? 1 : entries); ++b) {
         int64_t first, last, ignored, queries = sa_num_queries(p, b);
-        if (queries == 0 && alike) break;
         if (queries == 0) continue;
         sa_key_range(p, b, 0, &first, &ignored);
         sa_key_range(p, b, queries - 1, &ignored, &last);
         if (first < s.first) s.first = first;
         if (last > s.last) s.last = last;
-        int64_t most = last - first;
-        if (p->window_left >= 0 && p->window_right >= 0 &&
-            p->window_left + p->window_right + 1 < most)
-            most = p->window_left + p->window_right + 1;
+        int64_t most = sa_most_keys(p, last - first);
         s.pairs += (double)queries * (double)most * (alike ? (double)entries : 1);
-        if (alike) break;
     }
     if (s.first > s.last) s.first = s.last;
     return s;
 }
 
+static int ascend(const char *id, ptrdiff_t stride, int size, int64_t n) {
+    for (int64_t j = 1; j < n; ++j, id += stride)
+        if (sa_segment_id(id + stride, size) < sa_segment_id(id, size)) return 0;
+    return 1;
+}
+
+/* Whether batch entry b has the ids of an entry before it: one whose index along an axis that does
+ * not move them is 0. */
+static int repeats_segments(const sa_problem *p, int64_t b) {
+    for (int i = p->batch_axes - 1; i >= 0 && !p->cu_seqlens_k; --i) {
+        if (p->key_segments.batch[i] == 0 && b % p->batch_shape[i] > 0) return 1;
+        b /= p->batch_shape[i];
+    }
+    return 0;
+}
+
 /* Whether the keys' segments never go back, in any batch entry. */
 static int segments_ascend(const sa_problem *p, int64_t entries) {
-    if (!p->key_segments.data || !entries) return 0;
-    int shared = !p->cu_seqlens_k;
-    for (int i = 0; i < p->batch_axes; ++i)
-        shared &= p->key_segments.batch[i] == 0 || p->batch_shape[i] == 1;
-    for (int64_t b = 0; b < (shared ? 1 : entries); ++b) {
-        const char *id = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
-        for (int64_t j = 1; j < sa_num_keys(p, b); ++j, id += p->key_segments.row)
-            if (sa_segment_id(id + p->key_segments.row, p->segment_size) <
-                sa_segment_id(id, p->segment_size))
-                return 0;
+    if (!p->key_segments.data) return 0;
+    for (int64_t b = 0; b < entries; ++b) {
+        if (repeats_segments(p, b)) continue;
+        const char *ids = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
+        if (!ascend(ids, p->key_segments.row, p->segment_size, sa_num_keys(p, b))) return 0;
     }
     return 1;
 }
 
 /* ------------------------------------------------------------------ the plan */
 
-sa_plan sa_plan_make(const sa_problem *p, int natural, int64_t width) {
+sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype)};
     const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
     int64_t entries = p->num_heads_q ? sa_entries(p) : 0;
     sight seen = sight_of(p, entries);
-    plan.scoring = scoring_of(p, natural);
+    plan.scoring = scoring_of(p, as_scores);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
     plan.max_rows = tile->max_rows;
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;

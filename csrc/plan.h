@@ -25,8 +25,8 @@ typedef struct {
 } sa_plan;
 
 /* width: elements of each key, and of what is summed by it, that are multiplied for each query.
- * natural: whether the scores themselves are asked for, in natural units. */
-sa_plan sa_plan_make(const sa_problem *problem, int natural, int64_t width);
+ * as_scores: whether the scores themselves are asked for, in natural units. */
+sa_plan sa_plan_make(const sa_problem *problem, int as_scores, int64_t width);
 
 /* What the next worker to ask takes: tiles [first, end); 0 when none is left. */
 int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);

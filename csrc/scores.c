@@ -75,12 +75,12 @@ static void tiles(void *arg, int worker) {
         }
 }
 
-static sa_status run(const sa_problem *p, int natural, int64_t width,
+static sa_status run(const sa_problem *p, int as_scores, int64_t width,
                      void (*compute)(const sa_plan *, sa_tile *, char *, sa_stop *, int)) {
     sa_status status = SA_NO_MEMORY;
     step_call c = {.compute = compute};
     sa_enter(&c.stop, p->interrupt);
-    sa_plan plan = sa_plan_make(p, natural, width);
+    sa_plan plan = sa_plan_make(p, as_scores, width);
     c.plan = &plan;
     if (plan.num_threads > plan.tiles) plan.num_threads = plan.tiles > 1 ? (int)plan.tiles : 1;
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size;

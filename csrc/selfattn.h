@@ -90,8 +90,9 @@ typedef struct {
     sa_dtype dtype;
     int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    sa_rows a, b, out, lse_a, lse_b,
-        lse; /* softmax: out from a; merge: out and lse from the rest */
+    /* softmax: out from a. merge: out and lse from the rest. */
+    sa_rows a, b, out;
+    sa_rows lse_a, lse_b, lse;
     int num_threads;
     sa_interrupt interrupt;
 } sa_row_problem;

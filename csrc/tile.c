@@ -1,7 +1,7 @@
 /* One tile of a plan: which batch entry and head it is of, its rows' pointers, their key ranges and
  * options. Called by the loops of forward.c and scores.c, before the kernels. */
 
-#include <math.h>
+#include <string.h>
 
 #include "mask.h"
 #include "plan.h"

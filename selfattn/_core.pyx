@@ -166,9 +166,8 @@ cdef class AttentionProblem:
 
     cdef sa_problem problem
     cdef readonly cnp.ndarray query
-    cdef readonly tuple arrays
-    cdef tuple batch_shape
-    cdef bint has_heads
+    cdef readonly tuple arrays  # all that is read while the problem is solved: out may overlap it
+    cdef readonly tuple lse_shape
     cdef list keep
 
     def __cinit__(
@@ -196,15 +195,15 @@ cdef class AttentionProblem:
         p.window_left = p.window_right = -1
         self.query = query
         self.keep = []
-        self.batch_shape = batch_shape
-        self.has_heads = query.ndim > 2 or key.ndim > 2
+        cdef bint has_heads = query.ndim > 2 or key.ndim > 2
         if value is None:
             self.arrays = (query, key)
         else:
             self.arrays = (query, key, value)
             fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
             p.head_dim_v = value.shape[value.ndim - 1]
-            self.has_heads = self.has_heads or value.ndim > 2
+            has_heads = has_heads or value.ndim > 2
+        self.lse_shape = rows_shape(p, batch_shape, has_heads)
 
     def set_ranges(self, query_offset, cnp.ndarray kv_lengths, int64_t left, int64_t right):
         """query_offset: an int, or one for each batch entry, as kv_lengths if not None."""
@@ -212,22 +211,19 @@ cdef class AttentionProblem:
         p.window_left = left
         p.window_right = right
         if isinstance(query_offset, cnp.ndarray):
-            p.query_offset_of_batch = self.numbers(query_offset)
+            p.query_offset_of_batch = self.own(query_offset)
         else:
             p.query_offset = query_offset
         if kv_lengths is not None:
-            p.kv_lengths = self.numbers(kv_lengths)
+            p.kv_lengths = self.own(kv_lengths)
 
     def set_sequences(
-        self,
-        cnp.ndarray cu_seqlens_q,
-        cnp.ndarray cu_seqlens_k,
-        int64_t longest_q,
-        int64_t longest_k,
+        self, cu_seqlens_q, cu_seqlens_k, int64_t longest_q, int64_t longest_k
     ):
-        """Each batch entry is a run of rows of arrays that have no batch axes."""
-        self.problem.cu_seqlens_q = self.numbers(cu_seqlens_q)
-        self.problem.cu_seqlens_k = self.numbers(cu_seqlens_k)
+        """Each batch entry is a run of rows of arrays (H, total, E), and so is each of results."""
+        self.lse_shape = (self.problem.num_heads_q, self.problem.seqlen_q)
+        self.problem.cu_seqlens_q = self.own(cu_seqlens_q)
+        self.problem.cu_seqlens_k = self.own(cu_seqlens_k)
         self.problem.seqlen_q = longest_q
         self.problem.seqlen_k = longest_k
 
@@ -259,13 +255,10 @@ cdef class AttentionProblem:
         fill(&self.problem.sinks, sinks, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, sinks)
 
-    cdef const int64_t *numbers(self, cnp.ndarray x):
+    cdef const int64_t *own(self, cnp.ndarray x):
+        """The numbers of `x`, which lives as long as the problem that points into it."""
         self.keep.append(x)
         return <const int64_t *>cnp.PyArray_DATA(x)
-
-    @property
-    def lse_shape(self):
-        return rows_shape(&self.problem, self.batch_shape, self.has_heads)
 
     @property
     def out_shape(self):
@@ -277,6 +270,7 @@ cdef class AttentionProblem:
 
     def attend(self, cnp.ndarray out, cnp.ndarray lse, int num_threads):
         """softmax(scores) @ value into `out`; the log of the sums into `lse` unless it is None."""
+        self.problem.lse.data = NULL
         if lse is not None:
             fill(&self.problem.lse, lse, HEAD_ROW, self.problem.batch_axes)
         solve(&self.problem, sa_attention, out, num_threads)
@@ -424,7 +418,7 @@ def compiler():
 
 
 def apply(str function, cnp.ndarray x not None):
-    """The kernels' own exp2, exp2_of_negative, exp, log or tanh of a contiguous array: for tests."""
+    """The kernels' own exp2, exp2_of_negative, exp, log or tanh of a contiguous array."""
     cdef sa_function f = {
         "exp2": SA_EXP2,
         "exp2_of_negative": SA_EXP2_OF_NEGATIVE,

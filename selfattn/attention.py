@@ -73,12 +73,13 @@ def scaled_dot_product_attention(
     softcap : float
         Bend the scores to `softcap * tanh(scores / softcap)`, before all else; 0 does not.
     alibi_slopes : array, shape (Hq,) or (..., Hq), optional
-        Subtract `slope * abs(i + query_offset - j)` from the scores.
+        Subtract `slope * abs(i + query_offset - j)` from the scores. Query's dtype or float32.
     sinks : array, shape (Hq,), optional
         One more logit for each head in the softmax's denominator, which no value belongs to.
+        Query's dtype or float32.
     segment_ids : int array, shape (..., L), or a pair of shapes (..., L) and (..., S), optional
         A query sees only keys whose id equals its own; one array serves both where L = S. Where
-        the keys' ids ascend, other segments are not even looked at.
+        the keys' ids ascend, as signed numbers, other segments are not even looked at.
     dropout_seed : int
         Not used yet.
     return_lse : bool
@@ -93,8 +94,8 @@ def scaled_dot_product_attention(
     out : array, shape (..., Hq, L, Ev)
         In query's dtype and memory layout. A query that sees no key gets 0.
     lse : array, shape (..., Hq, L)
-        Only with `return_lse`: float32, or float64 for float64. The sink is part of the sum;
-        where no key is seen it is all of it, and -inf stands without one.
+        Only with `return_lse`, in query's dtype. It includes the sink: where no key is seen it is
+        the sink alone, or -inf without one.
 
     Raises
     ------
@@ -135,7 +136,7 @@ def scaled_dot_product_attention(
     problem = _args.attention_problem(
         query,
         key,
-        _args.array("value", value),
+        value,
         attn_mask,
         is_causal,
         scale,
@@ -149,7 +150,8 @@ def scaled_dot_product_attention(
         segment_ids,
     )
     num_threads = _args.num_threads(num_threads)
-    lse = np.empty(problem.lse_shape, problem.query.dtype) if return_lse else None
+    with_lse = _args.flag("return_lse", return_lse)
+    lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
     result = _args.compute_into(
         out,
         problem.out_shape,

@@ -95,10 +95,9 @@ def scaled_dot_product(
     array([[  3., -inf],
            [  0.,   3.]])
     """
-    problem = _args.attention_problem(
+    problem = _args.scores_problem(
         query,
         key,
-        None,
         attn_mask,
         is_causal,
         scale,
@@ -252,10 +251,9 @@ def attention_weights(
     array([[1.  , 0.  ],
            [0.33, 0.67]])
     """
-    problem = _args.attention_problem(
+    problem = _args.scores_problem(
         query,
         key,
-        None,
         attn_mask,
         is_causal,
         scale,

@@ -102,13 +102,13 @@ def varlen_attention(
         segment_ids,
     )
     num_threads = _args.num_threads(num_threads)
-    packed = problem.query.swapaxes(0, 1)
-    heads, head_dim_v = problem.out_shape[1], problem.out_shape[-1]
-    lse = np.empty((heads, len(packed)), packed.dtype) if return_lse else None
+    with_lse = _args.flag("return_lse", return_lse)
+    lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
+    heads, total, head_dim_v = problem.out_shape
     result = _args.compute_into(
         out,
-        (len(packed), heads, head_dim_v),
-        packed,
+        (total, heads, head_dim_v),
+        problem.query.swapaxes(0, 1),
         problem.arrays,
         lambda target: problem.attend(target.swapaxes(0, 1), lse, num_threads),
     )

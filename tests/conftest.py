@@ -50,3 +50,10 @@ def rng():
 def the_setting_of_threads_stays():
     yield
     selfattn.set_num_threads(None)
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what depends on the kernel set: `pytest -m kernels`."""
+    for item in items:
+        if {"isa", "each_isa"} & set(item.fixturenames):
+            item.add_marker("kernels")

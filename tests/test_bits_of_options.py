@@ -219,3 +219,35 @@ def test_masked_keys_in_front(isa, dtype, rows):
             query, *moved, hidden, alibi_slopes=np.array([0.25], dtype), query_offset=20 + before
         )
         assert same_bits(got, want), blocks
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_tiles_that_see_nothing_where_the_first_splits_are_left_out(isa, threads):
+    """Fault 13: threads share the splits, of which no query sees the first; some rows see no key.
+
+    Their partial result must be one of the plan's own splits: it was once looked for before them.
+    """
+    query, key, value = qkv((2, 1, 1, 64), seqlen_k=4000)
+    ids = (np.zeros((2, 1), int), np.repeat([[0], [1]], 4000, 1))
+    options = {"window_size": (3000, 0), "query_offset": 3999}
+    out, lse = attend(query, key, value, segment_ids=ids, num_threads=threads, **options)
+    assert same_bits((out[0], lse[0]), attend(query[0], key[0], value[0], **options))
+    assert not out[1].any()
+    assert (lse[1] == -np.inf).all()
+
+    query, key, value = plain(240, 1100, 64)
+    options = {"window_size": (10, -1), "query_offset": 1000}
+    want = attend(query, key, value, num_threads=1, **options)
+    assert same_bits(attend(query, key, value, num_threads=threads, **options), want)
+    assert not want[0][110:].any()
+
+
+def test_the_sign_of_a_zero_score(each_isa):
+    """A mask of 0 is added to a score of -0 whatever the masks of the tile's other rows are."""
+    query, key = np.full((64, 4), -1e-30, np.float32), np.full((3, 4), 1e-30, np.float32)
+    mask = np.zeros((64, 3), np.float32)
+    mask[40] = 1
+    for isa in each_isa():
+        scores = selfattn.scaled_dot_product(query, key, mask)
+        assert same_bits(scores, mask), isa
+        assert same_bits(selfattn.scaled_dot_product(query[:7], key, mask[:7]), mask[:7]), isa

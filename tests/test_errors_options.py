@@ -1,4 +1,4 @@
-"""Bad masks, slopes, sinks, segments, sequences, states: errors as test_errors.py has them.
+"""Bad masks, slopes, sinks, segments, numbers: errors as test_errors.py has them.
 
 Each names the argument, what was expected and what came, and nothing is written to `out` when it is
 raised. Faults 16 and 20 for the arrays that options are.
@@ -9,62 +9,27 @@ import re
 
 import numpy as np
 import pytest
-from arrays import normal, qkv
+from arrays import normal
+from wrong import (
+    KEY,
+    LISTS,
+    LONGDOUBLE_IS_DOUBLE,
+    NO_ARRAYS,
+    QUERY,
+    SWAPPED,
+    VALUE,
+    attention_raises,
+    raises,
+    varlen_raises,
+)
 
 from selfattn import (
-    attention_weights,
-    merge_states,
     scaled_dot_product,
     scaled_dot_product_attention,
-    varlen_attention,
     weighted_sum,
 )
 
-QUERY, KEY, VALUE = qkv((2, 4, 5, 8), seqlen_k=7)
-PACKED = {
-    "query": normal(9, 4, 8),
-    "key": normal(12, 4, 8, seed=1),
-    "value": normal(12, 4, 3, seed=2),
-    "cu_seqlens_q": np.array([0, 3, 3, 9]),
-    "cu_seqlens_k": np.array([0, 5, 6, 12]),
-}
-SWAPPED = np.dtype(np.float32).newbyteorder()
-LONGDOUBLE_IS_DOUBLE = np.finfo(np.longdouble).nmant == np.finfo(np.float64).nmant
-
-
-def raises(error, message, f, out_shape, *arguments, **options):
-    """The error, by its message, and an `out` that is left as it was."""
-    out = None if out_shape is None else np.full(out_shape, 7, np.float32)
-    given = {} if out is None else {"out": out}
-    with pytest.raises(error, match=message):
-        f(*arguments, **options, **given)
-    assert out is None or (out == 7).all()
-
-
-def attention_raises(error, message, **options):
-    """In the fused call, and in the steps that have the option."""
-    raises(error, message, scaled_dot_product_attention, (2, 4, 5, 8), QUERY, KEY, VALUE, **options)
-    for step in (scaled_dot_product, attention_weights):
-        if set(options) <= {*step.__kwdefaults__, "attn_mask", "is_causal"}:
-            raises(error, message, step, (2, 4, 5, 7), QUERY, KEY, **options)
-
-
-def varlen_raises(error, message, **arguments):
-    raises(error, message, varlen_attention, (9, 4, 3), **(PACKED | arguments))
-
-
 # ------------------------------------------------------------------ kinds and dtypes
-
-NO_ARRAYS = [
-    (1.5, "float"),
-    (3, "int"),
-    (True, "bool"),
-    ("text", "str"),
-    (b"bytes", "bytes"),
-    (object(), "object"),
-    ({"a": 1}, "dict"),
-]
-LISTS = [([1.0, 2.0], "list"), ((1.0, 2.0), "tuple")]
 
 
 def wrong_dtypes(shape):
@@ -316,245 +281,28 @@ def test_weights_and_values_of_too_few_axes(weights, value, name):
     raises(ValueError, message, weighted_sum, None, np.ones(weights), np.ones(value))
 
 
-# ------------------------------------------------------------------ packed sequences
-
-SEQUENCES = {
-    "cu_seqlens_q": [
-        (np.array([1, 3, 9]), "0.*9"),
-        (np.array([-1, 3, 9]), "0.*9"),
-        (np.array([0, 3, 8]), "9"),
-        (np.array([0, 3, 10]), "9"),
-        (np.array([0, 5, 3, 9]), "decrease"),
-        (np.array([0, 12, 9]), "decrease"),
-        (np.array([0, -1, 9]), "decrease"),
-        (np.array([0]), "9"),
-        (np.array([9]), "9"),
-        (np.array([], int), "shape"),
-        (np.array(9), "shape"),
-        (np.array([[0, 9]]), "shape"),
-        (np.array([0, 2**62, 9]), "decrease"),
-        (np.array([0, 2**64 - 1, 9], np.uint64), "decrease"),
-        (np.array([0, 2**32 + 9]), "9"),
-    ],
-    "cu_seqlens_k": [
-        (np.array([1, 5, 6, 12]), "0.*12"),
-        (np.array([0, 5, 6, 11]), "12"),
-        (np.array([0, 6, 5, 12]), "decrease"),
-        (np.array([0, 12]), "4|cu_seqlens_q"),
-        (np.array([0, 1, 2, 3, 12]), "4|cu_seqlens_q"),
-    ],
-}
-
-
 @pytest.mark.parametrize(
-    ("name", "wrong", "expected"),
-    [(name, *case) for name, cases in SEQUENCES.items() for case in cases],
-    ids=str,
-)
-def test_sequences(name, wrong, expected):
-    """They start at 0, never decrease, end at the number of rows, and are as many of keys."""
-    message = rf"(?s)^{name}: expected .*({expected}).*got .*"
-    varlen_raises(ValueError, message, **{name: wrong})
-
-
-@pytest.mark.parametrize("name", SEQUENCES)
-def test_no_sequences(name):
-    fits = PACKED[name]
-    for wrong, came in (
-        *NO_ARRAYS,
-        (None, "NoneType"),
-        (fits.tolist(), "list"),
-        (tuple(fits.tolist()), "tuple"),
-        (fits.astype(np.float64), "float64"),
-        (fits.astype(np.float32), "float32"),
-        (fits.astype(bool), "bool"),
-        (fits.astype(object), "object|'O'"),
-        (fits.astype(fits.dtype.newbyteorder()), "[<>]i8"),
-    ):
-        varlen_raises(TypeError, rf"^{name}: expected .*got.*({came})", **{name: wrong})
-
-
-PACKED_ARRAYS = [
-    ({"query": normal(9, 8)}, r"query: expected .*got .*\(9, 8\)"),
-    ({"query": normal(1, 9, 4, 8)}, r"query: expected .*got .*\(1, 9, 4, 8\)"),
-    ({"query": normal(9)}, r"query: expected .*got .*\(9,\)"),
-    ({"key": normal(12, 8)}, r"key: expected .*got .*\(12, 8\)"),
-    ({"value": normal(12, 8)}, r"value: expected .*got .*\(12, 8\)"),
-    ({"value": normal(1, 12, 4, 8)}, r"value: expected .*got .*\(1, 12, 4, 8\)"),
-    ({"key": normal(12, 4, 7)}, r"key: expected .*8.*got .*\(12, 4, 7\)"),
-    ({"value": normal(11, 4, 3)}, r"value: expected .*12.*got .*\(11, 4, 3\)"),
-    ({"value": normal(1, 4, 3)}, r"value: expected .*12.*got .*\(1, 4, 3\)"),
-    ({"key": normal(12, 3, 8), "value": normal(12, 3, 3)}, r"key: expected .*4.*got 3"),
-    ({"key": normal(12, 2, 8), "value": normal(12, 2, 3)}, r"key: expected .*4.*got 2.*enable_gqa"),
-    ({"value": normal(12, 2, 3)}, r"value: expected .*4.*got 2"),
-    (
-        {"key": normal(12, 3, 8), "value": normal(12, 3, 3), "enable_gqa": True},
-        r"key: expected .*divides.*4.*got 3",
-    ),
-]
-
-
-@pytest.mark.parametrize("case", PACKED_ARRAYS, ids=lambda case: case[1])
-def test_packed_arrays(case):
-    """3 axes, whose totals, heads and head_dim fit together."""
-    arguments, message = case
-    varlen_raises(ValueError, f"^{message}", **arguments)
-
-
-@pytest.mark.parametrize("name", ["query", "key", "value"])
-def test_no_packed_arrays(name):
-    """Fault 20."""
-    for wrong, came in [*NO_ARRAYS, *LISTS, (None, "NoneType")]:
-        varlen_raises(TypeError, rf"^{name}: expected .*got.*({came})", **{name: wrong})
-    for dtype in (np.int64, bool, np.complex64, SWAPPED):
-        wrong = PACKED[name].astype(dtype)
-        varlen_raises(TypeError, rf"^{name}: expected .*got", **{name: wrong})
-    wrong = PACKED[name].astype(np.float64)
-    varlen_raises(TypeError, r"^(key|value): expected float.*got float", **{name: wrong})
-
-
-PACKED_OPTIONS = [
-    ({"query_offset": np.zeros(2, int)}, ValueError, r"query_offset: .*\(3,\).*got \(2,\)"),
-    ({"query_offset": np.zeros((3, 4), int)}, ValueError, r"query_offset: .*got \(3, 4\)"),
-    ({"query_offset": np.zeros(9, int)}, ValueError, r"query_offset: .*got \(9,\)"),
-    ({"query_offset": 0.5}, TypeError, "query_offset: expected .*got float"),
-    ({"query_offset": None}, TypeError, "query_offset: expected .*got NoneType"),
-    ({"query_offset": [0, 0, 0]}, TypeError, "query_offset: expected .*got list"),
-    ({"query_offset": 2**62}, ValueError, "query_offset: expected .*got"),
-    ({"query_offset": np.array([0, 0, -(2**62)])}, ValueError, "query_offset: expected .*got"),
-    ({"kv_lengths": np.array([5, 1, 7])}, ValueError, "kv_lengths: expected .*0 to 6.*got 7"),
-    ({"kv_lengths": np.array([5, 2, 6])}, ValueError, "kv_lengths: expected .*0 to 1.*got 2"),
-    ({"kv_lengths": np.array([-1, 1, 6])}, ValueError, "kv_lengths: expected .*0 .*got -1"),
-    ({"kv_lengths": 2}, ValueError, "kv_lengths: expected .*0 to 1.*got 2"),
-    ({"kv_lengths": -1}, ValueError, "kv_lengths: expected .*0 .*got -1"),
-    ({"kv_lengths": 2**70}, ValueError, "kv_lengths: expected .*got"),
-    ({"kv_lengths": np.array([1, 1])}, ValueError, r"kv_lengths: .*\(3,\).*got \(2,\)"),
-    ({"kv_lengths": np.ones(3)}, TypeError, "kv_lengths: expected .*got.*float64"),
-    ({"kv_lengths": np.ones(3, bool)}, TypeError, "kv_lengths: expected .*got.*bool"),
-    ({"kv_lengths": [1, 1, 1]}, TypeError, "kv_lengths: expected .*got list"),
-    ({"window_size": (-2, 0)}, ValueError, r"window_size: expected .*got \(-2, 0\)"),
-    ({"window_size": 3}, TypeError, "window_size: expected .*got 3"),
-    ({"is_causal": 1}, TypeError, "is_causal: expected a bool, got int"),
-    ({"enable_gqa": 1}, TypeError, "enable_gqa: expected a bool, got int"),
-    ({"scale": math.nan}, ValueError, "scale: expected a finite number, got nan"),
-    ({"scale": "x"}, TypeError, "scale: expected a number, got str"),
-    ({"num_threads": 0}, ValueError, "num_threads: expected .*got 0"),
-    ({"attn_mask": np.ones((9, 12), bool)}, ValueError, r"attn_mask: .*\(4, 9, 6\).*got \(9, 12\)"),
-    ({"attn_mask": np.ones((9, 5), bool)}, ValueError, r"attn_mask: .*\(4, 9, 6\).*got \(9, 5\)"),
-    ({"attn_mask": np.ones((6, 6), bool)}, ValueError, r"attn_mask: .*\(4, 9, 6\).*got \(6, 6\)"),
-    ({"attn_mask": np.ones((3, 9, 6), bool)}, ValueError, r"attn_mask: .*got \(3, 9, 6\)"),
-    ({"attn_mask": np.ones((3, 4, 9, 6), bool)}, ValueError, r"attn_mask: .*got \(3, 4, 9, 6\)"),
-    ({"alibi_slopes": np.ones(3, "f4")}, ValueError, r"alibi_slopes: .*\(3, 4\).*got \(3,\)"),
-    ({"alibi_slopes": np.ones((2, 4), "f4")}, ValueError, r"alibi_slopes: .*got \(2, 4\)"),
-    ({"alibi_slopes": np.ones((9, 4), "f4")}, ValueError, r"alibi_slopes: .*got \(9, 4\)"),
-    (
-        {"segment_ids": (np.ones(3, int), np.ones(12, int))},
-        ValueError,
-        r"segment_ids: .*\(9,\).*got \(3,\)",
-    ),
-    (
-        {"segment_ids": (np.ones(9, int), np.ones(9, int))},
-        ValueError,
-        r"segment_ids: .*\(12,\).*got \(9,\)",
-    ),
-    (
-        {"segment_ids": (np.ones((3, 9), int), np.ones((3, 12), int))},
-        ValueError,
-        r"segment_ids: .*\(9,\).*got \(3, 9\)",
-    ),
-]
-
-
-@pytest.mark.parametrize("case", PACKED_OPTIONS, ids=lambda case: case[2])
-def test_options_of_packed_sequences(case):
-    options, error, message = case
-    varlen_raises(error, f"^{message}", **options)
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
+    ("option", "error", "message"),
     [
-        (np.ones((9, 4, 3)), TypeError, "out: expected .*float32.*got .*float64"),
-        (np.ones((9, 4, 3), np.int32), TypeError, "out: expected .*float32.*got .*int32"),
-        (np.ones((9, 4, 3)).tolist(), TypeError, "out: expected a NumPy array, got list"),
-        (np.ones((4, 9, 3), np.float32), ValueError, r"out: .*\(9, 4, 3\), got \(4, 9, 3\)"),
-        (np.ones((9, 4, 8), np.float32), ValueError, r"out: .*\(9, 4, 3\), got \(9, 4, 8\)"),
-        (np.ones((9, 12), np.float32), ValueError, r"out: .*\(9, 4, 3\), got \(9, 12\)"),
-        (np.broadcast_to(np.float32(1), (9, 4, 3)), ValueError, "out: .*writeable.*read-only"),
+        ({"scale": 10**400}, ValueError, "scale: expected a finite number"),
+        ({"scale": 1e39}, ValueError, "scale: expected a number that float32 can hold, got 1e"),
+        ({"scale": np.array(True)}, TypeError, "scale: expected a number, got ndarray"),
+        ({"softcap": 10**400}, ValueError, "softcap: expected a finite number"),
+        ({"softcap": np.ones(2)}, TypeError, "softcap: expected a number, got ndarray"),
+        ({"dropout_p": 10**400}, ValueError, "dropout_p: expected a finite number"),
+        ({"window_size": {1: 2, 3: 4}}, TypeError, "window_size: expected two ints"),
+        ({"window_size": iter((1, 2))}, TypeError, "window_size: expected two ints"),
+        ({"return_lse": "x"}, TypeError, "return_lse: expected a bool, got str"),
+        ({"attn_mask": np.ma.masked_equal(np.ones((5, 7), bool), 1)}, TypeError, "attn_mask: .*got MaskedArray"),
     ],
 )
-def test_out_of_packed_sequences(bad, error, message):
-    """Fault 18's other half: it does not fit, and is left as it was."""
+def test_numbers_and_kinds_at_the_edge(option, error, message):
+    query, key = np.ones((5, 4), np.float32), np.ones((7, 4), np.float32)
     with pytest.raises(error, match=f"^{message}"):
-        varlen_attention(**PACKED, out=bad)
-    assert (np.asarray(bad) == 1).all()
+        scaled_dot_product_attention(query, key, key, **option)
 
 
-# ------------------------------------------------------------------ states
-
-STATES = {
-    "out_a": normal(2, 5, 3),
-    "lse_a": normal(2, 5, seed=1),
-    "out_b": normal(2, 5, 3, seed=2),
-    "lse_b": normal(2, 5, seed=3),
-}
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_no_states(name):
-    """Fault 20: kinds and dtypes in the place of each."""
-    shape = STATES[name].shape
-    swapped = STATES[name].astype(SWAPPED)
-    for wrong, came in (
-        *NO_ARRAYS,
-        *LISTS,
-        (None, "NoneType"),
-        (np.ones(shape, np.int64), "int64"),
-        (np.ones(shape, bool), "bool"),
-        (np.ones(shape, np.complex64), "complex64"),
-        (np.ones(shape, object), "object|'O'"),
-        (swapped, "[<>]f4"),
-    ):
-        with pytest.raises(TypeError, match=rf"^{name}: expected .*got.*({came})"):
-            merge_states(**(STATES | {name: wrong}))
-
-
-@pytest.mark.parametrize("name", STATES)
-def test_states_of_two_dtypes(name):
-    """Of float64 outputs the lse is float64 too."""
-    wrong = STATES | {name: STATES[name].astype(np.float64)}
-    with pytest.raises(TypeError, match=r"^(out|lse)_[ab]: expected float(32|64), .*got float"):
-        merge_states(**wrong)
-
-
-def test_states_in_half_precision():
-    half = {name: x.astype(np.float16) for name, x in STATES.items()}
-    with pytest.raises(NotImplementedError, match=r"^out_a: float16 is not built yet"):
-        merge_states(**half)
-
-
-STATE_SHAPES = [
-    ("out_a", (), "out_a"),
-    ("out_b", (2, 5, 4), "out_b"),
-    ("out_b", (2, 5, 1), "out_b"),
-    ("out_b", (1, 5, 3), "out_b"),
-    ("out_b", (5, 3), "out_b"),
-    ("out_b", (1, 2, 5, 3), "out_b"),
-    ("lse_a", (2, 5, 1), "lse_a"),
-    ("lse_a", (2, 1), "lse_a"),
-    ("lse_a", (5,), "lse_a"),
-    ("lse_a", (5, 2), "lse_a"),
-    ("lse_a", (), "lse_a"),
-    ("lse_b", (2, 5, 3), "lse_b"),
-    ("lse_b", (1, 5), "lse_b"),
-    ("lse_b", (2, 6), "lse_b"),
-]
-
-
-@pytest.mark.parametrize(("name", "shape", "named"), STATE_SHAPES, ids=str)
-def test_states_that_do_not_fit(name, shape, named):
-    """All of one shape: nothing broadcasts."""
-    wrong = STATES | {name: np.ones(shape, np.float32)}
-    message = rf"^{named}: expected .*got .*{re.escape(str(shape))}"
-    with pytest.raises(ValueError, match=message):
-        merge_states(**wrong)
+def test_a_masked_array_does_not_lose_its_mask():
+    query = np.ma.masked_less(np.arange(20, dtype=np.float32).reshape(5, 4), 3)
+    with pytest.raises(TypeError, match=r"^query: .*without a mask of its own, got MaskedArray"):
+        scaled_dot_product_attention(query, query, query)

@@ -309,3 +309,18 @@ def test_slopes_and_sinks_that_are_not_finite(isa, dtype, poison):
             assert same_bits(tuple(x[::2] for x in got), tuple(x[::2] for x in want))
             check_attention(query, key, value, query_offset=500, **{name: given})
             check_scores(query, key, query_offset=500, **{name: given})
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+def test_huge_scales(isa, dtype, sinks):
+    """Section 5, scale: the largest that the dtype holds leave one key a row, and never NaN."""
+    query, key, value = plain(40, 140, 6, dtype=dtype)
+    top = (query.astype(np.float64) @ key.T.astype(np.float64)).argmax(-1)
+    options = {"sinks": np.zeros(1, dtype)} if sinks else {}
+    largest = float(np.finfo(dtype).max)
+    for scale in (largest, largest / 1.2, largest / 1e4, largest**0.5):
+        for rows in (slice(0, 2), slice(None)):
+            out = selfattn.scaled_dot_product_attention(
+                query[rows], key, value, scale=scale, **options
+            )
+            np.testing.assert_allclose(out, value[top[rows]], rtol=1e-6, err_msg=str(scale))

@@ -17,67 +17,61 @@ SA_INLINE bias_factors bias_factors_of(const sa_scoring *scoring) {
     return (bias_factors){v_set(to_real(scale)), v_set(cap)};
 }
 
-SA_INLINE vec capped_or_scaled(const int capped, vec s, bias_factors f) {
+/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. */
+SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, vec minus_slope,
+                     vec position, vec key) {
     s = v_mul(s, f.scale);
-    return capped ? v_mul(f.cap, v_tanh(s)) : s;
-}
-
-SA_INLINE vec with_distance(vec s, vec minus_slope, vec position, vec key) {
+    if (capped) s = v_mul(f.cap, v_tanh(s));
+    if (!alibi) return s;
     vec d = v_sub(position, key);
     return v_fma(minus_slope, v_max(d, v_sub(v_zero(), d)), s);
 }
 
-/* Down the keys [begin, end) of the block: S[key][lane], lane i a row with its slope and position. */
-SA_INLINE void bias_down(const int capped, const int alibi, bias_factors f, real *s, ptrdiff_t row,
-                         vec minus_slope, vec position, int begin, int end) {
-    s += begin * row;
-    for (int j = begin; j < end; ++j, s += row) {
-        vec x = capped_or_scaled(capped, v_load(s), f);
-        if (alibi) x = with_distance(x, minus_slope, position, v_set((real)j));
-        v_store(s, x);
-    }
-}
+/* LOOP, with the pair of constants that the tile needs. */
+#define WITH_CONSTANTS(LOOP)                    \
+    if (t->scoring.softcap > 0 && t->has_alibi) \
+        LOOP(1, 1)                              \
+    else if (t->scoring.softcap > 0)            \
+        LOOP(1, 0)                              \
+    else if (t->has_alibi)                      \
+        LOOP(0, 1)                              \
+    else                                        \
+        LOOP(0, 0)
 
-/* Along them: S[key] of one row. */
-SA_INLINE void bias_along(const int capped, const int alibi, bias_factors f, real *s,
-                          vec minus_slope, vec position, int begin, int end) {
-    for (int j = begin; j < end; j += LANES) {
-        vec x = capped_or_scaled(capped, v_load(s + j), f);
-        if (alibi) x = with_distance(x, minus_slope, position, v_add(v_iota(), v_set((real)j)));
-        v_store(s + j, x);
-    }
-}
-
-/* The rows whose lanes are vector i. */
-static void tile_bias(const sa_tile *t, real *s, ptrdiff_t row, int i, int64_t block, int begin,
-                      int end) {
+/* Down the keys, S[key][lane]: the rows whose lanes are vector i. */
+static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, ptrdiff_t row, int i) {
     bias_factors f = bias_factors_of(&t->scoring);
-    real slopes[LANES] = {0}, positions[LANES] = {0};
+    real minus_slopes[LANES] = {0}, positions[LANES] = {0};
     for (int r = 0; t->has_alibi && r < LANES && i * LANES + r < t->rows; ++r) {
-        slopes[r] = (real)-t->slope[i * LANES + r];
-        positions[r] = (real)(t->position[i * LANES + r] - block);
+        minus_slopes[r] = (real)-t->slope[i * LANES + r];
+        positions[r] = (real)(t->position[i * LANES + r] - keys->block);
     }
-    vec slope = v_load(slopes), position = v_load(positions);
-    if (t->scoring.softcap > 0)
-        t->has_alibi ? bias_down(1, 1, f, s, row, slope, position, begin, end)
-                     : bias_down(1, 0, f, s, row, slope, position, begin, end);
-    else
-        t->has_alibi ? bias_down(0, 1, f, s, row, slope, position, begin, end)
-                     : bias_down(0, 0, f, s, row, slope, position, begin, end);
+    vec minus_slope = v_load(minus_slopes), position = v_load(positions);
+#define DOWN(capped, alibi)                                                            \
+    for (int j = keys->begin; j < keys->end; ++j) {                                    \
+        real *at = s + j * row;                                                        \
+        vec key = v_set((real)j);                                                      \
+        v_store(at, biased(capped, alibi, f, v_load(at), minus_slope, position, key)); \
+    }
+    WITH_CONSTANTS(DOWN)
+#undef DOWN
 }
 
-/* Row r, its scores from the block's first key on. */
-static void few_bias(const sa_tile *t, real *s, int r, int64_t block, int begin, int end) {
+/* Along them, S[key]: row r. */
+static void few_bias(const sa_tile *t, const block_keys *keys, real *s, int r) {
     bias_factors f = bias_factors_of(&t->scoring);
-    vec slope = v_zero(), position = v_zero();
+    vec minus_slope = v_zero(), position = v_zero();
     if (t->has_alibi) {
-        slope = v_set((real)-t->slope[r]);
-        position = v_set((real)(t->position[r] - block));
+        minus_slope = v_set((real)-t->slope[r]);
+        position = v_set((real)(t->position[r] - keys->block));
     }
-    if (t->scoring.softcap > 0)
-        t->has_alibi ? bias_along(1, 1, f, s, slope, position, begin, end)
-                     : bias_along(1, 0, f, s, slope, position, begin, end);
-    else
-        t->has_alibi ? bias_along(0, 1, f, s, slope, position, begin, end)
-                     : bias_along(0, 0, f, s, slope, position, begin, end);
+#define ALONG(capped, alibi)                                                                 \
+    for (int j = keys->begin; j < keys->end; j += LANES) {                                   \
+        vec key = v_add(v_iota(), v_set((real)j));                                           \
+        v_store(s + j, biased(capped, alibi, f, v_load(s + j), minus_slope, position, key)); \
+    }
+    WITH_CONSTANTS(ALONG)
+#undef ALONG
 }
+
+#undef WITH_CONSTANTS

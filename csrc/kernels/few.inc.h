@@ -3,15 +3,16 @@
  *
  *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a
  *                                                           panel of it at a time
+ *     S          = cap(scale * S) - slope * distance + B, -inf where masked
  *     P, m, l    = online softmax along the keys
- *     O[r][e]    = O * 2^(m - m') + sum over keys of P[r, key] * V[key][e]      lanes are e: V as
+ *     O[r][e]    = O * 2^(u (m - m')) + sum over keys of P[r, key] * V[key][e]      lanes are e: V as
  *                                                                               it lies
  * Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_ROWS = LANES / 2,      /* with more, a query in each lane costs less */
-    FEW_WIDTH = MAX_N * LANES, /* keys of a panel of K, and its length: a multiple of the chunk */
-    FEW_LENGTH = 64,
+    FEW_ROWS = LANES / 2,               /* with more, a query in each lane costs less */
+    FEW_WIDTH = MAX_N * LANES,          /* keys of a panel of K */
+    FEW_LENGTH = 64,                    /* of head_dim, in a panel: a multiple of the chunk */
     FEW_S_ROW = SA_BLOCK_N + FEW_WIDTH, /* the last panel may reach past the block */
 };
 
@@ -45,9 +46,9 @@ static few_scratch few_layout(void *memory) {
 }
 
 static partial few_partial(void *memory) {
-    partial p = {.max = memory};
-    p.sum = p.max + LANES;
-    p.o = p.sum + LANES;
+    partial p = {.row_max = memory};
+    p.row_sum = p.row_max + LANES;
+    p.o = p.row_sum + LANES;
     return p;
 }
 
@@ -62,11 +63,13 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* S for keys [begin, end) of the block, a panel of keys at a time. Memory is what it waits for: each
+/* S, a panel of keys at a time. Memory is what it waits for: each
  * panel fetches the next one, and the products with V fetch the next block's K. */
-static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end) {
+static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+    int64_t block = keys->block;
+    int end = keys->end;
     uintptr_t soon = FEW_WIDTH * (uintptr_t)t->k_row;
-    for (int at = begin; at < end; at += FEW_WIDTH) {
+    for (int at = keys->begin; at < end; at += FEW_WIDTH) {
         const char *rows[FEW_WIDTH];
         int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
         int64_t d = 0;
@@ -98,54 +101,54 @@ static void few_scores(const sa_tile *t, const few_scratch *x, int64_t block, in
 /* The sums' four chains run on past the last key, over weights of 0. */
 SA_INLINE int whole_chains(int end) { return (end + 3) & ~3; }
 
-/* Put `masked` where a key of [begin, end), and of the chains' rest, is out of the row's range. */
-static void few_mask_ranges(const sa_tile *t, const few_scratch *x, int r, int64_t block, int begin,
-                            int end, real masked) {
-    vec lo = v_set((real)sa_block_offset(t->key_lo[r], block));
-    vec hi = v_set((real)sa_block_offset(t->key_hi[r], block));
-    for (int j = begin; j < whole_chains(end); j += LANES) {
+/* Put `masked` where a key, or one of the chains' rest, is out of the row's range. */
+static void few_mask_ranges(const sa_tile *t, const few_scratch *x, const block_keys *keys, int r,
+                            real masked) {
+    vec lo = v_set((real)sa_block_offset(t->key_lo[r], keys->block));
+    vec hi = v_set((real)sa_block_offset(t->key_hi[r], keys->block));
+    real *s = x->s + r * FEW_S_ROW;
+    for (int j = keys->begin; j < whole_chains(keys->end); j += LANES) {
         vec key = v_add(v_iota(), v_set((real)j));
-        real *s = x->s + r * FEW_S_ROW + j;
-        v_store(s, v_select(v_both(v_le(lo, key), v_lt(key, hi)), v_load(s), v_set(masked)));
+        v_store(s + j, in_range(v_load(s + j), lo, key, hi, v_set(masked)));
     }
 }
 
 /* Put `masked` where B is -inf; before that, add B if asked to. */
-static void few_mask_elements(const sa_tile *t, const few_scratch *x, int r, int64_t block,
-                              int begin, int end, int add, real masked) {
-    for (int j = begin; j < end; j += LANES) {
-        real *s = x->s + r * FEW_S_ROW + j;
-        vec b = elements_of_row(t, r, block + j, at_most(end - j, LANES)), score = v_load(s);
-        if (add) score = v_add(score, b);
-        v_store(s, v_select(v_eq(b, v_set(-(real)INFINITY)), v_set(masked), score));
+static void few_mask_elements(const sa_tile *t, const few_scratch *x, const block_keys *keys, int r,
+                              int add, real masked) {
+    real *s = x->s + r * FEW_S_ROW;
+    for (int j = keys->begin; j < keys->end; j += LANES) {
+        vec b = elements_of_row(t, r, keys->block + j, at_most(keys->end - j, LANES));
+        v_store(s + j, with_element(v_load(s + j), b, add, v_set(masked)));
     }
 }
 
-/* S over keys [begin, end) of the block, as the softmax sees it. */
-static void few_see(const sa_tile *t, const few_scratch *x, int64_t block, int begin, int end,
-                    sa_class elements) {
+/* S, as the softmax sees it. Ranges are looked at even in a full block: the chains' rest must weigh
+ * 0. */
+static void few_see(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
-        if (t->scoring.biased) few_bias(t, x->s + r * FEW_S_ROW, r, block, begin, end);
-        if (elements == SA_RAGGED)
-            few_mask_elements(t, x, r, block, begin, end, mask_adds(t), -(real)INFINITY);
-        few_mask_ranges(t, x, r, block, begin, end, -(real)INFINITY);
+        if (t->scoring.in_natural_units) few_bias(t, keys, x->s + r * FEW_S_ROW, r);
+        if (keys->elements == SA_RAGGED)
+            few_mask_elements(t, x, keys, r, mask_adds(t), -(real)INFINITY);
+        few_mask_ranges(t, x, keys, r, -(real)INFINITY);
     }
 }
 
 /* Give the weights of masked keys a set sign, and all others none. */
-static void few_mark_masked(const sa_tile *t, const few_scratch *x, int64_t block, int begin,
-                            int end, sa_class elements) {
+static void few_mark_masked(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
-        if (elements == SA_RAGGED) few_mask_elements(t, x, r, block, begin, end, 0, (real)-0.0);
-        few_mask_ranges(t, x, r, block, begin, end, (real)-0.0);
+        if (keys->elements == SA_RAGGED) few_mask_elements(t, x, keys, r, 0, (real)-0.0);
+        few_mask_ranges(t, x, keys, r, (real)-0.0);
     }
 }
 
 /* softmax_column, along the keys; what is masked is -inf already. */
-static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, int begin, int end) {
+static void few_softmax(const sa_tile *t, const few_scratch *x, const block_keys *keys,
+                        partial total) {
+    int begin = keys->begin, end = keys->end;
     units u = units_of(&t->scoring);
     real top[LANES], sum[LANES] = {0};
-    vec old = v_load(total.max);
+    vec old = v_load(total.row_max);
     v_store(top, old);
     for (int r = 0; r < t->rows; ++r) {
         vec max = v_set(top[r]);
@@ -167,19 +170,20 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, partial total, i
     }
     vec a = weight(v_sub(old, safe), u);
     v_store(x->rescale, a);
-    v_store(total.sum, v_fma(v_load(total.sum), a, v_load(sum)));
-    v_store(total.max, max);
+    v_store(total.row_sum, v_fma(v_load(total.row_sum), a, v_load(sum)));
+    v_store(total.row_max, max);
 }
 
-/* O over keys [begin, end) of the block. Where weights are masked and V is not finite, its NaN or
- * inf must not reach the rows that do not see it. */
-static void few_values(const sa_tile *t, const few_scratch *x, partial total, int64_t block,
-                       int begin, int end, int finite) {
-    const char *v = t->v + (block + begin) * t->v_row;
-    uintptr_t next_k = (uintptr_t)t->k + (uintptr_t)(block + SA_BLOCK_N) * (uintptr_t)t->k_row;
+/* O. Where V is not finite, the weights of masked keys are marked. */
+static void few_values(const sa_tile *t, const few_scratch *x, const block_keys *keys,
+                       partial total) {
+    int begin = keys->begin, count = keys->end - begin;
+    const char *v = t->v + (keys->block + begin) * t->v_row;
+    uintptr_t next = (uintptr_t)(keys->block + SA_BLOCK_N);
+    uintptr_t next_k = (uintptr_t)t->k + next * (uintptr_t)t->k_row;
     product_args p = {
         .m = t->rows,
-        .k = end - begin,
+        .k = count,
         .chunk = SA_CHUNK_N,
         .phase = begin % SA_CHUNK_N,
         .a = (const char *)(x->s + begin),
@@ -198,18 +202,18 @@ static void few_values(const sa_tile *t, const few_scratch *x, partial total, in
         p.b = v + e * t->v_col;
         p.c = total.o + e;
         p.soon = next_k + (uintptr_t)(e * t->k_col);
-        finite ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A);
+        keys->safe ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A);
     }
     /* What is no whole vector of V as it lies goes through a panel. */
     p.b = (const char *)x->v_panel;
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
-        for (int j = 0; j < end - begin; ++j)
+        for (int j = 0; j < count; ++j)
             v_store(x->v_panel + j * LANES,
                     load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
         p.c = total.o + e;
-        finite ? product(1, &p) : product_of_visible(1, &p, MARKED_A);
+        keys->safe ? product(1, &p) : product_of_visible(1, &p, MARKED_A);
     }
 }
 
@@ -220,18 +224,14 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
     partial_clear(total, LANES, 0);
     memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
-        int begin, end, finite = 1;
-        sa_class ranges = sa_block_class(t, block, &begin, &end);
-        if (ranges == SA_EMPTY) continue;
-        sa_class elements = element_class(t, block, begin, end);
-        if (elements == SA_EMPTY) continue;
-        if (ranges == SA_RAGGED || elements == SA_RAGGED)
-            finite = values_finite(t, block + begin, block + end);
-        few_scores(t, &x, block, begin, end);
-        few_see(t, &x, block, begin, end, elements);
-        few_softmax(t, &x, total, begin, end);
-        if (!finite) few_mark_masked(t, &x, block, begin, end, elements);
-        few_values(t, &x, total, block, begin, end, finite);
+        block_keys keys;
+        if (!find_block_keys(t, block, &keys)) continue;
+        find_whether_safe(t, &keys);
+        few_scores(t, &x, &keys);
+        few_see(t, &x, &keys);
+        few_softmax(t, &x, &keys, total);
+        if (!keys.safe) few_mark_masked(t, &x, &keys);
+        few_values(t, &x, &keys, total);
     }
 }
 
@@ -240,8 +240,8 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
     partial total = few_partial(total_memory), part = few_partial((void *)part_memory);
     real a[LANES], b[LANES];
     vec factor, part_factor;
-    softmax_merge(units_of(&t->scoring), total.max, total.sum, part.max, part.sum, &factor,
-                  &part_factor);
+    softmax_merge(units_of(&t->scoring), total.row_max, total.row_sum, part.row_max, part.row_sum,
+                  &factor, &part_factor);
     v_store(a, factor);
     v_store(b, part_factor);
     int64_t row = few_o_row(t);
@@ -254,7 +254,7 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
 static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = few_partial(total_memory);
-    softmax_end end = finish_rows(t, 0, v_load(total.max), v_load(total.sum));
+    softmax_end end = end_of_rows(t, 0, v_load(total.row_max), v_load(total.row_sum));
     int64_t row = few_o_row(t);
     for (int r = 0; r < t->rows; ++r) {
         softmax_end of_row = softmax_end_of_lane(end, r);

@@ -6,8 +6,23 @@
  * The other half of mask.h: what is a range of keys never gets here. Called by the tiles, with the
  * vector as it is where lanes are keys, and transposed where they are queries. */
 
+/* The keys [begin, end) of a block that some row sees, counted from the block; whether ranges and
+ * elements let each row see all of them, or some; and whether weights of 0 may be multiplied by V
+ * there, since it is finite or no key is masked. */
+typedef struct {
+    int64_t block;
+    int begin, end;
+    sa_class ranges, elements;
+    int safe;
+} block_keys;
+
 SA_INLINE int has_elements(const sa_tile *t) {
     return t->mask_kind != SA_MASK_NONE || t->key_segments;
+}
+
+/* Whether B is nothing but bools that lie side by side. */
+SA_INLINE int has_bools_alone(const sa_tile *t) {
+    return t->mask_kind == SA_MASK_BOOL && t->mask_col == 1 && !t->key_segments;
 }
 
 /* Whether a mask adds to the scores, and does not only let keys through or not. */
@@ -15,11 +30,24 @@ SA_INLINE int mask_adds(const sa_tile *t) {
     return t->mask_kind == SA_MASK_F32 || t->mask_kind == SA_MASK_F64;
 }
 
+/* A score, or `masked` where the key is out of the range [lo, hi). */
+SA_INLINE vec in_range(vec s, vec lo, vec key, vec hi, vec masked) {
+    return v_select(v_both(v_le(lo, key), v_lt(key, hi)), s, masked);
+}
+
+/* A score, plus B if asked to, or `masked` where B is -inf. */
+SA_INLINE vec with_element(vec s, vec b, int add, vec masked) {
+    return v_select(v_eq(b, minus_inf()), masked, add ? v_add(s, b) : s);
+}
+
+/* LANES bools side by side. */
+SA_INLINE vec bools(const char *p) { return v_select(v_nonzero_bytes(p), v_zero(), minus_inf()); }
+
 /* The n <= LANES bools at p, p + col, ... */
 static vec scattered_bools(const char *p, ptrdiff_t col, int n) {
     char bytes[LANES] = {0};
     for (int i = 0; i < n; ++i) bytes[i] = p[i * col];
-    return v_select(v_nonzero_bytes(bytes), v_zero(), v_set(-(real)INFINITY));
+    return bools(bytes);
 }
 
 /* A mask in float32 where the kernel's own type is double. */
@@ -47,9 +75,8 @@ SA_INLINE vec elements_of_row(const sa_tile *t, int r, int64_t key, int n) {
     ptrdiff_t col = t->mask_col, at = key * col;
     vec b = v_zero();
     if (t->mask_kind == SA_MASK_BOOL)
-        b = col == 1 && n == LANES
-                ? v_select(v_nonzero_bytes(t->mask[r] + at), v_zero(), v_set(-(real)INFINITY))
-                : scattered_bools(t->mask[r] + at, col, n);
+        b = col == 1 && n == LANES ? bools(t->mask[r] + at)
+                                   : scattered_bools(t->mask[r] + at, col, n);
     else if (t->mask_kind == SA_MASK_F32 && SA_REAL_BITS == 64)
         b = scattered_floats(t->mask[r] + at, col, n);
     else if (t->mask_kind != SA_MASK_NONE)
@@ -63,9 +90,9 @@ SA_INLINE int same_elements(const sa_tile *t, int r) {
            (!t->key_segments || t->segment[r] == t->segment[r - 1]);
 }
 
-/* Whether some of a row's keys [key, key + n) are let through, and whether all are as they are. */
+/* Whether any of a row's keys are seen, and whether B is 0 for all of them. */
 typedef struct {
-    int some_pass, all_idle;
+    int any_seen, all_zero;
 } scan;
 
 /* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside that
@@ -84,16 +111,15 @@ static scan scan_bools(const char *p, int n) {
 }
 
 static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
-    if (t->mask_kind == SA_MASK_BOOL && t->mask_col == 1 && !t->key_segments)
-        return scan_bools(t->mask[r] + key, n);
-    scan s = {.all_idle = 1};
+    if (has_bools_alone(t)) return scan_bools(t->mask[r] + key, n);
+    scan s = {.all_zero = 1};
     for (int j = 0; j < n; j += LANES) {
         int width = at_most(n - j, LANES);
         unsigned all = (1u << width) - 1;
         vec b = elements_of_row(t, r, key + j, width);
-        s.some_pass |= (v_lane_bits(v_eq(b, v_set(-(real)INFINITY))) & all) != all;
-        s.all_idle &= (v_lane_bits(v_eq(b, v_zero())) & all) == all;
-        if (s.some_pass && !s.all_idle) break;
+        s.any_seen |= (v_lane_bits(v_eq(b, minus_inf())) & all) != all;
+        s.all_zero &= (v_lane_bits(v_eq(b, v_zero())) & all) == all;
+        if (s.any_seen && !s.all_zero) break;
     }
     return s;
 }
@@ -101,7 +127,7 @@ static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
 /* The masks of rows lie far from each other: fetch what the next block needs while this one is
  * computed. */
 static void fetch_next_bools(const sa_tile *t, int64_t block) {
-    if (t->mask_kind != SA_MASK_BOOL || t->mask_col != 1) return;
+    if (!has_bools_alone(t)) return;
     for (int r = 0; r < t->rows; ++r) {
         uintptr_t next = (uintptr_t)t->mask[r] + (uintptr_t)(block + SA_BLOCK_N);
         for (int at = 0; at < SA_BLOCK_N; at += CACHE_LINE) SA_PREFETCH(next + (uintptr_t)at);
@@ -111,29 +137,46 @@ static void fetch_next_bools(const sa_tile *t, int64_t block) {
 /* The class of keys [begin, end) of the block: full where there is nothing to add or mask. Most
  * blocks are known for ragged after a row. */
 static sa_class element_class(const sa_tile *t, int64_t block, int begin, int end) {
-    scan all = {.all_idle = 1};
+    scan all = {.all_zero = 1};
     if (!has_elements(t)) return SA_FULL;
-    fetch_next_bools(t, block);
     for (int r = 0; r < t->rows; ++r) {
         if (same_elements(t, r)) continue;
         scan row = scan_row(t, r, block + begin, end - begin);
-        all.some_pass |= row.some_pass;
-        all.all_idle &= row.all_idle;
-        if (all.some_pass && !all.all_idle) return SA_RAGGED;
+        all.any_seen |= row.any_seen;
+        all.all_zero &= row.all_zero;
+        if (all.any_seen && !all.all_zero) return SA_RAGGED;
     }
-    return all.all_idle ? SA_FULL : SA_EMPTY;
+    return all.all_zero ? SA_FULL : SA_EMPTY;
 }
 
-/* B of the rows whose lanes are vector i, for keys [begin, end) of the block, transposed:
- * panel[j * LANES + lane]. Lanes past the last row mean nothing. */
-static void elements_panel(const sa_tile *t, int i, int64_t block, int begin, int end,
-                           real *panel) {
+/* The keys of the block that some row sees; 0 if there are none. */
+static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
+    keys->block = block;
+    keys->safe = 1;
+    keys->ranges = sa_block_class(t, block, &keys->begin, &keys->end);
+    if (keys->ranges == SA_EMPTY) return 0;
+    fetch_next_bools(t, block);
+    keys->elements = element_class(t, block, keys->begin, keys->end);
+    return keys->elements != SA_EMPTY;
+}
+
+/* V is looked at only where a key may be masked: a NaN or inf of it must not reach the queries that
+ * do not see it. */
+static void find_whether_safe(const sa_tile *t, block_keys *keys) {
+    keys->safe = (keys->ranges == SA_FULL && keys->elements == SA_FULL) ||
+                 values_finite(t, keys->block + keys->begin, keys->block + keys->end);
+}
+
+/* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the last
+ * row mean nothing. */
+static void elements_panel(const sa_tile *t, const block_keys *keys, int i, real *panel) {
     int first = i * LANES, rows = at_most(t->rows - first, LANES), alike = 1;
     for (int r = 1; r < rows; ++r) alike &= same_elements(t, first + r);
-    for (int j = begin; j < end; j += LANES) {
-        int n = at_most(end - j, LANES);
+    for (int j = keys->begin; j < keys->end; j += LANES) {
+        int n = at_most(keys->end - j, LANES);
+        int64_t key = keys->block + j;
         vec square[LANES];
-        square[0] = elements_of_row(t, first, block + j, n);
+        square[0] = elements_of_row(t, first, key, n);
         if (alike) {
             real lanes[LANES];
             v_store(lanes, square[0]);
@@ -141,7 +184,7 @@ static void elements_panel(const sa_tile *t, int i, int64_t block, int begin, in
             continue;
         }
         for (int r = 1; r < LANES; ++r)
-            square[r] = r < rows ? elements_of_row(t, first + r, block + j, n) : v_zero();
+            square[r] = r < rows ? elements_of_row(t, first + r, key, n) : v_zero();
         v_transpose(square);
         for (int x = 0; x < n; ++x) v_store(panel + (j + x) * LANES, square[x]);
     }

@@ -45,6 +45,8 @@ static const real tanh_t[] = {-0x1.555555555554fp-2,  0x1.111111111079fp-3,  -0x
  * nothing has to underflow, which takes many cycles. A masked score comes here. */
 #define EXP2_ZERO (-2 * REAL_BIAS)
 
+SA_INLINE vec minus_inf(void) { return v_set(-(real)INFINITY); }
+
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
 
 /* c[0] + c[1] x + ... by Horner's rule. */
@@ -108,6 +110,6 @@ SA_INLINE vec v_log(vec x) {
     vec y = v_fma(e, v_set(ln_2), v_sub(f, v_sub(half, low)));
 
     y = v_select(v_eq(x, inf), inf, y);
-    y = v_select(v_eq(x, v_zero()), v_set(-(real)INFINITY), y);
+    y = v_select(v_eq(x, v_zero()), minus_inf(), y);
     return v_select(v_le(v_zero(), x), y, v_set((real)NAN));
 }

@@ -7,9 +7,8 @@
  * Called by rows.c through the table (kernels.h). */
 
 static void merge_row(const sa_merge_row *row, int64_t n) {
-    const vec minus_inf = v_set(-(real)INFINITY);
     vec lse_a = v_broadcast(row->lse_a), lse_b = v_broadcast(row->lse_b);
-    vmask a_none = v_eq(lse_a, minus_inf), b_none = v_eq(lse_b, minus_inf);
+    vmask a_none = v_eq(lse_a, minus_inf()), b_none = v_eq(lse_b, minus_inf());
     vec max = v_max(lse_a, lse_b), safe = finite_max(max);
     vec w_a = v_exp(v_sub(lse_a, safe)), w_b = v_exp(v_sub(lse_b, safe));
     vec sum = v_add(w_a, w_b);

@@ -6,21 +6,25 @@
  *
  * Called by the loops through the table (kernels.h). */
 
-/* The block's scores for all lanes, -inf where masked. */
+/* -inf for all lanes and keys [begin, end) of a block. */
+static void hide_keys(const tile_scratch *x, int begin, int end) {
+    for (ptrdiff_t i = begin * x->row; i < end * x->row; i += LANES) v_store(x->s + i, minus_inf());
+}
+
+/* The block's scores for all lanes and keys [0, end), -inf where masked. */
 static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
-    tile_keys keys = {.block = block};
-    keys.ranges = sa_block_class(t, block, &keys.begin, &keys.end);
-    if (keys.ranges == SA_EMPTY) keys.begin = keys.end = 0;
-    keys.elements = element_class(t, block, keys.begin, keys.end);
-    if (keys.begin < keys.end) tile_scores(t, x, 0, x->n, block, keys.begin, keys.end);
-    if (keys.elements == SA_EMPTY) keys.elements = SA_RAGGED;
-    int all_seen = keys.ranges == SA_FULL && keys.end - keys.begin == end;
-    keys.ranges = SA_FULL;
-    tile_block_ranges(t, x, block);
-    for (int i = 0; i < x->n; ++i) {
-        tile_see(t, x, &keys, i, keys.begin, keys.end);
-        if (!all_seen) tile_mask_ranges(x, i, 0, end, -(real)INFINITY);
+    block_keys keys;
+    if (!find_block_keys(t, block, &keys)) {
+        hide_keys(x, 0, end);
+        return;
     }
+    /* Added even where it is 0 for all rows of the block: a score of -0 becomes 0 with any company. */
+    if (mask_adds(t)) keys.elements = SA_RAGGED;
+    tile_scores(t, x, &keys, 0, x->n);
+    tile_block_ranges(t, x, block);
+    for (int i = 0; i < x->n; ++i) tile_see(t, x, &keys, i);
+    hide_keys(x, 0, keys.begin);
+    hide_keys(x, keys.end, end);
 }
 
 static void scatter_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
@@ -50,8 +54,8 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
         for (int i = 0; i < x.row; i += LANES) {
-            vec max = v_load(total.max + i), safe = finite_max(max);
-            softmax_end whole = finish_rows(t, i, max, v_load(total.sum + i));
+            vec max = v_load(total.row_max + i), safe = finite_max(max);
+            softmax_end whole = end_of_rows(t, i, max, v_load(total.row_sum + i));
             real *s = x.s + i;
             for (int j = 0; j < end; ++j, s += x.row)
                 v_store(s, softmax_scaled(weight(v_sub(v_load(s), safe), u), whole));
@@ -77,7 +81,8 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             for (int r = 0; r < count; ++r) rows[r] = t->q[i + r] + block * t->q_col;
             gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
-        tile_values(t, &x, 0, x.n, block, 0, end, total.o, 1);
+        block_keys keys = {.block = block, .end = end, .safe = 1};
+        tile_values(t, &x, &keys, 0, x.n, total.o);
     }
 }
 

@@ -9,13 +9,15 @@
 #include "math.inc.h"
 #include "pack.inc.h"
 #include "product.inc.h"
-#include "mask.inc.h"
 #include "softmax.inc.h"
+#include "partial.inc.h"
+#include "mask.inc.h"
 #include "bias.inc.h"
 #include "tile.inc.h"
 #include "few.inc.h"
 #include "scores.inc.h"
 #include "merge.inc.h"
+#include "softmax_row.inc.h"
 
 SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1), v_set(EXP2_ZERO)); }
 
@@ -36,6 +38,15 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
         case SA_TANH: APPLY(v_tanh) break;
     }
 }
+
+_Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
+_Static_assert(MAX_N *LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
+_Static_assert(STRIP_M(1) * LANES <= SUMS_ROOM && 2 * STRIP_M(2) * LANES <= SUMS_ROOM &&
+                   3 * STRIP_M(3) * LANES <= SUMS_ROOM &&
+                   (MAX_N < 4 || 4 * STRIP_M(4) * LANES <= SUMS_ROOM),
+               "a strip's sums fit their room");
+_Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
+_Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
 const sa_kernels SA_TABLE = {
     .lanes = LANES,

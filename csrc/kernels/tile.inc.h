@@ -15,17 +15,6 @@ typedef struct {
     real *q, *s, *sums, *rescale, *lo, *hi, *panel;
 } tile_scratch;
 
-/* Which keys of a block must be masked one by one: by the rows' ranges, by the elements of a mask. */
-typedef struct {
-    int64_t block;
-    int begin, end; /* the keys that some row sees, counted from the block */
-    sa_class ranges, elements;
-} tile_keys;
-
-typedef struct {
-    real *o, *max, *sum;
-} partial;
-
 SA_INLINE int lane_vectors(const sa_tile *t) { return (t->rows + LANES - 1) / LANES; }
 
 static size_t tile_scratch_size(const sa_tile *t) {
@@ -53,18 +42,10 @@ static tile_scratch tile_layout(const sa_tile *t, void *memory) {
 
 static partial tile_partial(const sa_tile *t, void *memory) {
     ptrdiff_t row = lane_vectors(t) * LANES;
-    partial p = {.max = memory};
-    p.sum = p.max + row;
-    p.o = p.sum + row;
+    partial p = {.row_max = memory};
+    p.row_sum = p.row_max + row;
+    p.o = p.row_sum + row;
     return p;
-}
-
-static void partial_clear(partial p, ptrdiff_t row, int64_t rows_of_o) {
-    for (ptrdiff_t i = 0; i < row; i += LANES) {
-        v_store(p.max + i, v_set(-(real)INFINITY));
-        v_store(p.sum + i, v_zero());
-    }
-    for (int64_t i = 0; i < rows_of_o * row; i += LANES) v_store(p.o + i, v_zero());
 }
 
 static void tile_begin(const sa_tile *t, void *memory) {
@@ -74,37 +55,36 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* S for vectors [first, first + n) over keys [begin, end) of the block at `block`. */
-static void tile_scores(const sa_tile *t, const tile_scratch *x, int first, int n, int64_t block,
-                        int begin, int end) {
+/* S for vectors [first, first + n). */
+static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
+                        int n) {
     product(n, &(product_args){
-                   .m = end - begin,
+                   .m = keys->end - keys->begin,
                    .k = t->head_dim,
                    .chunk = sa_chunk_e(t->head_dim),
-                   .a = t->k + (block + begin) * t->k_row,
+                   .a = t->k + (keys->block + keys->begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
                    .b = (const char *)(x->q + first * LANES),
                    .b_k = x->row * (ptrdiff_t)sizeof(real),
-                   .c = x->s + begin * x->row + first * LANES,
+                   .c = x->s + keys->begin * x->row + first * LANES,
                    .c_row = x->row,
                    .kind = BETA_ZERO,
                });
 }
 
-/* O for the same vectors and keys. Where weights are `masked`, V is looked at first: a NaN or inf
- * of it must not reach the queries that do not see it. */
-static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int n, int64_t block,
-                        int begin, int end, real *o, int finite) {
+/* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
+static void tile_values(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
+                        int n, real *o) {
     product_args p = {
         .m = t->head_dim_v,
-        .k = end - begin,
+        .k = keys->end - keys->begin,
         .chunk = SA_CHUNK_N,
-        .phase = begin % SA_CHUNK_N,
-        .a = t->v + (block + begin) * t->v_row,
+        .phase = keys->begin % SA_CHUNK_N,
+        .a = t->v + (keys->block + keys->begin) * t->v_row,
         .a_row = t->v_col,
         .a_k = t->v_row,
-        .b = (const char *)(x->s + begin * x->row + first * LANES),
+        .b = (const char *)(x->s + keys->begin * x->row + first * LANES),
         .b_k = x->row * (ptrdiff_t)sizeof(real),
         .c = o + first * LANES,
         .c_row = x->row,
@@ -112,7 +92,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, int first, int 
         .beta = x->rescale + first * LANES,
         .sums = x->sums,
     };
-    finite ? product(n, &p) : product_of_visible(n, &p, MARKED_B);
+    keys->safe ? product(n, &p) : product_of_visible(n, &p, MARKED_B);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
@@ -124,89 +104,79 @@ static void tile_block_ranges(const sa_tile *t, const tile_scratch *x, int64_t b
     }
 }
 
-/* Put `masked` where lane and key are out of range, for vector i over keys [begin, end). */
-static void tile_mask_ranges(const tile_scratch *x, int i, int begin, int end, real masked) {
+/* Put `masked` where lane and key are out of range, for vector i. */
+static void tile_mask_ranges(const tile_scratch *x, const block_keys *keys, int i, real masked) {
     vec lo = v_load(x->lo + i * LANES), hi = v_load(x->hi + i * LANES);
-    real *s = x->s + begin * x->row + i * LANES;
-    for (int j = begin; j < end; ++j, s += x->row) {
-        vec key = v_set((real)j);
-        v_store(s, v_select(v_both(v_le(lo, key), v_lt(key, hi)), v_load(s), v_set(masked)));
-    }
+    real *s = x->s + keys->begin * x->row + i * LANES;
+    for (int j = keys->begin; j < keys->end; ++j, s += x->row)
+        v_store(s, in_range(v_load(s), lo, v_set((real)j), hi, v_set(masked)));
 }
 
 /* Put `masked` where B is -inf; before that, add B if asked to. */
-static void tile_mask_elements(const sa_tile *t, const tile_scratch *x, int i, int64_t block,
-                               int begin, int end, int add, real masked) {
-    elements_panel(t, i, block, begin, end, x->panel);
-    real *s = x->s + begin * x->row + i * LANES;
-    for (int j = begin; j < end; ++j, s += x->row) {
-        vec b = v_load(x->panel + j * LANES), score = v_load(s);
-        if (add) score = v_add(score, b);
-        v_store(s, v_select(v_eq(b, v_set(-(real)INFINITY)), v_set(masked), score));
-    }
+static void tile_mask_elements(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                               int i, int add, real masked) {
+    elements_panel(t, keys, i, x->panel);
+    real *s = x->s + keys->begin * x->row + i * LANES;
+    for (int j = keys->begin; j < keys->end; ++j, s += x->row)
+        v_store(s, with_element(v_load(s), v_load(x->panel + j * LANES), add, v_set(masked)));
 }
 
-/* Vector i of S over keys [begin, end), as the softmax sees it. */
-static void tile_see(const sa_tile *t, const tile_scratch *x, const tile_keys *keys, int i,
-                     int begin, int end) {
-    if (t->scoring.biased) tile_bias(t, x->s + i * LANES, x->row, i, keys->block, begin, end);
+/* Vector i of S, as the softmax sees it. */
+static void tile_see(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int i) {
+    if (t->scoring.in_natural_units) tile_bias(t, keys, x->s + i * LANES, x->row, i);
     if (keys->elements == SA_RAGGED)
-        tile_mask_elements(t, x, i, keys->block, begin, end, mask_adds(t), -(real)INFINITY);
-    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, i, begin, end, -(real)INFINITY);
+        tile_mask_elements(t, x, keys, i, mask_adds(t), -(real)INFINITY);
+    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, -(real)INFINITY);
 }
 
 /* Give the weights of masked keys a set sign, and all others none. */
-static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const tile_keys *keys, int i,
-                             int begin, int end) {
-    if (keys->elements == SA_RAGGED)
-        tile_mask_elements(t, x, i, keys->block, begin, end, 0, (real)-0.0);
-    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, i, begin, end, (real)-0.0);
+static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                             int i) {
+    if (keys->elements == SA_RAGGED) tile_mask_elements(t, x, keys, i, 0, (real)-0.0);
+    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-/* The keys of the block that some lane of a vector sees, from a multiple of 4. */
-static void tile_vector_range(const tile_scratch *x, int i, int *begin, int *end) {
+/* Those of the block's keys that some lane of vector i sees, from a multiple of 4. */
+static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, int i) {
     real lo = SA_BLOCK_N, hi = 0;
     for (int r = i * LANES; r < (i + 1) * LANES; ++r)
         if (x->lo[r] < x->hi[r]) {
             lo = x->lo[r] < lo ? x->lo[r] : lo;
             hi = x->hi[r] > hi ? x->hi[r] : hi;
         }
-    *begin = (int)lo & ~3;
-    *end = (int)hi;
+    block_keys part = *keys;
+    part.begin = (int)lo & ~3;
+    part.end = (int)hi;
+    return part;
 }
 
-/* The block's keys [begin, end) for vectors [first, first + n). */
-static void tile_vectors(const sa_tile *t, const tile_scratch *x, const tile_keys *keys,
-                         partial total, int first, int n, int begin, int end, int finite) {
+/* Vectors [first, first + n) over the keys. */
+static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                         partial total, int first, int n) {
     units u = units_of(&t->scoring);
-    tile_scores(t, x, first, n, keys->block, begin, end);
+    tile_scores(t, x, keys, first, n);
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
-        tile_see(t, x, keys, i, begin, end);
-        softmax_column(u, x->s + at, x->row, begin, end, total.max + at, total.sum + at,
-                       x->rescale + at);
-        if (!finite) tile_mark_masked(t, x, keys, i, begin, end);
+        tile_see(t, x, keys, i);
+        softmax_column(u, x->s + at, x->row, keys->begin, keys->end, total.row_max + at,
+                       total.row_sum + at, x->rescale + at);
+        if (!keys->safe) tile_mark_masked(t, x, keys, i);
     }
-    tile_values(t, x, first, n, keys->block, begin, end, total.o, finite);
+    tile_values(t, x, keys, first, n, total.o);
 }
 
 static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, int64_t block) {
-    tile_keys keys = {.block = block};
-    keys.ranges = sa_block_class(t, block, &keys.begin, &keys.end);
-    if (keys.ranges == SA_EMPTY) return;
-    keys.elements = element_class(t, block, keys.begin, keys.end);
-    if (keys.elements == SA_EMPTY) return;
-    int finite = (keys.ranges == SA_FULL && keys.elements == SA_FULL) ||
-                 values_finite(t, block + keys.begin, block + keys.end);
+    block_keys keys;
+    if (!find_block_keys(t, block, &keys)) return;
+    find_whether_safe(t, &keys);
     if (keys.ranges == SA_FULL) {
-        tile_vectors(t, x, &keys, total, 0, x->n, keys.begin, keys.end, finite);
+        tile_vectors(t, x, &keys, total, 0, x->n);
         return;
     }
     tile_block_ranges(t, x, block);
     for (int i = 0; i < x->n; ++i) {
-        int begin, end;
-        tile_vector_range(x, i, &begin, &end);
-        if (begin < end) tile_vectors(t, x, &keys, total, i, 1, begin, end, finite);
+        block_keys part = keys_of_vector(x, &keys, i);
+        if (part.begin < part.end) tile_vectors(t, x, &part, total, i, 1);
     }
 }
 
@@ -227,7 +197,8 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
     units u = units_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {
         vec a, b;
-        softmax_merge(u, total.max + i, total.sum + i, part.max + i, part.sum + i, &a, &b);
+        softmax_merge(u, total.row_max + i, total.row_sum + i, part.row_max + i, part.row_sum + i,
+                      &a, &b);
         real *o = total.o + i;
         const real *other = part.o + i;
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row, other += row)
@@ -235,28 +206,12 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
     }
 }
 
-/* The end of rows [first, first + LANES), whose maxima and sums these are. */
-static softmax_end finish_rows(const sa_tile *t, int first, vec max, vec sum) {
-    vec natural = v_set(to_real(t->scoring.natural));
-    if (!t->has_sinks) return softmax_finish(natural, max, sum);
-    real sink[LANES] = {0};
-    for (int r = 0; r < LANES && first + r < t->rows; ++r) sink[r] = (real)t->sink[first + r];
-    return softmax_finish_with_sink(natural, max, sum, v_load(sink));
-}
-
-static void write_lse(const sa_tile *t, int first, vec lse) {
-    real lanes[LANES];
-    v_store(lanes, lse);
-    for (int r = 0; r < LANES && first + r < t->rows; ++r)
-        if (t->lse[first + r]) write_real(t->lse[first + r], lanes[r]);
-}
-
 static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = tile_partial(t, total_memory);
     int row = lane_vectors(t) * LANES;
     for (int i = 0; i < row; i += LANES) {
-        softmax_end end = finish_rows(t, i, v_load(total.max + i), v_load(total.sum + i));
+        softmax_end end = end_of_rows(t, i, v_load(total.row_max + i), v_load(total.row_sum + i));
         real *o = total.o + i;
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row)
             v_store(o, softmax_scaled(v_load(o), end));

@@ -64,7 +64,6 @@ SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
 SA_INLINE vmask v_negative(vec x) { return x; }
 SA_INLINE unsigned v_lane_bits(vmask m) { return (unsigned)OP(movemask)(m); }
-/* Whether each of the LANES bytes at p is not 0. */
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32
     __m256i wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)p));
@@ -95,7 +94,6 @@ SA_INLINE vec v_ldexp(vec x, vec n) {
     return v_mul(v_mul(x, power_of_two(half)), power_of_two(rest));
 }
 
-/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
 SA_INLINE vec v_frexp(vec x, vec *e) {
     const __m256i mantissa = SET_BITS(((bits)1 << REAL_MANTISSA) - 1);
     const vec one = v_set(1), magic = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));

@@ -56,7 +56,6 @@ SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
 SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
 SA_INLINE unsigned v_lane_bits(vmask m) { return m; }
-/* Whether each of the LANES bytes at p is not 0. */
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32
     __m128i bytes = _mm_loadu_si128((const void *)p);
@@ -66,7 +65,6 @@ SA_INLINE vmask v_nonzero_bytes(const char *p) {
     return (vmask)_mm_test_epi8_mask(bytes, bytes);
 }
 
-/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
 SA_INLINE vec v_frexp(vec x, vec *e) {
     vec m = OP(getmant)(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);
     vec up = v_select(v_lt(m, v_set(1)), v_set(1), v_zero());

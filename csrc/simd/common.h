@@ -5,7 +5,7 @@
  *     real, vec, vmask     the scalar, LANES of them, a truth value for each
  *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
- *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n
+ *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_round v_ldexp v_frexp
  *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
  *
@@ -13,7 +13,9 @@
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
  * a * b - c, round once; v_ldexp(x, n) is x * 2^n rounded once, for normal x and whole n of at most
  * 4/3 of the exponent range, and 0 for n = -2 * REAL_BIAS; v_lane_bits has bit i set where lane i is
- * true; v_round is to nearest, ties to even, for |x| < 2^22. */
+ * true; v_round is to nearest, ties to even, for |x| < 2^22; v_select(m, a, b) is a where m is true;
+ * v_negative is true where the sign bit is set, of NaN and 0 too; v_nonzero_bytes reads LANES bytes;
+ * v_frexp(x, &e) returns m in [3/4, 3/2), with x = m * 2^e, for normal x > 0. */
 #ifndef SA_SIMD_COMMON_H
 #define SA_SIMD_COMMON_H
 

@@ -118,7 +118,6 @@ SA_INLINE unsigned v_lane_bits(vmask m) {
     EACH(i) r |= (unsigned)m.x[i] << i;
     return r;
 }
-/* Whether each of the LANES bytes at p is not 0. */
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
     vmask r;
     EACH(i) r.x[i] = p[i] != 0;
@@ -138,7 +137,6 @@ SA_INLINE vec v_ldexp(vec x, vec n) {
     return x;
 }
 
-/* x = m * 2^e with m in [3/4, 3/2), for normal x > 0. */
 SA_INLINE vec v_frexp(vec x, vec *e) {
     const bits mantissa = ((bits)1 << REAL_MANTISSA) - 1;
     vec m;

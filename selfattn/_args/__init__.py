@@ -10,18 +10,26 @@ what was expected and what came. Nothing has been written when it raises. Called
 """
 
 from .arrays import array, compute_into, same_dtype
-from .options import axis, no_dropout, num_threads
-from .problems import attention_problem, merge_operands, sum_problem, varlen_problem
+from .options import axis, flag, no_dropout, num_threads
+from .problems import (
+    attention_problem,
+    merge_operands,
+    scores_problem,
+    sum_problem,
+    varlen_problem,
+)
 
 __all__ = [
     "array",
     "attention_problem",
     "axis",
     "compute_into",
+    "flag",
     "merge_operands",
     "no_dropout",
     "num_threads",
     "same_dtype",
+    "scores_problem",
     "sum_problem",
     "varlen_problem",
 ]

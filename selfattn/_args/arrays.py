@@ -21,9 +21,11 @@ def array(name, x):
 
 
 def as_array(name, x, expected="an array"):
+    given = type(x).__name__
+    if np.ma.is_masked(x):
+        raise TypeError(f"{name}: expected {expected} without a mask of its own, got {given}")
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
-    given = type(x).__name__
     if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
         raise TypeError(f"{name}: expected {expected}, got {given}")
     if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):

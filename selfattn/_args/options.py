@@ -29,9 +29,14 @@ def axis(name, n, x):
     return number % x.ndim
 
 
-def scale_of(scale):
-    """A finite float, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
-    return math.nan if scale is None else _finite("scale", scale)
+def scale_of(scale, dtype):
+    """A float that `dtype` can hold, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
+    if scale is None:
+        return math.nan
+    scale = _finite("scale", scale)
+    if abs(scale) > float(np.finfo(dtype).max):
+        raise ValueError(f"scale: expected a number that {dtype} can hold, got {scale}")
+    return scale
 
 
 def softcap_of(softcap):
@@ -46,7 +51,11 @@ def _finite(name, x):
     try:
         if isinstance(x, (str, bytes, bytearray, bool, np.bool_)):
             raise TypeError
+        if isinstance(x, np.ndarray) and x.dtype == bool:
+            raise TypeError
         number = float(x)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got one beyond float64") from None
     except (TypeError, ValueError):
         raise TypeError(f"{name}: expected a number, got {type(x).__name__}") from None
     if not math.isfinite(number):
@@ -76,9 +85,11 @@ def window(window_size):
     if type(window_size) is tuple and window_size == (-1, -1):
         return -1, -1
     try:
-        sides = [operator.index(side) for side in window_size]
+        if not isinstance(window_size, (tuple, list, np.ndarray)):
+            raise TypeError
         if any(isinstance(side, (bool, np.bool_)) for side in window_size):
             raise TypeError
+        sides = [operator.index(side) for side in window_size]
     except TypeError:
         raise TypeError(
             f"window_size: expected two ints (left, right), got {window_size!r}"
@@ -98,16 +109,7 @@ def per_batch(name, x, batch_shape, low, high):
         if not -(2**63) <= x < 2**63:
             raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
         x = np.asarray(x)
-    x = as_array(name, x, expected)
-    if x.dtype.kind not in "iu" or not x.dtype.isnative:
-        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
-    try:
-        x = np.broadcast_to(x, batch_shape)
-    except ValueError:
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts to the axes before the heads, "
-            f"{batch_shape}, got {x.shape}"
-        ) from None
+    x = _broadcast(name, _ints(name, x, expected), batch_shape, "the axes before the heads")
     x = np.array(x, order="C")  # our own: the user's may change while the kernels read it
     high = np.broadcast_to(high, x.shape)
     wrong = (x < low) | (x > high)
@@ -123,10 +125,7 @@ def per_batch(name, x, batch_shape, low, high):
 
 def mask(attn_mask, scores_shape, dtype):
     """A view of the scores' shape, of bools or floats."""
-    x = as_array("attn_mask", attn_mask)
-    if x.dtype not in (np.bool_, np.float32, dtype):
-        expected = " or ".join(dict.fromkeys(("bool", "float32", dtype.name)))
-        raise TypeError(f"attn_mask: expected {expected} in native byte order, got {x.dtype!r}")
+    x = _of_dtypes("attn_mask", attn_mask, np.dtype(bool), np.dtype(np.float32), dtype)
     return _broadcast("attn_mask", x, scores_shape, "the scores' shape")
 
 
@@ -151,15 +150,21 @@ def segments(segment_ids, batch_shape, seqlen_q, seqlen_k):
                 "keys, got one array"
             )
     return (
-        _broadcast("segment_ids", of_query, (*batch_shape, seqlen_q), "the queries'", last=True),
-        _broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "the keys'", last=True),
+        _broadcast(
+            "segment_ids", of_query, (*batch_shape, seqlen_q), "one for each query", last=True
+        ),
+        _broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "one for each key", last=True),
     )
 
 
 def _ids(x):
-    x = as_array("segment_ids", x, "an array of ints, or a pair of them")
-    if x.dtype.kind not in "iub" or not x.dtype.isnative:
-        raise TypeError(f"segment_ids: expected ints in native byte order, got {x.dtype!r}")
+    return _ints("segment_ids", x, "an array of ints, or a pair of them", kinds="iub")
+
+
+def _ints(name, x, expected, kinds="iu"):
+    x = as_array(name, x, expected)
+    if x.dtype.kind not in kinds or not x.dtype.isnative:
+        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
     return x
 
 
@@ -174,6 +179,14 @@ def per_head(name, x, shape, dtype):
     )
 
 
+def _of_dtypes(name, x, *dtypes):
+    x = as_array(name, x)
+    if x.dtype not in dtypes:
+        expected = " or ".join(dict.fromkeys(dtype.name for dtype in dtypes))
+        raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
+    return x
+
+
 def _broadcast(name, x, shape, what, last=False):
     """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
     try:
@@ -182,16 +195,13 @@ def _broadcast(name, x, shape, what, last=False):
         return np.broadcast_to(x, shape)
     except ValueError:
         raise ValueError(
-            f"{name}: expected a shape that broadcasts to {shape}, {what}, got {x.shape}"
+            f"{name}: expected a shape that broadcasts to {what}, {shape}, got {x.shape}"
         ) from None
 
 
 def cumulative(name, x, total):
     """Where packed sequences begin and end: int64, our own, (number of sequences + 1,)."""
-    expected = "an array of ints"
-    x = as_array(name, x, expected)
-    if x.dtype.kind not in "iu" or not x.dtype.isnative:
-        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
+    x = _ints(name, x, "an array of ints")
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {x.shape}")
     x = np.array(x)  # our own: the user's may change while the kernels read it

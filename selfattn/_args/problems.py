@@ -9,10 +9,22 @@ from . import options
 from .arrays import array, same_dtype
 
 
-def attention_problem(
+def attention_problem(query, key, value, *options_of_scores, **named_options):
+    """The problem that the kernels solve; its options are those of `_dense_problem`."""
+    query, key, value = array("query", query), array("key", key), array("value", value)
+    return _dense_problem(query, key, value, *options_of_scores, **named_options)
+
+
+def scores_problem(query, key, *options_of_scores, **named_options):
+    """That of the scores or the weights alone, without values."""
+    query, key = array("query", query), array("key", key)
+    return _dense_problem(query, key, None, *options_of_scores, **named_options)
+
+
+def _dense_problem(
     query,
     key,
-    value=None,
+    value,
     attn_mask=None,
     is_causal=False,
     scale=None,
@@ -25,11 +37,6 @@ def attention_problem(
     sinks=None,
     segment_ids=None,
 ):
-    """The problem that the kernels solve; without a `value` it is that of the scores alone.
-
-    A `value` has been through `array` already: None is no value that a user may give.
-    """
-    query, key = array("query", query), array("key", key)
     same_dtype("key", key, "query", query)
     if value is not None:
         same_dtype("value", value, "query", query)
@@ -165,9 +172,9 @@ def _two_axes(shapes):
 
 
 def _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap):
-    if softcap != 0.0 or type(softcap) is not float:
+    if type(softcap) is not float or softcap != 0.0:
         softcap = options.softcap_of(softcap)
-    scale = options.scale_of(scale)
+    scale = options.scale_of(scale, query.dtype)
     return _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
 
 

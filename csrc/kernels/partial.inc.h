@@ -1,0 +1,88 @@
+/* What attention over some of the keys leaves behind: for each row its maximum m, its sum l and the
+ * values' sums O, not yet divided. Two of them merge into that over both their keys; the last one ends
+ * in out = factor O and lse. Called by the tiles (tile.inc.h, few.inc.h). */
+
+typedef struct {
+    real *o, *row_max, *row_sum;
+} partial;
+
+static void partial_clear(partial p, ptrdiff_t row, int64_t rows_of_o) {
+    for (ptrdiff_t i = 0; i < row; i += LANES) {
+        v_store(p.row_max + i, minus_inf());
+        v_store(p.row_sum + i, v_zero());
+    }
+    for (int64_t i = 0; i < rows_of_o * row; i += LANES) v_store(p.o + i, v_zero());
+}
+
+/* Two partial results of the same lanes: their new maximum and sum, and the factor for each. */
+SA_INLINE void softmax_merge(units u, real *row_max, real *row_sum, const real *part_max,
+                             const real *part_sum, vec *factor, vec *part_factor) {
+    vec m = v_load(row_max), part_m = v_load(part_max);
+    vec max = v_max(m, part_m);
+    vec safe = finite_max(max);
+    *factor = weight(v_sub(m, safe), u);
+    *part_factor = weight(v_sub(part_m, safe), u);
+    vec part_l = v_mul(v_load(part_sum), *part_factor);
+    v_store(row_sum, v_fma(v_load(row_sum), *factor, part_l));
+    v_store(row_max, max);
+}
+
+/* What the sums of a row become at the end: all are multiplied by `factor`, and 0 where the row saw
+ * `none` of the keys, whatever they hold; lse is in natural units. */
+typedef struct {
+    vec factor, lse;
+    vmask none;
+} softmax_end;
+
+/* factor = 1 / l,  lse = n m + log l, with n the scoring's to_natural */
+SA_INLINE softmax_end softmax_finish(vec to_natural, vec max, vec sum) {
+    vmask none = v_eq(sum, v_zero());
+    vec factor = v_div(v_set(1), v_select(none, v_set(1), sum));
+    return (softmax_end){factor, v_fma(max, to_natural, v_log(sum)), none};
+}
+
+/* The same with a sink, one more term of l in natural units, which no value belongs to:
+ *
+ *     m' = max(n m, sink),   f = e^(n m - m'),   l' = l f + e^(sink - m')
+ *     factor = f / l',       lse = m' + log l' */
+SA_INLINE softmax_end softmax_finish_with_sink(vec to_natural, vec max, vec sum, vec sink) {
+    vec own_max = v_min(v_set(REAL_MAX), v_mul(max, to_natural)); /* inf - inf would be NaN */
+    vec top = v_max(sink, own_max);
+    vec safe = finite_max(top);
+    vec own = v_exp(v_sub(own_max, safe));
+    vec total = v_fma(sum, own, v_exp(v_sub(sink, safe)));
+    vec factor = v_div(own, v_select(v_eq(total, v_zero()), v_set(1), total));
+    vmask none = v_eq(sum, v_zero());
+    return (softmax_end){factor, v_select(none, sink, v_add(top, v_log(total))), none};
+}
+
+/* That of one row, in all lanes. */
+SA_INLINE softmax_end softmax_end_of_lane(softmax_end end, int lane) {
+    real factor[LANES], lse[LANES];
+    v_store(factor, end.factor);
+    v_store(lse, end.lse);
+    vec none = v_set(v_lane_bits(end.none) >> lane & 1);
+    return (softmax_end){v_set(factor[lane]), v_set(lse[lane]), v_eq(none, v_set(1))};
+}
+
+/* One output element. Adding 0 turns -0 into 0, so that keys without weight cannot be told by a
+ * sign. */
+SA_INLINE vec softmax_scaled(vec value, softmax_end end) {
+    return v_select(end.none, v_zero(), v_add(v_mul(value, end.factor), v_zero()));
+}
+
+/* The end of rows [first, first + LANES), whose maxima and sums these are. */
+static softmax_end end_of_rows(const sa_tile *t, int first, vec max, vec sum) {
+    vec to_natural = v_set(to_real(t->scoring.to_natural));
+    if (!t->has_sinks) return softmax_finish(to_natural, max, sum);
+    real sink[LANES] = {0};
+    for (int r = 0; r < LANES && first + r < t->rows; ++r) sink[r] = (real)t->sink[first + r];
+    return softmax_finish_with_sink(to_natural, max, sum, v_load(sink));
+}
+
+static void write_lse(const sa_tile *t, int first, vec lse) {
+    real lanes[LANES];
+    v_store(lanes, lse);
+    for (int r = 0; r < LANES && first + r < t->rows; ++r)
+        if (t->lse[first + r]) write_real(t->lse[first + r], lanes[r]);
+}
