@@ -66,56 +66,22 @@ static segment_range range_of_segment(const sa_problem *p, int64_t b, int64_t id
     return s;
 }
 
-/* The segments of the tile's rows, the first of which is query i, the g-th of its group: they narrow
- * the rows' ranges, or are left to the kernels where they do not ascend. */
-static void fill_segments(const sa_plan *plan, sa_tile *t, int64_t b, int64_t i, int64_t g) {
-    const sa_problem *p = plan->problem;
-    segment_range keys = {0};
-    t->key_segments = NULL;
-    if (!p->key_segments.data) return;
-    t->segment_size = p->segment_size;
-    t->segment_row = p->key_segments.row;
-    if (!plan->segments_ascend)
-        t->key_segments = sa_row_of(p, &p->key_segments, b, 0, sa_first_key(p, b));
-    const char *id = sa_row_of(p, &p->query_segments, b, 0, sa_first_query(p, b) + i);
-    for (int r = 0; r < t->rows; ++r) {
-        t->segment[r] = sa_segment_id(id, p->segment_size);
-        if (plan->segments_ascend) {
-            if (r == 0 || t->segment[r] != keys.id) keys = range_of_segment(p, b, t->segment[r]);
-            if (keys.lo > t->key_lo[r]) t->key_lo[r] = keys.lo;
-            if (keys.hi < t->key_hi[r]) t->key_hi[r] = keys.hi;
-            if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
-        }
-        if (++g == plan->group) g = 0, id += p->query_segments.row;
-    }
+/* The place of a row: batch entry, key/value head, query, and query head within the group. */
+typedef struct {
+    int64_t b, head_kv, i, g;
+} place;
+
+static void next_row(const sa_plan *plan, place *at) {
+    if (++at->g == plan->group) at->g = 0, ++at->i;
 }
 
-/* What the rows' scores are changed by. */
-static void fill_bias(const sa_plan *plan, sa_tile *t, int64_t b, int64_t head, int64_t i,
-                      int64_t g) {
+/* The place of the tile's first row, and how many it has: none in a slot of packed sequences that is
+ * left over. */
+static int find_rows(const sa_plan *plan, int64_t tile, place *at) {
     const sa_problem *p = plan->problem;
-    t->mask_kind = p->mask_kind;
-    t->mask_col = p->mask.col;
-    t->has_alibi = p->alibi_slopes.data != NULL;
-    t->has_sinks = p->sinks.data != NULL;
-    if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
-    for (int r = 0; r < t->rows; ++r) {
-        int64_t h = head + g;
-        if (t->mask_kind) t->mask[r] = sa_row_of(p, &p->mask, b, h, sa_first_query(p, b) + i);
-        if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, b, h, 0));
-        if (t->has_alibi) t->position[r] = sa_position(p, b, i);
-        if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, b, h, 0));
-        if (++g == plan->group) g = 0, ++i;
-    }
-}
-
-int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
-    const sa_problem *p = plan->problem;
-    int lanes = plan->kernels->lanes;
-    int64_t b = entry_of_tile(plan, tile);
+    int64_t b = entry_of_tile(plan, tile), lanes = plan->kernels->lanes;
     int64_t slots = sa_first_tile(plan, b + 1) - sa_first_tile(plan, b);
     int64_t of_entry = tile - sa_first_tile(plan, b) * p->num_heads_kv;
-    int64_t head_kv = of_entry / slots, head = head_kv * plan->group;
     int64_t rows = plan->group * sa_num_queries(p, b);
     int64_t tiles = (rows + plan->max_rows - 1) / plan->max_rows;
     int64_t vectors = (rows + lanes - 1) / lanes;
@@ -125,9 +91,69 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     /* The tiles divide the vectors evenly. */
     int64_t first = in_head * vectors / tiles * lanes;
     int64_t end = (in_head + 1) * vectors / tiles * lanes;
-    if (end > rows) end = rows;
+    *at = (place){b, of_entry / slots, first / plan->group, first % plan->group};
+    return (int)((end < rows ? end : rows) - first);
+}
 
-    t->rows = (int)(end - first);
+/* The rows' pointers, and the keys that they see by windows and lengths. */
+static void fill_rows(const sa_plan *plan, sa_tile *t, place at) {
+    const sa_problem *p = plan->problem;
+    int64_t first_q = sa_first_query(p, at.b), head = at.head_kv * plan->group;
+    char *q = sa_row_of(p, &p->query, at.b, head, first_q);
+    char *out = sa_row_of(p, &p->out, at.b, head, first_q);
+    char *lse = sa_row_of(p, &p->lse, at.b, head, first_q);
+    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+        t->q[r] = q + at.g * p->query.head + at.i * p->query.row;
+        t->out[r] = out + at.g * p->out.head + at.i * p->out.row;
+        t->lse[r] = p->lse.data ? lse + at.g * p->lse.head + at.i * p->lse.row : NULL;
+        sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
+    }
+}
+
+/* The rows' segments: they narrow the ranges, or are left to the kernels where they do not ascend. */
+static void fill_segments(const sa_plan *plan, sa_tile *t, place at) {
+    const sa_problem *p = plan->problem;
+    segment_range keys = {0};
+    t->key_segments = NULL;
+    if (!p->key_segments.data) return;
+    t->segment_size = p->segment_size;
+    t->segment_row = p->key_segments.row;
+    if (!plan->segments_ascend)
+        t->key_segments = sa_row_of(p, &p->key_segments, at.b, 0, sa_first_key(p, at.b));
+    const char *ids = sa_row_of(p, &p->query_segments, at.b, 0, sa_first_query(p, at.b));
+    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+        t->segment[r] = sa_segment_id(ids + at.i * p->query_segments.row, p->segment_size);
+        if (!plan->segments_ascend) continue;
+        if (r == 0 || t->segment[r] != keys.id) keys = range_of_segment(p, at.b, t->segment[r]);
+        if (keys.lo > t->key_lo[r]) t->key_lo[r] = keys.lo;
+        if (keys.hi < t->key_hi[r]) t->key_hi[r] = keys.hi;
+        if (t->key_lo[r] > t->key_hi[r]) t->key_lo[r] = t->key_hi[r];
+    }
+}
+
+/* The rows' masks, slopes and sinks. */
+static void fill_options(const sa_plan *plan, sa_tile *t, place at) {
+    const sa_problem *p = plan->problem;
+    t->mask_kind = p->mask_kind;
+    t->mask_col = p->mask.col;
+    t->has_alibi = p->alibi_slopes.data != NULL;
+    t->has_sinks = p->sinks.data != NULL;
+    if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
+    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+        int64_t head = at.head_kv * plan->group + at.g;
+        if (t->mask_kind)
+            t->mask[r] = sa_row_of(p, &p->mask, at.b, head, sa_first_query(p, at.b) + at.i);
+        if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
+        if (t->has_alibi) t->position[r] = sa_position(p, at.b, at.i);
+        if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, at.b, head, 0));
+    }
+}
+
+int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
+    const sa_problem *p = plan->problem;
+    place at;
+    t->rows = find_rows(plan, tile, &at);
+    if (!t->rows) return 0;
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;
     t->scoring = plan->scoring;
@@ -137,21 +163,11 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     t->v_row = p->value.row;
     t->v_col = p->value.col;
     t->out_col = p->out.col;
-    t->k = sa_row_of(p, &p->key, b, head_kv, sa_first_key(p, b));
-    t->v = sa_row_of(p, &p->value, b, head_kv, sa_first_key(p, b));
-    char *q = sa_row_of(p, &p->query, b, head, sa_first_query(p, b));
-    char *out = sa_row_of(p, &p->out, b, head, sa_first_query(p, b));
-    char *lse = sa_row_of(p, &p->lse, b, head, sa_first_query(p, b));
-    int64_t i = first / plan->group, g = first % plan->group;
-    for (int r = 0; r < t->rows; ++r) {
-        t->q[r] = q + g * p->query.head + i * p->query.row;
-        t->out[r] = out + g * p->out.head + i * p->out.row;
-        t->lse[r] = p->lse.data ? lse + g * p->lse.head + i * p->lse.row : NULL;
-        sa_key_range(p, b, i, &t->key_lo[r], &t->key_hi[r]);
-        if (++g == plan->group) g = 0, ++i;
-    }
-    fill_segments(plan, t, b, first / plan->group, first % plan->group);
-    fill_bias(plan, t, b, head, first / plan->group, first % plan->group);
+    t->k = sa_row_of(p, &p->key, at.b, at.head_kv, sa_first_key(p, at.b));
+    t->v = sa_row_of(p, &p->value, at.b, at.head_kv, sa_first_key(p, at.b));
+    fill_rows(plan, t, at);
+    fill_segments(plan, t, at);
+    fill_options(plan, t, at);
     sa_summarize_ranges(t);
     return 1;
 }

@@ -22,7 +22,7 @@ def array(name, x):
 
 def as_array(name, x, expected="an array"):
     given = type(x).__name__
-    if np.ma.is_masked(x):
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
         raise TypeError(f"{name}: expected {expected} without a mask of its own, got {given}")
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
