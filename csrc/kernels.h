@@ -72,8 +72,8 @@ typedef struct {
 typedef struct {
     int max_rows;
     /* Bytes of scratch for a tile, and of one partial result of it. */
-    size_t (*scratch_size)(const sa_tile *t);
-    size_t (*partial_size)(const sa_tile *t);
+    size_t (*scratch_size)(int rows, int64_t head_dim);
+    size_t (*partial_size)(int rows, int64_t head_dim_v);
     /* Prepare the scratch for a tile: pack its queries. */
     void (*begin)(const sa_tile *t, void *scratch);
     /* The partial result of the keys of one split. */

@@ -122,13 +122,12 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     if (plan.tiles_per_turn < 1) plan.tiles_per_turn = 1;
 
     int64_t rows = plan.group * p->seqlen_q;
-    sa_tile largest = {.head_dim = p->head_dim, .head_dim_v = p->head_dim_v};
-    largest.rows = rows < few->max_rows ? (int)rows : few->max_rows;
-    plan.scratch_size = few->scratch_size(&largest);
-    plan.partial_size = few->partial_size(&largest);
-    largest.rows = rows < tile->max_rows ? (int)rows : tile->max_rows;
-    plan.scratch_size = whole_lines(max_size(plan.scratch_size, tile->scratch_size(&largest)));
-    plan.partial_size = whole_lines(max_size(plan.partial_size, tile->partial_size(&largest)));
+    int few_rows = rows < few->max_rows ? (int)rows : few->max_rows;
+    int tile_rows = rows < tile->max_rows ? (int)rows : tile->max_rows;
+    plan.scratch_size = whole_lines(max_size(few->scratch_size(few_rows, p->head_dim),
+                                             tile->scratch_size(tile_rows, p->head_dim)));
+    plan.partial_size = whole_lines(max_size(few->partial_size(few_rows, p->head_dim_v),
+                                             tile->partial_size(tile_rows, p->head_dim_v)));
     return plan;
 }
 

@@ -194,7 +194,6 @@ cdef class AttentionProblem:
         p.softcap = softcap
         p.window_left = p.window_right = -1
         self.query = query
-        self.keep = []
         cdef bint has_heads = query.ndim > 2 or key.ndim > 2
         if value is None:
             self.arrays = (query, key)
@@ -257,7 +256,7 @@ cdef class AttentionProblem:
 
     cdef const int64_t *own(self, cnp.ndarray x):
         """The numbers of `x`, which lives as long as the problem that points into it."""
-        self.keep.append(x)
+        self.keep = [x] if self.keep is None else [*self.keep, x]
         return <const int64_t *>cnp.PyArray_DATA(x)
 
     @property

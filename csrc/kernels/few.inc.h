@@ -20,18 +20,16 @@ typedef struct {
     real *q, *s, *sums, *k_panel, *v_panel, *rescale, *safe_max;
 } few_scratch;
 
-SA_INLINE int64_t few_o_row(const sa_tile *t) {
-    return (t->head_dim_v + LANES - 1) / LANES * LANES;
-}
+SA_INLINE int64_t few_o_row(int64_t head_dim_v) { return (head_dim_v + LANES - 1) / LANES * LANES; }
 
-static size_t few_scratch_size(const sa_tile *t) {
+static size_t few_scratch_size(int rows, int64_t head_dim) {
     size_t fixed =
         SUMS_ROOM + FEW_ROWS * FEW_S_ROW + FEW_LENGTH * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
-    return (fixed + (size_t)t->rows * (size_t)t->head_dim) * sizeof(real);
+    return (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
 }
 
-static size_t few_partial_size(const sa_tile *t) {
-    return (2 * LANES + (size_t)t->rows * (size_t)few_o_row(t)) * sizeof(real);
+static size_t few_partial_size(int rows, int64_t head_dim_v) {
+    return (2 * LANES + (size_t)rows * (size_t)few_o_row(head_dim_v)) * sizeof(real);
 }
 
 static few_scratch few_layout(void *memory) {
@@ -190,7 +188,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, const block_keys 
         .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
         .b_k = t->v_row,
-        .c_row = few_o_row(t),
+        .c_row = few_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
         .sums = x->sums,
@@ -222,7 +220,7 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
     few_scratch x = few_layout(memory);
     partial total = few_partial(part);
     partial_clear(total, LANES, 0);
-    memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t) * sizeof(real));
+    memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t->head_dim_v) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
@@ -244,7 +242,7 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
                   &factor, &part_factor);
     v_store(a, factor);
     v_store(b, part_factor);
-    int64_t row = few_o_row(t);
+    int64_t row = few_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t e = r * row; e < (r + 1) * row; e += LANES)
             v_store(total.o + e, v_fma(v_load(total.o + e), v_set(a[r]),
@@ -255,7 +253,7 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = few_partial(total_memory);
     softmax_end end = end_of_rows(t, 0, v_load(total.row_max), v_load(total.row_sum));
-    int64_t row = few_o_row(t);
+    int64_t row = few_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r) {
         softmax_end of_row = softmax_end_of_lane(end, r);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES)

@@ -65,7 +65,7 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
 }
 
 static void sum_begin(const sa_tile *t, void *total_memory) {
-    partial_clear(tile_partial(t, total_memory), lane_vectors(t) * LANES, t->head_dim_v);
+    partial_clear(tile_partial(t, total_memory), lane_vectors(t->rows) * LANES, t->head_dim_v);
 }
 
 static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
@@ -88,7 +88,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
 
 static void sum_finish(const sa_tile *t, void *total_memory) {
     partial total = tile_partial(t, total_memory);
-    int row = lane_vectors(t) * LANES;
+    int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES)
         scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
                 row);

@@ -15,21 +15,21 @@ typedef struct {
     real *q, *s, *sums, *rescale, *lo, *hi, *panel;
 } tile_scratch;
 
-SA_INLINE int lane_vectors(const sa_tile *t) { return (t->rows + LANES - 1) / LANES; }
+SA_INLINE int lane_vectors(int rows) { return (rows + LANES - 1) / LANES; }
 
-static size_t tile_scratch_size(const sa_tile *t) {
-    size_t row = (size_t)lane_vectors(t) * LANES;
+static size_t tile_scratch_size(int rows, int64_t head_dim) {
+    size_t row = (size_t)lane_vectors(rows) * LANES;
     size_t fixed = SUMS_ROOM + SA_BLOCK_N * LANES;
-    return (((size_t)t->head_dim + SA_BLOCK_N + 3) * row + fixed) * sizeof(real);
+    return (((size_t)head_dim + SA_BLOCK_N + 3) * row + fixed) * sizeof(real);
 }
 
-static size_t tile_partial_size(const sa_tile *t) {
-    size_t row = (size_t)lane_vectors(t) * LANES;
-    return ((size_t)t->head_dim_v + 2) * row * sizeof(real);
+static size_t tile_partial_size(int rows, int64_t head_dim_v) {
+    size_t row = (size_t)lane_vectors(rows) * LANES;
+    return ((size_t)head_dim_v + 2) * row * sizeof(real);
 }
 
 static tile_scratch tile_layout(const sa_tile *t, void *memory) {
-    tile_scratch x = {.n = lane_vectors(t), .row = lane_vectors(t) * LANES};
+    tile_scratch x = {.n = lane_vectors(t->rows), .row = lane_vectors(t->rows) * LANES};
     x.s = memory;
     x.sums = x.s + SA_BLOCK_N * x.row;
     x.rescale = x.sums + SUMS_ROOM;
@@ -41,7 +41,7 @@ static tile_scratch tile_layout(const sa_tile *t, void *memory) {
 }
 
 static partial tile_partial(const sa_tile *t, void *memory) {
-    ptrdiff_t row = lane_vectors(t) * LANES;
+    ptrdiff_t row = lane_vectors(t->rows) * LANES;
     partial p = {.row_max = memory};
     p.row_sum = p.row_max + row;
     p.o = p.row_sum + row;
@@ -193,7 +193,7 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
                        const void *part_memory) {
     (void)memory;
     partial total = tile_partial(t, total_memory), part = tile_partial(t, (void *)part_memory);
-    int row = lane_vectors(t) * LANES;
+    int row = lane_vectors(t->rows) * LANES;
     units u = units_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {
         vec a, b;
@@ -209,7 +209,7 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
 static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = tile_partial(t, total_memory);
-    int row = lane_vectors(t) * LANES;
+    int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
         softmax_end end = end_of_rows(t, i, v_load(total.row_max + i), v_load(total.row_sum + i));
         real *o = total.o + i;
