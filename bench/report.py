@@ -135,7 +135,7 @@ def describe(num_threads):
         "threads": num_threads,
         "isa": config["isa"],
         "compiler": config["compiler"],
-        "system": f"{platform.system()} {platform.release().partition("-")[0]}",
+        "system": " ".join((platform.system(), platform.release().partition("-")[0])),
         "python": platform.python_version(),
         "numpy": np.__version__,
         **versions,
