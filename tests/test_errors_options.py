@@ -293,7 +293,11 @@ def test_weights_and_values_of_too_few_axes(weights, value, name):
         ({"window_size": {1: 2, 3: 4}}, TypeError, "window_size: expected two ints"),
         ({"window_size": iter((1, 2))}, TypeError, "window_size: expected two ints"),
         ({"return_lse": "x"}, TypeError, "return_lse: expected a bool, got str"),
-        ({"attn_mask": np.ma.masked_equal(np.ones((5, 7), bool), 1)}, TypeError, "attn_mask: .*got MaskedArray"),
+        (
+            {"attn_mask": np.ma.masked_equal(np.ones((5, 7), bool), 1)},
+            TypeError,
+            "attn_mask: .*got MaskedArray",
+        ),
     ],
 )
 def test_numbers_and_kinds_at_the_edge(option, error, message):
