@@ -36,6 +36,7 @@ LOOPS = """
 good = np.ones((2, 3, 8), "f4")
 bad = good.astype("i4")
 out = np.empty((2, 3, 8), "f4")
+mask, ids, two, three = np.ones((3, 3), bool), np.arange(3), good[:, 0, 0], good[0, :, 0]
 options = [{}, {"is_causal": True, "query_offset": np.array(1)}, {"num_threads": 4}]
 
 def failing():
@@ -48,6 +49,12 @@ def failing():
         lambda: attend(good, good, good, scale="x"),
         lambda: attend(good, good, good, kv_lengths=np.array([9])),
         lambda: attend(good, good, good, sinks=good),
+        lambda: attend(good, good, good, bad),
+        lambda: attend(good, good, good, mask[:, :2]),
+        lambda: attend(good, good, good, segment_ids=(ids, ids[:2])),
+        lambda: attend(good, good, good, mask, alibi_slopes=ids),
+        lambda: selfattn.varlen_attention(good, good, good, ids, ids[1:]),
+        lambda: selfattn.merge_states(good, good[..., 0], good, bad[..., 0]),
         lambda: attend([1], good, good),
         lambda: attend(good, object(), good),
         lambda: selfattn.softmax(good, 7),
@@ -65,6 +72,10 @@ def succeeding():
     attend(good, good, good, return_lse=True)
     attend(good, good, good, out=good.copy(), is_causal=True)
     attend(good.swapaxes(0, 1), good.swapaxes(0, 1), good.swapaxes(0, 1), out=out.swapaxes(0, 1))
+    attend(good, good, good, mask, segment_ids=ids, softcap=1.0, alibi_slopes=two, sinks=two)
+    attend(good, good, good, mask.astype("f4"), out=out)
+    selfattn.varlen_attention(good, good, good, np.array([0, 2]), np.array([0, 2]), sinks=three)
+    selfattn.merge_states(good, good[..., 0], good, good[..., 0])
     selfattn.scaled_dot_product(good, good, window_size=(1, 1))
     selfattn.attention_weights(good, good)
     selfattn.softmax(good, 0, out=out)
@@ -122,7 +133,7 @@ def test_workspace_does_not_grow(threads):
         attend(query, key, value, out=out, num_threads={threads}, **options)
         return lambda: attend(query, key, value, out=out, num_threads={threads}, **options)
 
-    near = dict(window_size=(8, 0))
+    near, ones = dict(window_size=(8, 0)), np.ones(2, "f4")
     for shape, options in [
         ((1, 1, 100, 200), {{}}),
         ((500, 20, 10, 30), {{}}),
@@ -130,6 +141,12 @@ def test_workspace_does_not_grow(threads):
         ((1, 1, 100_000, 100_000), near),
         ((4, 2, 3000, 500), {{}}),
         ((1, 4, 64, 50_000), {{}}),
+        ((1, 4, 300, 4000), dict(attn_mask=np.random.default_rng(0).random((300, 4000)) < 0.5)),
+        ((1, 4, 300, 4000), dict(attn_mask=np.zeros((300, 1), "f4"))),
+        ((500, 2, 30, 40), dict(attn_mask=np.ones((1, 1, 40), bool))),
+        ((2, 2, 3000, 3000), dict(segment_ids=np.arange(3000) // 100)),
+        ((2, 2, 300, 3000), dict(segment_ids=(np.arange(300) % 7, np.arange(3000) % 7))),
+        ((2, 2, 300, 3000), dict(softcap=5.0, alibi_slopes=ones, sinks=ones)),
     ]:
         f = call(*shape, **options)
         f()
