@@ -324,3 +324,17 @@ def test_huge_scales(isa, dtype, sinks):
                 query[rows], key, value, scale=scale, **options
             )
             np.testing.assert_allclose(out, value[top[rows]], rtol=1e-6, err_msg=str(scale))
+
+
+@pytest.mark.parametrize("rows", [3, 70])
+def test_poison_in_the_values_of_one_head(isa, dtype, rows):
+    """Fault 5: what a thread has found out of one head's values is not taken for another's."""
+    query, key, value = qkv((2, 3, rows, 8), seqlen_k=300, dtype=dtype)
+    mask = np.ones(300, bool)
+    mask[[7, 200]] = False
+    want = selfattn.scaled_dot_product_attention(query, key, value, mask, num_threads=1)
+    for b, h in np.ndindex(2, 3):
+        bad = value.copy()
+        bad[b, h, ~mask] = np.nan
+        out = selfattn.scaled_dot_product_attention(query, key, bad, mask, num_threads=1)
+        assert same_bits(out, want), (b, h)
