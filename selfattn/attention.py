@@ -54,7 +54,7 @@ def scaled_dot_product_attention(
         Of query's dtype. The axes before the last three broadcast; so does a head axis of 1.
     attn_mask : array that broadcasts to (..., Hq, L, S), optional
         Bools: True lets a query see a key. Floats, of query's dtype or float32: added to the
-        scores; exactly -inf masks. Any strides, read in place; an axis of 1 costs nothing.
+        scores; exactly -inf masks. Any strides, read in place; an axis of 1 broadcasts.
     dropout_p : float
         Not built yet: 0.
     is_causal : bool
