@@ -175,9 +175,9 @@ def check_scores(query, key, context="", **options):
     scores = selfattn.scaled_dot_product(query, key, **without_sinks(options))
     want = wide(reference.scaled_dot_product, query, key, **without_sinks(options))
     assert scores.dtype == query.dtype, context
-    # Scale is rounded, then each step of the sum, then the product. (Elements all of one sign round
-    # the most: 3.8 u A was seen for 64 of them; none are drawn.) What underflows in q is off by half
-    # the smallest number, times the keys; in x / softcap, times that.
+    # Scale is rounded, then each step of the sum, then the product. (Elements of one sign round
+    # the most: 3.8 u A was seen for 64 of them; none are drawn.) What underflows in q is off by
+    # half the smallest number, times the keys; in x / softcap, times that.
     least = float(np.finfo(query.dtype).smallest_subnormal)
     steps = 1 + query.shape[-1] * (1 + largest(key)) + options.get("softcap", 0)
     bound = u * (3 * size + moved) + least * steps

@@ -1,5 +1,6 @@
 """What tests of NaN, infinity and masked rows share."""
 
+import itertools
 import math
 
 import numpy as np
@@ -33,3 +34,25 @@ def expected(scores, values):
     weights = [math.exp(s - top) for s in scores]
     total = sum(weights)
     return sum(w * v for w, v in zip(weights, values, strict=True)) / total, top + math.log(total)
+
+
+def check_poisoned_key(query, key, value, j, sees, **options):
+    """Poison in key j, of one head, changes no bit of the rows that do not see it, and all others.
+
+    `sees` says which rows do.
+    """
+    want = attend(query, key, value, **options)
+    blind = ~sees
+    for poison, in_key in itertools.product(POISON, (True, False)):
+        bad_key, bad_value = key.copy(), value.copy()
+        (bad_key if in_key else bad_value)[0, 0, j] = poison
+        out, lse = attend(query, bad_key, bad_value, **options)
+        context = (j, poison, in_key)
+        assert same_bits(out[0, 0, blind], want[0][0, 0, blind]), context
+        assert same_bits(lse[0, 0, blind], want[1][0, 0, blind]), context
+        if in_key and math.isnan(poison):
+            assert np.isnan(out[0, 0, ~blind]).all(), context
+            assert np.isnan(lse[0, 0, ~blind]).all(), context
+        if not in_key:
+            assert not np.isfinite(out[0, 0, ~blind]).any(), context
+            assert same_bits(lse, want[1]), context
