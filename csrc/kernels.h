@@ -9,11 +9,14 @@
 
 enum {
     CACHE_LINE = 64,
-    SA_BLOCK_N = 128, /* keys of one block; blocks start at multiples of it */
-    SA_SPLIT_N = 512, /* keys of one split: partial results are merged at multiples of it */
-    SA_CHUNK_N = 32,  /* a block's values are summed over its keys in chunks of this length */
+    SA_BLOCK_N = 128,       /* keys of one block; blocks start at multiples of it */
+    SA_SPLIT_N = 512,       /* keys of one split: partial results are merged at multiples of it */
+    SA_CHUNK_N = 32,        /* a block's values are summed over its keys in chunks of this length */
+    SA_GRADIENT_CHUNK = 64, /* every sum of the backward pass, in chunks of this length */
     SA_SOFTMAX_PART = 1 << 16, /* elements */
-    SA_MAX_TILE_M = 64,        /* rows of a tile, at most */
+    SA_GRADIENT_TILE_M = 96, /* rows of a tile of the backward pass, which all sets cut alike: what
+                                  keys' gradients get from a tile is summed over its rows first */
+    SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
 };
 
 /* A score is summed over head_dim in chunks of this length. The shorter a chunk, the smaller the
@@ -33,11 +36,16 @@ typedef struct {
     double to_log2, to_natural; /* to_log2 >= 1 */
     double softcap;             /* 0: none */
     int in_natural_units;
+    /* Of the weights, those whose number is below are dropped (dropout.inc.h), and the rest are
+     * multiplied by keep_factor. */
+    int has_dropout;
+    uint32_t drop_below;
+    double keep_factor;
 } sa_scoring;
 
-/* What a worker has found out: between these keys, the values at v are all finite. */
+/* What a worker has found out: rows [begin, end) of x are all finite. */
 typedef struct {
-    const char *v;
+    const char *x;
     int64_t begin, end;
 } sa_finite;
 
@@ -65,6 +73,8 @@ typedef struct {
     int has_alibi, has_sinks;
     double slope[SA_MAX_TILE_M], sink[SA_MAX_TILE_M];
     int64_t position[SA_MAX_TILE_M]; /* with alibi: each row's among the keys */
+    uint32_t drop_low[SA_MAX_TILE_M],
+        drop_high[SA_MAX_TILE_M]; /* with dropout: what names the row */
 } sa_tile;
 
 /* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
@@ -83,6 +93,42 @@ typedef struct {
     /* Divide by the row sums; write out and lse. */
     void (*finish)(const sa_tile *t, void *scratch, void *total);
 } sa_forward_kernel;
+
+/* Which gradients a tile of the backward pass adds to. */
+typedef enum {
+    SA_GRADIENT_QUERY = 1,
+    SA_GRADIENT_KEY = 2,
+    SA_GRADIENT_VALUE = 4,
+    SA_GRADIENT_MASK = 8,
+    SA_GRADIENT_SINKS = 16,
+} sa_gradient;
+
+/* A tile of the backward pass, whose `seen` is like one of the forward pass, but that its out and
+ * lse are read. */
+typedef struct {
+    sa_tile seen;
+    int wanted;          /* sa_gradient's, joined; sinks stand alone, and so does the mask */
+    sa_finite *finite_k; /* the worker's, from tile to tile */
+    const char *grad_out[SA_MAX_TILE_M];
+    char *grad_q[SA_MAX_TILE_M], *grad_mask[SA_MAX_TILE_M]; /* the mask's from key 0 */
+    double *grad_sink[SA_MAX_TILE_M];
+    char *grad_k, *grad_v;
+    ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
+    ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
+    int q_finite, grad_out_finite; /* found by `begin` */
+} sa_gradient_tile;
+
+typedef struct {
+    size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
+    /* Prepare the scratch for a tile: pack its rows. Rows that are found to see no key lose theirs. */
+    void (*begin)(sa_gradient_tile *t, void *scratch);
+    /* Add what the keys of one split give to the gradients of key, value and mask, and sum query's. */
+    void (*split)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
+    /* Add query's sums to its gradient. */
+    void (*finish)(const sa_gradient_tile *t, void *scratch);
+    /* Add to each row's grad_sink; it needs no split. */
+    void (*sinks)(const sa_gradient_tile *t, void *scratch);
+} sa_backward_kernel;
 
 typedef enum {
     SA_SOFTMAX_CLEAR,
@@ -106,6 +152,7 @@ typedef struct {
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
+    sa_backward_kernel backward;
     /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
      * becomes of them by softmax, given the partial result of all keys. */
     void (*scores)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end);

@@ -17,7 +17,7 @@ static const double FLOPS_PER_THREAD = 150e3;
 
 static const double LOG2_E = 1.4426950408889634;
 
-static size_t whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
+size_t sa_whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
 
@@ -37,6 +37,10 @@ static sa_scoring scoring_of(const sa_problem *p, int as_scores) {
         s.q_factor = ldexp(scale < 0 ? -1 : 1, exponent - 1);
         s.scale = ldexp(fabs(scale), 1 - exponent);
     }
+    s.has_dropout = p->dropout_p > 0;
+    double below = floor(ldexp(p->dropout_p, 32) + 0.5);
+    s.drop_below = below < UINT32_MAX ? (uint32_t)below : UINT32_MAX;
+    s.keep_factor = p->dropout_p < 1 ? 1 / (1 - p->dropout_p) : 0;
     s.to_natural = s.in_natural_units ? 1 : s.scale;
     s.to_log2 = s.to_natural * LOG2_E;
     assert(s.to_log2 >= 1);
@@ -124,10 +128,10 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     int64_t rows = plan.group * p->seqlen_q;
     int few_rows = rows < few->max_rows ? (int)rows : few->max_rows;
     int tile_rows = rows < tile->max_rows ? (int)rows : tile->max_rows;
-    plan.scratch_size = whole_lines(max_size(few->scratch_size(few_rows, p->head_dim),
-                                             tile->scratch_size(tile_rows, p->head_dim)));
-    plan.partial_size = whole_lines(max_size(few->partial_size(few_rows, p->head_dim_v),
-                                             tile->partial_size(tile_rows, p->head_dim_v)));
+    plan.scratch_size = sa_whole_lines(max_size(few->scratch_size(few_rows, p->head_dim),
+                                                tile->scratch_size(tile_rows, p->head_dim)));
+    plan.partial_size = sa_whole_lines(max_size(few->partial_size(few_rows, p->head_dim_v),
+                                                tile->partial_size(tile_rows, p->head_dim_v)));
     return plan;
 }
 
@@ -140,7 +144,7 @@ int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t 
 
 void *sa_alloc(size_t count, size_t size) {
     if (size && count > (SIZE_MAX - CACHE_LINE) / size) return NULL;
-    size_t total = whole_lines(count * size);
+    size_t total = sa_whole_lines(count * size);
     return aligned_alloc(CACHE_LINE, total ? total : CACHE_LINE);
 }
 

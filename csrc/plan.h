@@ -34,6 +34,14 @@ int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t 
 /* The tile-th tile: its rows' pointers, key ranges and options. 0 if it has no rows. */
 int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);
 
+/* The place of a row: batch entry, key/value head, query, and query head within the group. */
+typedef struct {
+    int64_t b, head_kv, i, g;
+} sa_place;
+
+/* The same for the t->rows rows that begin there. */
+void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t);
+
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
 
@@ -41,6 +49,11 @@ const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
 int64_t sa_entries(const sa_problem *problem);
 int64_t sa_first_tile(const sa_plan *plan, int64_t b);
 char *sa_row_of(const sa_problem *problem, const sa_array *a, int64_t b, int64_t h, int64_t r);
+
+void sa_write_real(const sa_problem *problem, char *at, double x);
+
+/* The next multiple of a cache line. */
+size_t sa_whole_lines(size_t n);
 
 /* Memory aligned to cache lines; NULL if there is none. */
 void *sa_alloc(size_t count, size_t size);

@@ -6,6 +6,7 @@
  *     sum         out = weights v
  *     softmax     out = softmax(x) along one axis
  *     merge       out, lse of attention over two disjoint sets of keys, from those of each
+ *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
  *
  * All strides are in bytes and may be zero, negative or no multiple of an element; no alignment is
  * asked for. Inputs are only read. Nothing here checks a shape: whoever fills the structs does.
@@ -54,6 +55,8 @@ typedef struct {
     sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
     double scale;               /* NaN: 1/sqrt(head_dim) */
     double softcap;             /* 0: none */
+    double dropout_p;           /* 0: none; what is dropped: kernels.h */
+    uint64_t dropout_seed;
     /* Arrays whose data is NULL where the option is not given. */
     sa_array mask; /* (..., Hq, L, S) */
     sa_mask_kind mask_kind;
@@ -78,6 +81,17 @@ sa_status sa_attention(const sa_problem *problem);
 sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
+
+/* The gradients of a problem's inputs, which are added to what these arrays hold: zeros, as a rule.
+ * An axis of stride 0 is one that the input is broadcast over: the gradient is summed over it. NULL
+ * data: not asked for. The problem's out and lse are those that attention gave. */
+typedef struct {
+    sa_array out;                     /* the gradient that is given */
+    sa_array query, key, value, mask; /* mask: of the problem's dtype, whatever the mask's own is */
+    sa_array sinks;
+} sa_gradients;
+
+sa_status sa_attention_backward(const sa_problem *problem, const sa_gradients *gradients);
 
 /* What is computed row by row, on arrays that share the shape (rows..., n): lse lacks the n. */
 enum { SA_MAX_AXES = 64 };

@@ -1,5 +1,5 @@
 /* One tile of a plan: which batch entry and head it is of, its rows' pointers, their key ranges and
- * options. Called by the loops of forward.c and scores.c, before the kernels. */
+ * options. Called by the loops of forward.c, scores.c and backward.c, before the kernels. */
 
 #include <string.h>
 
@@ -51,6 +51,14 @@ static double real_at(const sa_problem *p, const char *at) {
     return memcpy(&x, at, sizeof x), x;
 }
 
+void sa_write_real(const sa_problem *p, char *at, double x) {
+    float narrow = (float)x;
+    if (p->dtype == SA_f64)
+        memcpy(at, &x, sizeof x);
+    else
+        memcpy(at, &narrow, sizeof narrow);
+}
+
 /* Keys of one segment, where segments ascend and are ranges therefore. */
 typedef struct {
     int64_t id, lo, hi;
@@ -66,18 +74,13 @@ static segment_range range_of_segment(const sa_problem *p, int64_t b, int64_t id
     return s;
 }
 
-/* The place of a row: batch entry, key/value head, query, and query head within the group. */
-typedef struct {
-    int64_t b, head_kv, i, g;
-} place;
-
-static void next_row(const sa_plan *plan, place *at) {
+static void next_row(const sa_plan *plan, sa_place *at) {
     if (++at->g == plan->group) at->g = 0, ++at->i;
 }
 
 /* The place of the tile's first row, and how many it has: none in a slot of packed sequences that is
  * left over. */
-static int find_rows(const sa_plan *plan, int64_t tile, place *at) {
+static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     const sa_problem *p = plan->problem;
     int64_t b = entry_of_tile(plan, tile), lanes = plan->kernels->lanes;
     int64_t slots = sa_first_tile(plan, b + 1) - sa_first_tile(plan, b);
@@ -91,12 +94,12 @@ static int find_rows(const sa_plan *plan, int64_t tile, place *at) {
     /* The tiles divide the vectors evenly. */
     int64_t first = in_head * vectors / tiles * lanes;
     int64_t end = (in_head + 1) * vectors / tiles * lanes;
-    *at = (place){b, of_entry / slots, first / plan->group, first % plan->group};
+    *at = (sa_place){b, of_entry / slots, first / plan->group, first % plan->group};
     return (int)((end < rows ? end : rows) - first);
 }
 
 /* The rows' pointers, and the keys that they see by windows and lengths. */
-static void fill_rows(const sa_plan *plan, sa_tile *t, place at) {
+static void fill_rows(const sa_plan *plan, sa_tile *t, sa_place at) {
     const sa_problem *p = plan->problem;
     int64_t first_q = sa_first_query(p, at.b), head = at.head_kv * plan->group;
     char *q = sa_row_of(p, &p->query, at.b, head, first_q);
@@ -111,7 +114,7 @@ static void fill_rows(const sa_plan *plan, sa_tile *t, place at) {
 }
 
 /* The rows' segments: they narrow the ranges, or are left to the kernels where they do not ascend. */
-static void fill_segments(const sa_plan *plan, sa_tile *t, place at) {
+static void fill_segments(const sa_plan *plan, sa_tile *t, sa_place at) {
     const sa_problem *p = plan->problem;
     segment_range keys = {0};
     t->key_segments = NULL;
@@ -132,7 +135,7 @@ static void fill_segments(const sa_plan *plan, sa_tile *t, place at) {
 }
 
 /* The rows' masks, slopes and sinks. */
-static void fill_options(const sa_plan *plan, sa_tile *t, place at) {
+static void fill_options(const sa_plan *plan, sa_tile *t, sa_place at) {
     const sa_problem *p = plan->problem;
     t->mask_kind = p->mask_kind;
     t->mask_col = p->mask.col;
@@ -149,11 +152,45 @@ static void fill_options(const sa_plan *plan, sa_tile *t, place at) {
     }
 }
 
-int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
+/* What a row's place is called by dropout: a hash of the seed and of the place, to which an axis of
+ * length 1 adds nothing (splitmix64's finaliser; Steele, Lea and Flood, 2014). */
+static uint64_t mix(uint64_t z) {
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+static uint64_t of_axis(int64_t index, int axis) {
+    return (uint64_t)index * (mix((uint64_t)(axis + 1) * 0x9e3779b97f4a7c15u) | 1);
+}
+
+static void fill_dropout(const sa_plan *plan, sa_tile *t, sa_place at) {
     const sa_problem *p = plan->problem;
-    place at;
+    uint64_t of_entry = mix(p->dropout_seed);
+    int64_t b = at.b;
+    if (!t->scoring.has_dropout) return;
+    for (int i = p->batch_axes - 1; i >= 0; --i) {
+        of_entry += of_axis(b % p->batch_shape[i], p->batch_axes - 1 - i + 2);
+        b /= p->batch_shape[i];
+    }
+    for (int r = 0; r < SA_MAX_TILE_M; ++r, next_row(plan, &at)) {
+        int64_t head = at.head_kv * plan->group + at.g;
+        uint64_t row = mix(of_entry + of_axis(at.i, 0) + of_axis(head, 1));
+        t->drop_low[r] = (uint32_t)row;
+        t->drop_high[r] = (uint32_t)(row >> 32);
+    }
+}
+
+int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
+    sa_place at;
     t->rows = find_rows(plan, tile, &at);
     if (!t->rows) return 0;
+    sa_plan_rows(plan, at, t);
+    return 1;
+}
+
+void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t) {
+    const sa_problem *p = plan->problem;
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;
     t->scoring = plan->scoring;
@@ -168,8 +205,8 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     fill_rows(plan, t, at);
     fill_segments(plan, t, at);
     fill_options(plan, t, at);
+    fill_dropout(plan, t, at);
     sa_summarize_ranges(t);
-    return 1;
 }
 
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t) {

@@ -3,14 +3,14 @@
 A call travels one way:
 
     attention.py, varlen.py,
-    steps.py                   public functions and their docstrings
+    backward.py, steps.py      public functions and their docstrings
       -> _args/                the only validator: arrays and options -> a plain problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
           -> csrc/forward.c …  the parallel loops over tiles; plan.c cuts them
             -> csrc/dispatch.c the kernel table of the best instruction set
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
-`reference.py` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
+`reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
 through these rooms.
 """
 
@@ -18,10 +18,13 @@ from ._config import isas, show_config
 from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
 from .attention import merge_states, scaled_dot_product_attention
+from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
+from .gradients import AttentionGradients
 from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
 __all__ = [
+    "AttentionGradients",
     "__version__",
     "attention_weights",
     "get_num_threads",
@@ -30,10 +33,12 @@ __all__ = [
     "project",
     "scaled_dot_product",
     "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
     "set_num_threads",
     "show_config",
     "softmax",
     "threads",
     "varlen_attention",
+    "varlen_attention_backward",
     "weighted_sum",
 ]

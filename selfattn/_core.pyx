@@ -6,7 +6,7 @@ No policy and no checks: `_args` has made sure of everything that is taken for g
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 cnp.import_array()
@@ -33,7 +33,8 @@ cdef extern from "selfattn.h" nogil:
         int64_t *batch_shape
         int64_t num_heads_q, num_heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v
         sa_array query, key, value, out, lse
-        double scale, softcap
+        double scale, softcap, dropout_p
+        uint64_t dropout_seed
         sa_array mask, alibi_slopes, sinks, query_segments, key_segments
         sa_mask_kind mask_kind
         int segment_size
@@ -44,6 +45,8 @@ cdef extern from "selfattn.h" nogil:
         const int64_t *cu_seqlens_k
         int num_threads
         sa_interrupt interrupt
+    ctypedef struct sa_gradients:
+        sa_array out, query, key, value, mask, sinks
     ctypedef struct sa_rows:
         char *data
         Py_ssize_t *stride
@@ -63,6 +66,7 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_scores(const sa_problem *) noexcept
     sa_status sa_weights(const sa_problem *) noexcept
     sa_status sa_sum(const sa_problem *) noexcept
+    sa_status sa_attention_backward(const sa_problem *, const sa_gradients *) noexcept
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
     const char *sa_isa_built(int) noexcept
@@ -148,14 +152,19 @@ cdef tuple rows_shape(const sa_problem *p, tuple batch_shape, bint has_heads):
 ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
 
 
+cdef void start(sa_problem *p, int num_threads, list raised) noexcept:
+    """What belongs to a call; `raised` keeps what its signal handlers raise."""
+    p.num_threads = num_threads
+    p.interrupt.interrupted = interrupted
+    p.interrupt.arg = <void *>raised
+
+
 cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) except -1:
     """Solve the problem into `out`, without the GIL."""
     cdef list raised = []
     cdef sa_status status
     fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
-    p.num_threads = num_threads
-    p.interrupt.interrupted = interrupted
-    p.interrupt.arg = <void *>raised
+    start(p, num_threads, raised)
     with nogil:
         status = compute(p)
     return check(status, raised)
@@ -249,6 +258,10 @@ cdef class AttentionProblem:
         fill(&self.problem.alibi_slopes, slopes, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, slopes)
 
+    def set_dropout(self, double p, uint64_t seed):
+        self.problem.dropout_p = p
+        self.problem.dropout_seed = seed
+
     def set_sinks(self, cnp.ndarray sinks):
         """Sinks of query's dtype that broadcast to (batch..., Hq)."""
         fill(&self.problem.sinks, sinks, HEAD, self.problem.batch_axes)
@@ -273,6 +286,39 @@ cdef class AttentionProblem:
         if lse is not None:
             fill(&self.problem.lse, lse, HEAD_ROW, self.problem.batch_axes)
         solve(&self.problem, sa_attention, out, num_threads)
+
+    def differentiate(
+        self,
+        cnp.ndarray grad_out,
+        cnp.ndarray out,
+        cnp.ndarray lse,
+        tuple gradients,
+        int num_threads,
+    ):
+        """Add the gradients of query, key, value, mask and sinks to those arrays, zeros as a rule.
+
+        The last two may be None; that of the mask is of query's dtype.
+        """
+        cdef sa_gradients g
+        cdef list raised = []
+        cdef sa_status status
+        cdef sa_problem *p = &self.problem
+        query, key, value, mask, sinks = gradients
+        memset(&g, 0, sizeof(sa_gradients))
+        fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
+        fill(&g.query, query, HEAD_ROW_COL, p.batch_axes)
+        fill(&g.key, key, HEAD_ROW_COL, p.batch_axes)
+        fill(&g.value, value, HEAD_ROW_COL, p.batch_axes)
+        if mask is not None:
+            fill(&g.mask, mask, HEAD_ROW_COL, p.batch_axes)
+        if sinks is not None:
+            fill(&g.sinks, sinks, HEAD, p.batch_axes)
+        fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
+        fill(&p.lse, lse, HEAD_ROW, p.batch_axes)
+        start(p, num_threads, raised)
+        with nogil:
+            status = sa_attention_backward(p, &g)
+        check(status, raised)
 
     def score(self, cnp.ndarray out, int num_threads):
         """The scores into `out`."""

@@ -56,7 +56,8 @@ def scaled_dot_product_attention(
         Bools: True lets a query see a key. Floats, of query's dtype or float32: added to the
         scores; exactly -inf masks. Any strides, read in place; an axis of 1 broadcasts.
     dropout_p : float
-        Not built yet: 0.
+        Probability of dropping a weight, 0 to 1; those left are divided by `1 - dropout_p`. As
+        torch's function, it drops whenever it is not 0: there is no training mode to switch.
     is_causal : bool
         Query i sees key j only where `j <= i + query_offset`. With a mask, both apply.
     scale : float, optional
@@ -81,7 +82,8 @@ def scaled_dot_product_attention(
         A query sees only keys whose id equals its own; one array serves both where L = S. Where
         the keys' ids ascend, as signed numbers, other segments are not even looked at.
     dropout_seed : int
-        Not used yet.
+        What is dropped depends on this, 64 bits, and on the place of the weight (batch entry,
+        query head, query, key) alone: another call with the same seed drops the same.
     return_lse : bool
         Return the natural log of each row's sum of exponentials too.
     out : array, shape (..., Hq, L, Ev), optional
@@ -103,8 +105,6 @@ def scaled_dot_product_attention(
         For a wrong dtype, byte order or kind of argument.
     ValueError
         For a wrong shape or value.
-    NotImplementedError
-        For dropout.
 
     Notes
     -----
@@ -112,7 +112,8 @@ def scaled_dot_product_attention(
     normalizer calculation for softmax" (2018); Dao et al., "FlashAttention" (2022). Attention
     itself is Vaswani et al., "Attention is all you need" (2017), section 3.2.1; the soft cap that
     of Gemma 2 (2024), ALiBi Press et al., "Train short, test long" (2022), the sinks those of
-    gpt-oss (2025), after Xiao et al., "Efficient streaming language models" (2024).
+    gpt-oss (2025), after Xiao et al., "Efficient streaming language models" (2024); dropout that of
+    Srivastava et al. (2014), by counters as in Salmon et al., "Parallel random numbers" (2011).
 
     What is masked adds nothing, even where it holds NaN or inf. A row that sees no key is 0, and
     so is one whose scores are all -inf.
@@ -132,7 +133,7 @@ def scaled_dot_product_attention(
     array([[3., 4.],
            [3., 4.]])
     """
-    _args.no_dropout(dropout_p, dropout_seed)
+    dropout = _args.dropout(dropout_p, dropout_seed)
     problem = _args.attention_problem(
         query,
         key,
@@ -149,6 +150,7 @@ def scaled_dot_product_attention(
         sinks,
         segment_ids,
     )
+    problem.set_dropout(*dropout)
     num_threads = _args.num_threads(num_threads)
     with_lse = _args.flag("return_lse", return_lse)
     lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None

@@ -82,7 +82,7 @@ def varlen_attention(
     >>> np.array_equal(out[2:, 0], alone)
     True
     """
-    _args.no_dropout(dropout_p, dropout_seed)
+    dropout = _args.dropout(dropout_p, dropout_seed)
     problem = _args.varlen_problem(
         query,
         key,
@@ -101,6 +101,7 @@ def varlen_attention(
         sinks,
         segment_ids,
     )
+    problem.set_dropout(*dropout)
     num_threads = _args.num_threads(num_threads)
     with_lse = _args.flag("return_lse", return_lse)
     lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None

@@ -17,11 +17,16 @@ SA_INLINE bias_factors bias_factors_of(const sa_scoring *scoring) {
     return (bias_factors){v_set(to_real(scale)), v_set(cap)};
 }
 
-/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. */
+/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. `bend`, unless
+ * NULL, gets the cap's derivative, 1 - tanh^2, as it stands where s does. */
 SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, vec minus_slope,
-                     vec position, vec key) {
+                     vec position, vec key, real *bend) {
     s = v_mul(s, f.scale);
-    if (capped) s = v_mul(f.cap, v_tanh(s));
+    if (capped) {
+        vec y = v_tanh(s);
+        s = v_mul(f.cap, y);
+        if (bend) v_store(bend, v_fma(v_sub(v_zero(), y), y, v_set(1)));
+    }
     if (!alibi) return s;
     vec d = v_sub(position, key);
     return v_fma(minus_slope, v_max(d, v_sub(v_zero(), d)), s);
@@ -38,8 +43,10 @@ SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, v
     else                                        \
         LOOP(0, 0)
 
-/* Down the keys, S[key][lane]: the rows whose lanes are vector i. */
-static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, ptrdiff_t row, int i) {
+/* Down the keys, S[key][lane]: the rows whose lanes are vector i. With `bend` the cap's derivative
+ * goes there, unless it is NULL. */
+static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, real *bend, ptrdiff_t row,
+                      int i) {
     bias_factors f = bias_factors_of(&t->scoring);
     real minus_slopes[LANES] = {0}, positions[LANES] = {0};
     for (int r = 0; t->has_alibi && r < LANES && i * LANES + r < t->rows; ++r) {
@@ -47,11 +54,12 @@ static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, ptrdiff
         positions[r] = (real)(t->position[i * LANES + r] - keys->block);
     }
     vec minus_slope = v_load(minus_slopes), position = v_load(positions);
-#define DOWN(capped, alibi)                                                            \
-    for (int j = keys->begin; j < keys->end; ++j) {                                    \
-        real *at = s + j * row;                                                        \
-        vec key = v_set((real)j);                                                      \
-        v_store(at, biased(capped, alibi, f, v_load(at), minus_slope, position, key)); \
+#define DOWN(capped, alibi)                                                                     \
+    for (int j = keys->begin; j < keys->end; ++j) {                                             \
+        real *at = s + j * row;                                                                 \
+        vec key = v_set((real)j);                                                               \
+        real *bend_at = bend ? bend + j * row : NULL;                                           \
+        v_store(at, biased(capped, alibi, f, v_load(at), minus_slope, position, key, bend_at)); \
     }
     WITH_CONSTANTS(DOWN)
 #undef DOWN
@@ -65,10 +73,10 @@ static void few_bias(const sa_tile *t, const block_keys *keys, real *s, int r) {
         minus_slope = v_set((real)-t->slope[r]);
         position = v_set((real)(t->position[r] - keys->block));
     }
-#define ALONG(capped, alibi)                                                                 \
-    for (int j = keys->begin; j < keys->end; j += LANES) {                                   \
-        vec key = v_add(v_iota(), v_set((real)j));                                           \
-        v_store(s + j, biased(capped, alibi, f, v_load(s + j), minus_slope, position, key)); \
+#define ALONG(capped, alibi)                                                                       \
+    for (int j = keys->begin; j < keys->end; j += LANES) {                                         \
+        vec key = v_add(v_iota(), v_set((real)j));                                                 \
+        v_store(s + j, biased(capped, alibi, f, v_load(s + j), minus_slope, position, key, NULL)); \
     }
     WITH_CONSTANTS(ALONG)
 #undef ALONG

@@ -200,7 +200,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, const block_keys 
         p.b = v + e * t->v_col;
         p.c = total.o + e;
         p.soon = next_k + (uintptr_t)(e * t->k_col);
-        keys->safe ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A);
+        keys->safe ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A, p.a);
     }
     /* What is no whole vector of V as it lies goes through a panel. */
     p.b = (const char *)x->v_panel;
@@ -211,7 +211,7 @@ static void few_values(const sa_tile *t, const few_scratch *x, const block_keys 
             v_store(x->v_panel + j * LANES,
                     load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
         p.c = total.o + e;
-        keys->safe ? product(1, &p) : product_of_visible(1, &p, MARKED_A);
+        keys->safe ? product(1, &p) : product_of_visible(1, &p, MARKED_A, p.a);
     }
 }
 
@@ -228,6 +228,8 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
         few_scores(t, &x, &keys);
         few_see(t, &x, &keys);
         few_softmax(t, &x, &keys, total);
+        for (int r = 0; t->scoring.has_dropout && r < t->rows; ++r)
+            few_drop(t, &keys, x.s + r * FEW_S_ROW, r);
         if (!keys.safe) few_mark_masked(t, &x, &keys);
         few_values(t, &x, &keys, total);
     }
@@ -253,6 +255,7 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = few_partial(total_memory);
     softmax_end end = end_of_rows(t, 0, v_load(total.row_max), v_load(total.row_sum));
+    end = without_dropped(t, end);
     int64_t row = few_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r) {
         softmax_end of_row = softmax_end_of_lane(end, r);

@@ -106,15 +106,18 @@ static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows,
     return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
 }
 
-/* Whether the values of keys [begin, end) are. The tiles of a head ask for the same ones. */
-static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
-    sa_finite *known = t->finite;
-    if (known->v == t->v && known->begin <= begin && end <= known->end) return 1;
-    if (!all_finite(t->v + begin * t->v_row, t->v_row, t->v_col, end - begin, t->head_dim_v))
-        return 0;
-    int touches = known->v == t->v && known->begin <= end && begin <= known->end;
-    if (!touches) *known = (sa_finite){t->v, begin, end};
+/* Whether rows [begin, end) of x are. The tiles of a head ask for the same ones. */
+static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_t col,
+                        int64_t begin, int64_t end, int64_t cols) {
+    if (known->x == x && known->begin <= begin && end <= known->end) return 1;
+    if (!all_finite(x + begin * row, row, col, end - begin, cols)) return 0;
+    int touches = known->x == x && known->begin <= end && begin <= known->end;
+    if (!touches) *known = (sa_finite){x, begin, end};
     if (begin < known->begin) known->begin = begin;
     if (end > known->end) known->end = end;
     return 1;
+}
+
+static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
+    return known_finite(t->finite, t->v, t->v_row, t->v_col, begin, end, t->head_dim_v);
 }

@@ -71,13 +71,24 @@ SA_INLINE vec softmax_scaled(vec value, softmax_end end) {
     return v_select(end.none, v_zero(), v_add(v_mul(value, end.factor), v_zero()));
 }
 
-/* The end of rows [first, first + LANES), whose maxima and sums these are. */
+/* The sinks of rows [first, first + LANES). */
+static vec sinks_of_rows(const sa_tile *t, int first) {
+    real sink[LANES] = {0};
+    for (int r = 0; r < LANES && first + r < t->rows; ++r) sink[r] = (real)t->sink[first + r];
+    return v_load(sink);
+}
+
+/* The end of those rows, whose maxima and sums these are. */
 static softmax_end end_of_rows(const sa_tile *t, int first, vec max, vec sum) {
     vec to_natural = v_set(to_real(t->scoring.to_natural));
     if (!t->has_sinks) return softmax_finish(to_natural, max, sum);
-    real sink[LANES] = {0};
-    for (int r = 0; r < LANES && first + r < t->rows; ++r) sink[r] = (real)t->sink[first + r];
-    return softmax_finish_with_sink(to_natural, max, sum, v_load(sink));
+    return softmax_finish_with_sink(to_natural, max, sum, sinks_of_rows(t, first));
+}
+
+/* Of what was left by dropout, the factor of `out`. */
+SA_INLINE softmax_end without_dropped(const sa_tile *t, softmax_end end) {
+    if (t->scoring.has_dropout) end.factor = v_mul(end.factor, v_set((real)t->scoring.keep_factor));
+    return end;
 }
 
 static void write_lse(const sa_tile *t, int first, vec lse) {

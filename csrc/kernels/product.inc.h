@@ -156,23 +156,29 @@ static void product_and_fetch(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same, for a beta, where A or B marks what is masked by a set sign: that adds nothing, even where
- * the other factor is NaN or inf. One row of C and one vector at a time: this is the rare path. */
+/* The same, where marks laid out as A or as B tell by a set sign what is masked: that adds nothing, even
+ * where a factor is NaN or inf. One row of C and one vector at a time: this is the rare path. */
 typedef enum { MARKED_A, MARKED_B } marked;
 
-static void product_of_visible(int n, const product_args *p, marked which) {
+static void product_of_visible(int n, const product_args *p, marked which, const char *marks) {
+    int in_place = p->kind == BETA_ONE; /* where the sum of chunks grows */
     for (int64_t i = 0; i < p->m; ++i)
         for (int j = 0; j < n; ++j) {
             const char *a = p->a + i * p->a_row, *b = p->b + j * (ptrdiff_t)sizeof(vec);
-            vec acc = v_zero(), sum = v_zero();
-            for (int64_t k = 0; k < p->k; ++k, a += p->a_k, b += p->b_k) {
+            const char *mark = marks + (which == MARKED_A ? a - p->a : b - p->b);
+            ptrdiff_t mark_k = which == MARKED_A ? p->a_k : p->b_k;
+            real *out = p->c + i * p->c_row + j * LANES;
+            vec acc = v_zero(), sum = in_place ? v_load(out) : v_zero();
+            for (int64_t k = 0; k < p->k; ++k, a += p->a_k, b += p->b_k, mark += mark_k) {
                 if (k > 0 && (p->phase + k) % p->chunk == 0) sum = v_add(sum, acc), acc = v_zero();
-                vec x = v_broadcast(a), y = v_load(b);
-                acc = v_select(v_negative(which == MARKED_A ? x : y), acc, v_fma(x, y, acc));
+                vec is_masked = which == MARKED_A ? v_broadcast(mark) : v_load(mark);
+                acc = v_select(v_negative(is_masked), acc, v_fma(v_broadcast(a), v_load(b), acc));
             }
             sum = v_add(sum, acc);
-            real *out = p->c + i * p->c_row + j * LANES;
-            vec beta = p->kind == BETA_OF_LANE ? v_load(p->beta + j * LANES) : v_set(p->beta[i]);
-            v_store(out, v_fma(v_load(out), beta, sum));
+            if (p->kind == BETA_OF_LANE)
+                sum = v_fma(v_load(out), v_load(p->beta + j * LANES), sum);
+            else if (p->kind == BETA_OF_ROW)
+                sum = v_fma(v_load(out), v_set(p->beta[i]), sum);
+            v_store(out, sum);
         }
 }

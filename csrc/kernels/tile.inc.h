@@ -55,13 +55,13 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* S for vectors [first, first + n). */
+/* S for vectors [first, first + n), summed over head_dim in chunks. */
 static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n) {
+                        int n, int chunk) {
     product(n, &(product_args){
                    .m = keys->end - keys->begin,
                    .k = t->head_dim,
-                   .chunk = sa_chunk_e(t->head_dim),
+                   .chunk = chunk,
                    .a = t->k + (keys->block + keys->begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
@@ -92,7 +92,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, const block_key
         .beta = x->rescale + first * LANES,
         .sums = x->sums,
     };
-    keys->safe ? product(n, &p) : product_of_visible(n, &p, MARKED_B);
+    keys->safe ? product(n, &p) : product_of_visible(n, &p, MARKED_B, p.b);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
@@ -121,12 +121,18 @@ static void tile_mask_elements(const sa_tile *t, const tile_scratch *x, const bl
         v_store(s, with_element(v_load(s), v_load(x->panel + j * LANES), add, v_set(masked)));
 }
 
-/* Vector i of S, as the softmax sees it. */
-static void tile_see(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int i) {
-    if (t->scoring.in_natural_units) tile_bias(t, keys, x->s + i * LANES, x->row, i);
+/* Vector i of S, as the softmax sees it; and, unless NULL, the soft cap's derivative. */
+static void tile_see_and_bend(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                              real *bend, int i) {
+    if (t->scoring.in_natural_units)
+        tile_bias(t, keys, x->s + i * LANES, bend ? bend + i * LANES : NULL, x->row, i);
     if (keys->elements == SA_RAGGED)
         tile_mask_elements(t, x, keys, i, mask_adds(t), -(real)INFINITY);
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, -(real)INFINITY);
+}
+
+static void tile_see(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int i) {
+    tile_see_and_bend(t, x, keys, NULL, i);
 }
 
 /* Give the weights of masked keys a set sign, and all others none. */
@@ -136,10 +142,10 @@ static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const bloc
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-/* Those of the block's keys that some lane of vector i sees, from a multiple of 4. */
-static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, int i) {
+/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of 4. */
+static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys, int first, int n) {
     real lo = SA_BLOCK_N, hi = 0;
-    for (int r = i * LANES; r < (i + 1) * LANES; ++r)
+    for (int r = first * LANES; r < (first + n) * LANES; ++r)
         if (x->lo[r] < x->hi[r]) {
             lo = x->lo[r] < lo ? x->lo[r] : lo;
             hi = x->hi[r] > hi ? x->hi[r] : hi;
@@ -154,12 +160,13 @@ static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, 
 static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                          partial total, int first, int n) {
     units u = units_of(&t->scoring);
-    tile_scores(t, x, keys, first, n);
+    tile_scores(t, x, keys, first, n, sa_chunk_e(t->head_dim));
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
         tile_see(t, x, keys, i);
         softmax_column(u, x->s + at, x->row, keys->begin, keys->end, total.row_max + at,
                        total.row_sum + at, x->rescale + at);
+        if (t->scoring.has_dropout) tile_drop(t, keys, x->s + at, x->row, i);
         if (!keys->safe) tile_mark_masked(t, x, keys, i);
     }
     tile_values(t, x, keys, first, n, total.o);
@@ -175,7 +182,7 @@ static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, i
     }
     tile_block_ranges(t, x, block);
     for (int i = 0; i < x->n; ++i) {
-        block_keys part = keys_of_vector(x, &keys, i);
+        block_keys part = keys_of_vectors(x, &keys, i, 1);
         if (part.begin < part.end) tile_vectors(t, x, &part, total, i, 1);
     }
 }
@@ -212,6 +219,7 @@ static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
         softmax_end end = end_of_rows(t, i, v_load(total.row_max + i), v_load(total.row_sum + i));
+        end = without_dropped(t, end);
         real *o = total.o + i;
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row)
             v_store(o, softmax_scaled(v_load(o), end));

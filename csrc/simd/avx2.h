@@ -24,6 +24,15 @@ typedef __m256d vec;
 #define SET_BITS _mm256_set1_epi64x
 #endif
 typedef vec vmask; /* a lane is true where its sign bit is set */
+#if LANES == 8
+typedef __m256i uvec;
+#define UI(name) _mm256_##name
+#define U_SI(name) _mm256_##name##_si256
+#else
+typedef __m128i uvec;
+#define UI(name) _mm_##name
+#define U_SI(name) _mm_##name##_si128
+#endif
 
 /* 12 accumulators, n operands and a broadcast fit the 16 registers. */
 #define MAX_N 3
@@ -73,6 +82,21 @@ SA_INLINE vmask v_nonzero_bytes(const char *p) {
     __m256i wide = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
 #endif
     return AS_REAL(SI(cmpgt)(wide, _mm256_setzero_si256()));
+}
+
+SA_INLINE uvec u_set(uint32_t x) { return UI(set1_epi32)((int32_t)x); }
+SA_INLINE uvec u_load(const uint32_t *p) { return U_SI(loadu)((const void *)p); }
+SA_INLINE uvec u_add(uvec a, uvec b) { return UI(add_epi32)(a, b); }
+SA_INLINE uvec u_mul(uvec a, uvec b) { return UI(mullo_epi32)(a, b); }
+SA_INLINE uvec u_xor(uvec a, uvec b) { return U_SI(xor)(a, b); }
+SA_INLINE uvec u_shift_right(uvec a, const int n) { return UI(srli_epi32)(a, n); }
+SA_INLINE vmask u_at_least(uvec a, uvec b) {
+    uvec same = UI(cmpeq_epi32)(UI(max_epu32)(a, b), a);
+#if LANES == 8
+    return AS_REAL(same);
+#else
+    return AS_REAL(_mm256_cvtepi32_epi64(same));
+#endif
 }
 
 SA_INLINE __m256i to_int(vec x) {

@@ -9,7 +9,10 @@
 #if SA_REAL_BITS == 32
 typedef __m512 vec;
 typedef __mmask16 vmask;
+typedef __m512i uvec;
 #define LANES 16
+#define UI(name) _mm512_##name
+#define U_SI(name) _mm512_##name##_si512
 #define OP(name) _mm512_##name##_ps
 #define CMP(a, b, how) _mm512_cmp_ps_mask(a, b, how)
 #define AS_BITS _mm512_castps_si512
@@ -17,7 +20,10 @@ typedef __mmask16 vmask;
 #else
 typedef __m512d vec;
 typedef __mmask8 vmask;
+typedef __m256i uvec;
 #define LANES 8
+#define UI(name) _mm256_##name
+#define U_SI(name) _mm256_##name##_si256
 #define OP(name) _mm512_##name##_pd
 #define CMP(a, b, how) _mm512_cmp_pd_mask(a, b, how)
 #define AS_BITS _mm512_castpd_si512
@@ -64,6 +70,14 @@ SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #endif
     return (vmask)_mm_test_epi8_mask(bytes, bytes);
 }
+
+SA_INLINE uvec u_set(uint32_t x) { return UI(set1_epi32)((int32_t)x); }
+SA_INLINE uvec u_load(const uint32_t *p) { return U_SI(loadu)((const void *)p); }
+SA_INLINE uvec u_add(uvec a, uvec b) { return UI(add_epi32)(a, b); }
+SA_INLINE uvec u_mul(uvec a, uvec b) { return UI(mullo_epi32)(a, b); }
+SA_INLINE uvec u_xor(uvec a, uvec b) { return U_SI(xor)(a, b); }
+SA_INLINE uvec u_shift_right(uvec a, const int n) { return UI(srli_epi32)(a, n); }
+SA_INLINE vmask u_at_least(uvec a, uvec b) { return UI(cmpge_epu32_mask)(a, b); }
 
 SA_INLINE vec v_frexp(vec x, vec *e) {
     vec m = OP(getmant)(x, _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_src);

@@ -3,11 +3,13 @@
  * A set's header defines, for the real type that SA_REAL_BITS asks for:
  *
  *     real, vec, vmask     the scalar, LANES of them, a truth value for each
+ *     uvec                 LANES words of 32 bits, without a sign
  *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_round v_ldexp v_frexp
  *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
+ *     u_set u_load u_add u_mul u_xor u_shift_right u_at_least         modulo 2^32
  *
  * The same names mean the same operation, bit for bit, in every set:
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for

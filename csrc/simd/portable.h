@@ -19,6 +19,9 @@ typedef struct {
 typedef struct {
     bits x[LANES]; /* 0 or 1 */
 } vmask;
+typedef struct {
+    uint32_t x[LANES];
+} uvec;
 
 #define EACH(i) for (int i = 0; i < LANES; ++i)
 
@@ -121,6 +124,36 @@ SA_INLINE unsigned v_lane_bits(vmask m) {
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
     vmask r;
     EACH(i) r.x[i] = p[i] != 0;
+    return r;
+}
+
+#define WORDWISE(name, expression)        \
+    SA_INLINE uvec name(uvec a, uvec b) { \
+        EACH(i) a.x[i] = (expression);    \
+        return a;                         \
+    }
+WORDWISE(u_add, a.x[i] + b.x[i])
+WORDWISE(u_mul, a.x[i] * b.x[i])
+WORDWISE(u_xor, a.x[i] ^ b.x[i])
+#undef WORDWISE
+
+SA_INLINE uvec u_set(uint32_t x) {
+    uvec r;
+    EACH(i) r.x[i] = x;
+    return r;
+}
+SA_INLINE uvec u_load(const uint32_t *p) {
+    uvec r;
+    memcpy(&r, p, sizeof r);
+    return r;
+}
+SA_INLINE uvec u_shift_right(uvec a, const int n) {
+    EACH(i) a.x[i] >>= n;
+    return a;
+}
+SA_INLINE vmask u_at_least(uvec a, uvec b) {
+    vmask r;
+    EACH(i) r.x[i] = a.x[i] >= b.x[i];
     return r;
 }
 

@@ -2,15 +2,17 @@
 
     arrays.py      what an array may be, and where a result goes
     options.py     each option on its own
+    gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
-`varlen.py` and `steps.py`; what it returns goes to `_core`, which checks nothing.
+`varlen.py`, `backward.py` and `steps.py`; what it returns goes to `_core`, which checks nothing.
 """
 
 from .arrays import array, compute_into, same_dtype
-from .options import axis, flag, no_dropout, num_threads
+from .gradients import finished, given, wanted
+from .options import axis, dropout, flag, num_threads
 from .problems import (
     attention_problem,
     merge_operands,
@@ -24,12 +26,15 @@ __all__ = [
     "attention_problem",
     "axis",
     "compute_into",
+    "dropout",
+    "finished",
     "flag",
+    "given",
     "merge_operands",
-    "no_dropout",
     "num_threads",
     "same_dtype",
     "scores_problem",
     "sum_problem",
     "varlen_problem",
+    "wanted",
 ]

@@ -63,16 +63,25 @@ def _finite(name, x):
     return number
 
 
-def no_dropout(dropout_p, dropout_seed):
-    """Refuse dropout, by name, until a kernel carries it out."""
+def dropout(dropout_p, dropout_seed):
+    """A probability, and a seed as a word of 64 bits."""
     if type(dropout_p) is float and dropout_p == 0.0 and type(dropout_seed) is int:
-        return
-    if not 0.0 <= _finite("dropout_p", dropout_p) <= 1.0:
+        if dropout_seed == 0:
+            return 0.0, 0
+    p = _finite("dropout_p", dropout_p)
+    if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")
-    if dropout_p:
-        raise NotImplementedError(f"dropout_p: not built yet, expected 0, got {dropout_p}")
-    if isinstance(dropout_seed, bool) or not hasattr(dropout_seed, "__index__"):
-        raise TypeError(f"dropout_seed: expected an int, got {type(dropout_seed).__name__}")
+    try:
+        if isinstance(dropout_seed, (bool, np.bool_)):
+            raise TypeError
+        seed = operator.index(dropout_seed)
+    except TypeError:
+        raise TypeError(
+            f"dropout_seed: expected an int, got {type(dropout_seed).__name__}"
+        ) from None
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"dropout_seed: expected an int of 64 bits, got {seed}")
+    return p, seed % 2**64
 
 
 def flag(name, x):

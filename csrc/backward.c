@@ -1,0 +1,90 @@
+/* Attention, backward: the parallel loop over jobs. The kernels compute; gradient_plan.c cuts.
+ *
+ * A job owns what it writes: a part of some gradients, of one batch entry and key/value head, or of
+ * all those that the input was broadcast over. It walks them, then its tiles of rows, then their keys,
+ * in an order that depends on nothing but the problem: so do the bits, whoever takes which job. */
+
+#include "dispatch.h"
+#include "gradient_plan.h"
+#include "pool.h"
+
+typedef struct {
+    const sa_gradient_plan *plan;
+    char *scratch; /* of each worker: the kernels', and the sums of a group's sinks */
+    size_t scratch_size;
+    sa_counter next;
+    sa_stop stop;
+} backward_call;
+
+/* What a worker knows from tile to tile. */
+typedef struct {
+    backward_call *call;
+    int worker;
+    char *scratch;
+    double *sinks;
+    sa_finite finite_v, finite_k;
+} worker_state;
+
+/* The keys of a tile in a job's part of them, split by split; 0 if the call must stop. */
+static int walk_keys(worker_state *w, const sa_job *job, const sa_gradient_tile *t) {
+    const sa_backward_kernel *kernel = &w->call->plan->rows.kernels->backward;
+    int64_t begin = job->key_begin > t->seen.begin ? job->key_begin : t->seen.begin;
+    int64_t end = job->key_end < t->seen.end ? job->key_end : t->seen.end;
+    for (begin -= begin % SA_BLOCK_N; begin < end; begin += SA_SPLIT_N) {
+        int64_t next = begin + SA_SPLIT_N;
+        kernel->split(t, w->scratch, begin, next < end ? next : end);
+        if (sa_must_stop(&w->call->stop, w->worker)) return 0;
+    }
+    return 1;
+}
+
+static int compute_job(worker_state *w, const sa_job *job) {
+    const sa_gradient_plan *plan = w->call->plan;
+    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
+    int wanted = job->pass->wanted;
+    sa_gradient_tile t;
+    t.seen.finite = &w->finite_v;
+    t.finite_k = &w->finite_k;
+    for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
+    for (int64_t i = 0; i < job->pass->broadcast; ++i)
+        for (int64_t tile = job->tile_begin; tile < job->tile_end; ++tile) {
+            if (!sa_gradient_tile_of(plan, job, i, tile, w->sinks, &t)) break;
+            kernel->begin(&t, w->scratch);
+            if (wanted & SA_GRADIENT_SINKS)
+                kernel->sinks(&t, w->scratch);
+            else if (!walk_keys(w, job, &t))
+                return 0;
+            if (wanted & SA_GRADIENT_QUERY) kernel->finish(&t, w->scratch);
+            if (sa_must_stop(&w->call->stop, w->worker)) return 0;
+        }
+    if (wanted & SA_GRADIENT_SINKS) sa_write_sinks(plan, job, w->sinks);
+    return 1;
+}
+
+static void jobs(void *arg, int worker) {
+    backward_call *c = arg;
+    worker_state w = {.call = c, .worker = worker};
+    w.sinks = (double *)(c->scratch + (size_t)worker * c->scratch_size);
+    w.scratch = (char *)w.sinks + c->plan->sinks_size;
+    for (int64_t i; (i = sa_take(&c->next)) < c->plan->jobs;) {
+        sa_job job = sa_job_of(c->plan, i);
+        if (!compute_job(&w, &job)) return;
+    }
+}
+
+sa_status sa_attention_backward(const sa_problem *p, const sa_gradients *gradients) {
+    sa_status status = SA_NO_MEMORY;
+    backward_call c = {0};
+    sa_enter(&c.stop, p->interrupt);
+    sa_gradient_plan plan = sa_gradient_plan_make(p, gradients);
+    c.plan = &plan;
+    c.scratch_size = plan.sinks_size + plan.rows.scratch_size;
+    c.scratch = sa_alloc((size_t)plan.rows.num_threads, c.scratch_size);
+    if (!c.scratch) goto out;
+    sa_parallel(plan.rows.num_threads, jobs, &c, &c.stop);
+    status = SA_OK;
+out:
+    sa_free(c.scratch);
+    sa_status left = sa_leave(&c.stop);
+    return status == SA_OK ? left : status;
+}

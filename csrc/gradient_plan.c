@@ -1,0 +1,185 @@
+/* How the backward pass is cut: see gradient_plan.h. Called by backward.c. */
+
+#include "gradient_plan.h"
+
+#include "dispatch.h"
+#include "mask.h"
+
+/* Jobs that a thread has on average, at least, where a pass can be cut finely enough. */
+enum { JOBS_PER_THREAD = 4 };
+
+static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ------------------------------------------------------------------ passes */
+
+/* Which axes an input's gradient is summed over: those of stride 0. Packed sequences have rows of their
+ * own in all but a mask whose rows broadcast. */
+static void find_broadcast_axes(const sa_problem *p, const sa_array *gradient, int has_rows,
+                                sa_pass *pass) {
+    pass->own = pass->broadcast = 1;
+    for (int i = 0; i <= p->batch_axes; ++i) {
+        int is_head = i == p->batch_axes;
+        int64_t n = is_head ? p->num_heads_kv : p->batch_shape[i];
+        ptrdiff_t stride = is_head ? gradient->head : gradient->batch[i];
+        int apart = !is_head && p->cu_seqlens_q && has_rows;
+        pass->is_broadcast[i] = n > 1 && stride == 0 && !apart;
+        *(pass->is_broadcast[i] ? &pass->broadcast : &pass->own) *= n;
+    }
+}
+
+static int same_axes(const sa_problem *p, const sa_pass *a, const sa_pass *b) {
+    for (int i = 0; i <= p->batch_axes; ++i)
+        if (a->is_broadcast[i] != b->is_broadcast[i]) return 0;
+    return 1;
+}
+
+/* A pass in as many parts of rows (keys) as there can be, or no more than are worth it, or one. */
+static void cut(const sa_gradient_plan *plan, sa_pass *pass, int by_rows, int by_keys) {
+    const sa_problem *p = plan->rows.problem;
+    int64_t tiles = ceil_div(p->seqlen_q * plan->rows.group, SA_GRADIENT_TILE_M);
+    int64_t blocks = ceil_div(p->seqlen_k, SA_BLOCK_N);
+    int64_t worth = ceil_div(JOBS_PER_THREAD * plan->rows.num_threads, pass->own ? pass->own : 1);
+    if (tiles < 1) tiles = 1;
+    if (blocks < 1) blocks = 1;
+    pass->tiles_of_job = by_rows ? ceil_div(tiles, worth) : tiles;
+    pass->row_parts = ceil_div(tiles, pass->tiles_of_job);
+    if (by_rows) worth = ceil_div(worth, pass->row_parts);
+    pass->keys_of_job = (by_keys ? ceil_div(blocks, worth) : blocks) * SA_BLOCK_N;
+    pass->key_parts = ceil_div(blocks * SA_BLOCK_N, pass->keys_of_job);
+    pass->jobs = pass->own * pass->row_parts * pass->key_parts;
+}
+
+static sa_pass *add_pass(sa_gradient_plan *plan, sa_pass pass, int wanted, int by_rows,
+                         int by_keys) {
+    sa_pass *added = &plan->passes[plan->num_passes++];
+    *added = pass;
+    added->wanted = wanted;
+    cut(plan, added, by_rows, by_keys);
+    plan->jobs += added->jobs;
+    return added;
+}
+
+/* Whether heads in one piece each keep the threads as busy as 7/5 of the work in small pieces. */
+static int heads_suffice(int64_t heads, int num_threads) {
+    int64_t turns = ceil_div(heads, num_threads);
+    return 5 * turns * num_threads <= 7 * heads;
+}
+
+static void plan_passes(sa_gradient_plan *plan) {
+    const sa_problem *p = plan->rows.problem;
+    const sa_gradients *g = plan->gradients;
+    sa_pass query, key, value, mask, sinks;
+    find_broadcast_axes(p, &g->query, 1, &query);
+    find_broadcast_axes(p, &g->key, 1, &key);
+    find_broadcast_axes(p, &g->value, 1, &value);
+    int together = same_axes(p, &key, &value);
+    if (together && query.broadcast == 1 && heads_suffice(key.own, plan->rows.num_threads)) {
+        add_pass(plan, key, SA_GRADIENT_QUERY | SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 0);
+    } else {
+        add_pass(plan, query, SA_GRADIENT_QUERY, 1, 0);
+        add_pass(plan, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
+        if (!together) add_pass(plan, value, SA_GRADIENT_VALUE, 0, 1);
+    }
+    if (g->mask.data && plan->rows.group) {
+        int has_rows = g->mask.row != 0;
+        /* A row of a mask that heads share must not be parted by tiles. */
+        int parts = g->mask.head != 0 || SA_GRADIENT_TILE_M % plan->rows.group == 0;
+        find_broadcast_axes(p, &g->mask, has_rows, &mask);
+        add_pass(plan, mask, SA_GRADIENT_MASK, has_rows && parts, g->mask.col != 0);
+    }
+    if (g->sinks.data) {
+        find_broadcast_axes(p, &g->sinks, 0, &sinks);
+        add_pass(plan, sinks, SA_GRADIENT_SINKS, 0, 0);
+    }
+}
+
+sa_gradient_plan sa_gradient_plan_make(const sa_problem *p, const sa_gradients *gradients) {
+    /* Five products of the forward pass's two. */
+    sa_gradient_plan plan = {.rows = sa_plan_make(p, 0, 3 * p->head_dim + 2 * p->head_dim_v),
+                             .gradients = gradients};
+    int64_t rows = plan.rows.group * p->seqlen_q;
+    int most = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
+    plan_passes(&plan);
+    if (plan.rows.num_threads > plan.jobs)
+        plan.rows.num_threads = plan.jobs > 1 ? (int)plan.jobs : 1;
+    plan.rows.scratch_size =
+        sa_whole_lines(plan.rows.kernels->backward.scratch_size(most, p->head_dim, p->head_dim_v));
+    plan.sinks_size = sa_whole_lines((size_t)plan.rows.group * sizeof(double));
+    return plan;
+}
+
+/* ------------------------------------------------------------------ jobs and tiles */
+
+sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i) {
+    const sa_pass *pass = plan->passes;
+    while (i >= pass->jobs) i -= pass++->jobs;
+    int64_t keys = i % pass->key_parts, rows = i / pass->key_parts % pass->row_parts;
+    sa_job job = {.pass = pass, .own = i / pass->key_parts / pass->row_parts};
+    job.tile_begin = rows * pass->tiles_of_job;
+    job.tile_end = job.tile_begin + pass->tiles_of_job;
+    job.key_begin = keys * pass->keys_of_job;
+    job.key_end = job.key_begin + pass->keys_of_job;
+    return job;
+}
+
+/* The batch entry and key/value head of the job's own axes and the i-th of the others. */
+static void find_entry(const sa_problem *p, const sa_job *job, int64_t i, int64_t *entry,
+                       int64_t *head_kv) {
+    int64_t own = job->own, of_axes = 1;
+    *entry = *head_kv = 0;
+    for (int axis = p->batch_axes; axis >= 0; --axis) {
+        int is_head = axis == p->batch_axes;
+        int64_t n = is_head ? p->num_heads_kv : p->batch_shape[axis];
+        int64_t *left = job->pass->is_broadcast[axis] ? &i : &own;
+        int64_t index = *left % n;
+        *left /= n;
+        if (is_head) {
+            *head_kv = index;
+            continue;
+        }
+        *entry += index * of_axes;
+        of_axes *= n;
+    }
+}
+
+int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
+                        double *sinks, sa_gradient_tile *t) {
+    const sa_problem *p = plan->rows.problem;
+    const sa_gradients *d = plan->gradients;
+    int64_t group = plan->rows.group, first = tile * SA_GRADIENT_TILE_M;
+    sa_place at = {.i = first / group, .g = first % group};
+    find_entry(p, job, i, &at.b, &at.head_kv);
+    int64_t rows = group * sa_num_queries(p, at.b) - first;
+    if (rows <= 0) return 0;
+    t->seen.rows = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
+    sa_plan_rows(&plan->rows, at, &t->seen);
+
+    t->wanted = job->pass->wanted;
+    t->grad_out_col = d->out.col;
+    t->grad_q_col = d->query.col;
+    t->grad_mask_col = d->mask.col;
+    t->grad_k_row = d->key.row;
+    t->grad_k_col = d->key.col;
+    t->grad_v_row = d->value.row;
+    t->grad_v_col = d->value.col;
+    t->grad_k = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
+    t->grad_v = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
+    for (int r = 0; r < t->seen.rows; ++r) {
+        int64_t head = at.head_kv * group + at.g, row = sa_first_query(p, at.b) + at.i;
+        t->grad_out[r] = sa_row_of(p, &d->out, at.b, head, row);
+        t->grad_q[r] = sa_row_of(p, &d->query, at.b, head, row);
+        if (d->mask.data) t->grad_mask[r] = sa_row_of(p, &d->mask, at.b, head, row);
+        t->grad_sink[r] = sinks + at.g;
+        if (++at.g == group) at.g = 0, ++at.i;
+    }
+    return 1;
+}
+
+void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const double *sinks) {
+    const sa_problem *p = plan->rows.problem;
+    int64_t b, head_kv, group = plan->rows.group;
+    find_entry(p, job, 0, &b, &head_kv);
+    for (int64_t g = 0; g < group; ++g)
+        sa_write_real(p, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
+                      sinks[g]);
+}

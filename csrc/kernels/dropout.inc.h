@@ -1,0 +1,43 @@
+/* Dropout by counters: the place of an element alone says whether it is kept,
+ *
+ *     x(row, j) = mix(mix(j + low word of row) ^ high word of row),   kept iff x >= threshold
+ *
+ * so that any tile, thread, instruction set or slice of the problem, forward or backward, drops the
+ * same ones. A row's two words come from the seed and the row's place (tile.c). mix is a bijection of
+ * 32 bits (Wellons, "Prospecting for hash functions", 2018). Kept weights are divided by the kept
+ * fraction at the end, once for all keys. */
+
+SA_INLINE uvec mix(uvec x) {
+    x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));
+    x = u_mul(u_xor(x, u_shift_right(x, 15)), u_set(0x846ca68bu));
+    return u_xor(x, u_shift_right(x, 16));
+}
+
+SA_INLINE vmask kept(uvec low, uvec high, uvec key, uvec threshold) {
+    return u_at_least(mix(u_xor(mix(u_add(key, low)), high)), threshold);
+}
+
+/* Down the keys, weights[key][lane]: 0 where dropped, for the rows whose lanes are vector i. */
+static void tile_drop(const sa_tile *t, const block_keys *keys, real *weights, ptrdiff_t row,
+                      int i) {
+    uvec low = u_load(t->drop_low + i * LANES), high = u_load(t->drop_high + i * LANES);
+    uvec threshold = u_set(t->scoring.drop_below);
+    for (int j = keys->begin; j < keys->end; ++j) {
+        real *at = weights + j * row;
+        vmask keep = kept(low, high, u_set((uint32_t)(keys->block + j)), threshold);
+        v_store(at, v_select(keep, v_load(at), v_zero()));
+    }
+}
+
+/* Along them, weights[key]: row r. */
+static void few_drop(const sa_tile *t, const block_keys *keys, real *weights, int r) {
+    uint32_t places[LANES];
+    for (int i = 0; i < LANES; ++i) places[i] = (uint32_t)i;
+    uvec low = u_set(t->drop_low[r]), high = u_set(t->drop_high[r]);
+    uvec threshold = u_set(t->scoring.drop_below);
+    for (int j = keys->begin; j < keys->end; j += LANES) {
+        uvec key = u_add(u_load(places), u_set((uint32_t)(keys->block + j)));
+        v_store(weights + j,
+                v_select(kept(low, high, key, threshold), v_load(weights + j), v_zero()));
+    }
+}

@@ -1,0 +1,57 @@
+"""Gradients: the one that is given, with what the forward pass left, and arrays for those wanted."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from . import options
+from .arrays import array, as_array, same_dtype
+
+
+def given(problem, out_shape, grad_out, out, lse):
+    """The three as arrays of query's dtype; `out_shape` is the user's, the problem's or packed."""
+    query, shapes = problem.query, (out_shape, out_shape, problem.lse_shape)
+    arrays = []
+    for (name, x), shape in zip(
+        (("grad_out", grad_out), ("out", out), ("lse", lse)), shapes, strict=True
+    ):
+        x = array(name, x)
+        same_dtype(name, x, "query", query)
+        if x.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
+        arrays.append(x)
+    return arrays
+
+
+def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
+    """Zeros for the gradients of query, key, value, mask and sinks, the last two if asked for.
+
+    Those of mask and sinks are of query's dtype; `finished` gives them their own.
+    """
+    of_mask = of_sinks = None
+    if options.flag("mask_grad", mask_grad):
+        mask = None if attn_mask is None else as_array("attn_mask", attn_mask)
+        if mask is None or mask.dtype == bool:
+            got = "none" if mask is None else "one of bools"
+            raise ValueError(f"mask_grad: expected an attn_mask of floats, got {got}")
+        of_mask = np.zeros(mask.shape, problem.query.dtype)
+    if options.flag("sinks_grad", sinks_grad):
+        if sinks is None:
+            raise ValueError("sinks_grad: expected sinks, got none")
+        of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), problem.query.dtype)
+    return *(_zeros_like(x) for x in problem.arrays[:3]), of_mask, of_sinks
+
+
+def finished(gradient, x):
+    """The gradient of `x` in its own dtype; None where there is none."""
+    return gradient if gradient is None else gradient.astype(as_array("", x).dtype, copy=False)
+
+
+def _zeros_like(x):
+    """Zeros that lie in memory as `x` does, if each of its rows lies in one piece."""
+    last = x.strides[-1:] == (x.itemsize,)
+    if x.flags.c_contiguous or not last or 0 in x.strides:
+        return np.zeros(x.shape, x.dtype)
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    zeros = np.zeros([x.shape[axis] for axis in order], x.dtype)
+    return zeros.transpose(np.argsort(order))

@@ -1,0 +1,33 @@
+"""What the backward functions return: the gradients, by the names of the inputs.
+
+Built by `attention.py`, `varlen.py` and `reference/`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class AttentionGradients(NamedTuple):
+    """The gradients of `sum(grad_out * out)`, each of the shape and dtype of its input.
+
+    Where an axis of the input broadcast, its gradient is summed over that axis.
+
+    Attributes
+    ----------
+    query : array, shape (..., Hq, L, E)
+    key : array, shape (..., Hkv, S, E)
+    value : array, shape (..., Hkv, S, Ev)
+    attn_mask : array, or None
+        Only with `mask_grad`; 0 where a query does not see the key.
+    sinks : array, shape (Hq,), or None
+        Only with `sinks_grad`.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    attn_mask: np.ndarray | None = None
+    sinks: np.ndarray | None = None

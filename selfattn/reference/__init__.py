@@ -1,0 +1,38 @@
+"""The NumPy truth: what every kernel of selfattn must compute, written to be read.
+
+    attention(q, k, v) = (dropout * softmax(bias + cap(scale * q @ k.T), masked)) @ v
+
+Everything is computed in float64 and returned in the dtype of the inputs, one plain step after
+another, the whole L x S matrix in memory. Slow on purpose: the tests compare the kernels with it,
+and nothing in the package's fast path calls it. Arguments are taken as valid; shapes, names and
+meanings are those of the public functions in `attention.py`, `varlen.py` and `steps.py`.
+
+    steps.py           project, scores, softmax, weighted sum, each on its own
+    attention.py       all of them at once; merge_states
+    backward.py        the gradients
+    varlen.py          packed sequences, forward and backward
+      scores.py        the scores and the masks, rule by rule
+      distribution.py  softmax, with sinks, and sums that leave out what is masked
+      dropout.py       which weights dropout keeps
+      axes.py          axes that broadcast, and dtypes
+"""
+
+from .attention import merge_states, scaled_dot_product_attention
+from .backward import scaled_dot_product_attention_backward
+from .dropout import dropout_kept
+from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
+from .varlen import varlen_attention, varlen_attention_backward
+
+__all__ = [
+    "attention_weights",
+    "dropout_kept",
+    "merge_states",
+    "project",
+    "scaled_dot_product",
+    "scaled_dot_product_attention",
+    "scaled_dot_product_attention_backward",
+    "softmax",
+    "varlen_attention",
+    "varlen_attention_backward",
+    "weighted_sum",
+]

@@ -1,0 +1,51 @@
+"""Attention at once, and the merge of attention over two sets of keys."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .axes import aligned, narrow, wide
+from .distribution import distribution, sum_over_visible, with_sinks
+from .dropout import dropout_factor
+from .scores import masked_scores
+
+
+def scaled_dot_product_attention(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    is_causal=False,
+    *,
+    enable_gqa=False,
+    dropout_p=0.0,
+    dropout_seed=0,
+    return_lse=False,
+    **options,
+):
+    """The attended values (..., Hq, L, Ev); if asked for, the scores' log-sum-exp (..., Hq, L)."""
+    q, k, v = aligned(query, key, value, enable_gqa=enable_gqa)
+    scores_shape = *q.shape[:-1], k.shape[-2]
+    dropout = dropout_factor(scores_shape, dropout_p, dropout_seed)
+    out, lse = attend(q, k, v, dropout, attn_mask, is_causal, **options)
+    out = narrow(out, query.dtype)
+    return (out, narrow(lse, query.dtype)) if return_lse else out
+
+
+def attend(q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **options):
+    """out and lse of `aligned` arrays, the weights multiplied by `dropout`; in float64."""
+    scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
+    weights, lse = with_sinks(scores, sinks)
+    return sum_over_visible(dropout * weights, visible, v), lse
+
+
+def merge_states(out_a, lse_a, out_b, lse_b):
+    """Attention over two disjoint sets of keys, from that over each: (..., L, E), (..., L).
+
+    It is attention once more, over two keys: their scores are the lse, their values the outputs.
+    """
+    scores = np.stack([wide(lse_a), wide(lse_b)], -1)[..., None, :]
+    values = np.stack([wide(out_a), wide(out_b)], -2)
+    weights, lse = distribution(scores)
+    out = sum_over_visible(weights, scores != -np.inf, values)
+    return narrow(out[..., 0, :], out_a.dtype), narrow(lse[..., 0], lse_a.dtype)

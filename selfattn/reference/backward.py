@@ -1,0 +1,91 @@
+"""The gradients of attention, by the formulas alone, in float64.
+
+With g = grad_out, D what dropout multiplies the weights P by, y(t) the capped score:
+
+    out   = (P D) v                       delta = sum over e of g out
+    dv    = (P D)' g                      dmask = dS = P (D (g v') - delta)
+    dq    = scale (dS y'(t)) k            dk    = scale (dS y'(t))' q
+    dsink = - sum over i of P_sink delta
+
+A masked pair has no part in any sum, whatever q, k, v or g hold there; a row that sees no key has
+gradients of exactly 0.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..gradients import AttentionGradients
+from .axes import aligned, narrow, summed_over_groups, summed_to, wide
+from .distribution import share_of_sinks, sum_over_visible, with_sinks
+from .dropout import dropout_factor
+from .scores import derivative_of_cap, factor, masked_scores
+
+
+def scaled_dot_product_attention_backward(
+    grad_out,
+    query,
+    key,
+    value,
+    out,
+    lse,
+    attn_mask=None,
+    is_causal=False,
+    *,
+    enable_gqa=False,
+    dropout_p=0.0,
+    dropout_seed=0,
+    mask_grad=False,
+    sinks_grad=False,
+    sinks=None,
+    **options,
+):
+    """The gradients of `sum(grad_out * out)`, each of the shape and dtype of its input.
+
+    `out` and `lse` are there for the signature's sake: as they are rounded to the inputs' dtype,
+    they are not looked at, and all is computed from the inputs.
+    """
+    q, k, v = aligned(query, key, value, enable_gqa=enable_gqa)
+    scores_shape = *q.shape[:-1], k.shape[-2]
+    dropout = dropout_factor(scores_shape, dropout_p, dropout_seed)
+    dq, dk, dv, dscores, dsinks = gradients(
+        wide(grad_out), q, k, v, dropout, attn_mask, is_causal, sinks=sinks, **options
+    )
+    return AttentionGradients(
+        *(
+            narrow(summed_over_groups(gradient, x.shape), x.dtype)
+            for gradient, x in ((dq, query), (dk, key), (dv, value))
+        ),
+        narrow(summed_to(dscores, attn_mask.shape), attn_mask.dtype) if mask_grad else None,
+        narrow(sum_by_head(dsinks), sinks.dtype) if sinks_grad else None,
+    )
+
+
+@np.errstate(all="ignore")
+def gradients(g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **options):
+    """Those of `aligned` q, k, v, of the scores and of each row's sink; nothing summed, float64."""
+    scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
+    weights = np.where(visible, with_sinks(scores, sinks)[0], 0.0)
+    attended = visible.any(-1, keepdims=True)
+
+    kept = dropout * weights
+    out = sum_over_visible(kept, visible, v)
+    delta = np.where(attended, (g * out).sum(-1, keepdims=True), 0.0)
+    dweights = dropout * (g @ v.swapaxes(-1, -2))
+    dscores = np.where(visible, weights * (dweights - delta), 0.0)
+    dproduct = factor(q, options.get("scale")) * (dscores * derivative_of_cap(q, k, **options))
+
+    dq = sum_over_visible(dproduct, visible, k)
+    dk = sum_over_visible(dproduct.swapaxes(-1, -2), visible.swapaxes(-1, -2), q)
+    dv = sum_over_visible(kept.swapaxes(-1, -2), visible.swapaxes(-1, -2), g)
+    dsinks = None
+    if sinks is not None:
+        dsinks = np.where(attended, -share_of_sinks(scores, sinks) * delta, 0.0)
+    return dq, dk, dv, dscores, dsinks
+
+
+@np.errstate(all="ignore")
+def sum_by_head(dsinks):
+    """(..., Hq, L, 1) -> (Hq,); that of 2-D inputs is one head."""
+    by_head = dsinks.sum((-2, -1))
+    return by_head.sum(tuple(range(by_head.ndim - 1))).reshape(by_head.shape[-1:] or (1,))
