@@ -1,4 +1,4 @@
-"""What test_forward.py and test_softmax.py share: one timed bar, and a table of ratios at the end.
+"""What the tests of forward, backward and softmax share: a timed bar, a table of ratios at the end.
 
 pytest-benchmark times the contestants of a row one after the other and draws a bar for each. The
 limit's loop is measured before and after each, so that the rate and its fraction of the limit

@@ -1,9 +1,9 @@
 """What a contestant is: ways to do a row, checked and bound beforehand, the fastest of them timed.
 
 A contestant may have several ways to do a row (another operator, another memory layout, repeated
-key heads). Each is bound to the row's arrays, untimed, and its result compared with the reference;
-then the fastest goes to the start, so that a peer is shown at its best. Used by report.py and the
-tests of bench/; the contestants themselves are in peers.py.
+key heads). Each is bound to the row's arrays, untimed, and its result compared with the reference
+(truth.py); then the fastest goes to the start, so that a peer is shown at its best. Used by
+report.py and the tests of bench/; the contestants themselves are in peers.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import machine
 import numpy as np
-from rows import SoftmaxRow
+from truth import difference
 
 TOLERANCE = 1e-4
 # Long enough that the threads of a way just tried have gone to sleep.
@@ -28,10 +28,13 @@ REST_SECONDS = 0.06
 
 @dataclass(frozen=True)
 class Call:
-    """A bound call. `run()` is what is timed; `array(run())` is the result, (B, Hq, L, E)."""
+    """A bound call. `run()` is what is timed.
+
+    `array(run())` is the result: an array, of attention (B, Hq, L, E); or the gradients dQ, dK, dV.
+    """
 
     run: Callable[[], Any]
-    array: Callable[[Any], np.ndarray] = np.asarray
+    array: Callable[[Any], Any] = np.asarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Way:
 
 
 class Peer:
-    """What every contestant answers; `attention` and `softmax` list its ways to do a row."""
+    """What every contestant answers; a method named as the row's task lists its ways to do it."""
 
     name = ""
     packages = ()
@@ -58,10 +61,14 @@ class Peer:
 
     def unfit(self, row):
         """Why it sits this row out; empty if it does not."""
-        return "" if not isinstance(row, SoftmaxRow) else "no softmax of its own here"
+        return "" if row.task == "attention" else f"no {row.task} of its own here"
 
     def attention(self, row, num_threads):
         """Ways to do an attention row."""
+        raise NotImplementedError
+
+    def backward(self, row, num_threads):
+        """Ways to do a backward row, on (query, key, value, grad_out)."""
         raise NotImplementedError
 
     def softmax(self, row, num_threads):
@@ -70,8 +77,7 @@ class Peer:
 
     def choose(self, row, arrays, num_threads):
         """The fastest of its ways, all of which must be right."""
-        find = self.softmax if isinstance(row, SoftmaxRow) else self.attention
-        ways = find(row, num_threads)
+        ways = getattr(self, row.task)(row, num_threads)
         timed = []
         for way in ways:
             call = way.bind(arrays)
@@ -92,7 +98,7 @@ def array_sets(row):
     One set, but for a single query over many keys so many that no cache holds them all: in a
     model, too, a layer's keys have left the cache by the time they are needed again.
     """
-    is_decode = not isinstance(row, SoftmaxRow) and row.unit == "GB"
+    is_decode = row.task == "attention" and row.unit == "GB"
     sets = math.ceil(4 * machine.last_level_cache() / row.amount) if is_decode else 1
     return [row.arrays(copy) for copy in range(sets)]
 
@@ -107,35 +113,6 @@ def limit(row, num_threads):
 def rate_unit(row):
     """GF are operations per second by convention; bytes per second are written out."""
     return "GF" if row.unit == "GF" else "GB/s"
-
-
-def difference(row, arrays, result):
-    """The largest difference of a result from the reference.
-
-    For attention on three strips of queries, of the first and the last batch entry, all heads:
-    the whole would take the reference minutes.
-    """
-    from selfattn import reference
-
-    if isinstance(row, SoftmaxRow):
-        return np.abs(result - reference.softmax(arrays[0])).max()
-    query, key, value = arrays
-    if result.shape != query.shape:
-        return np.inf
-    worst = 0.0
-    for b in {0, row.batch - 1}:
-        for start in {0, row.seqlen_q // 2, max(row.seqlen_q - 8, 0)}:
-            strip = slice(start, start + 8)
-            want = reference.scaled_dot_product_attention(
-                query[b, :, strip],
-                key[b],
-                value[b],
-                is_causal=row.is_causal,
-                enable_gqa=row.is_gqa,
-                query_offset=start,
-            )
-            worst = np.maximum(worst, np.abs(result[b, :, strip] - want).max())
-    return worst
 
 
 def positions_first(x):

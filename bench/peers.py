@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from functools import partial
 
-import numpy as np
-from contest import Call, Peer, Way, group_as_rows, positions_first, repeated_heads
+from contest import Call, Peer, Way
 from onnxruntime_peer import OnnxRuntime
 from openvino_peer import OpenVino
-from rows import SoftmaxRow
+from torch_peer import Torch
 
 REFERENCE_BYTES = 2 << 30
 
@@ -30,18 +29,14 @@ class SelfAttn(Peer):
     def attention(self, row, num_threads):
         import selfattn
 
-        def bind(arrays):
-            return Call(
-                partial(
-                    selfattn.scaled_dot_product_attention,
-                    *arrays,
-                    is_causal=row.is_causal,
-                    enable_gqa=row.is_gqa,
-                    num_threads=num_threads,
-                )
-            )
-
+        bind = partial(_bind_attention, selfattn, row, num_threads=num_threads)
         return [Way("scaled_dot_product_attention", bind)]
+
+    def backward(self, row, num_threads):
+        import selfattn
+
+        bind = partial(_bind_backward, selfattn, row, num_threads=num_threads)
+        return [Way("scaled_dot_product_attention_backward", bind)]
 
     def softmax(self, row, num_threads):
         import selfattn
@@ -60,26 +55,24 @@ class Reference(Peer):
     packages = ("numpy", "selfattn")
 
     def unfit(self, row):
-        if isinstance(row, SoftmaxRow):
+        if row.task == "softmax":
             return ""
         # The scores and what is made of them, and K and V once per query head: all in float64.
         repeated = row.batch * row.num_heads_q * row.seqlen_k * row.head_dim
-        needed = 8 * (5 * row.num_scores + 3 * repeated)
+        matrices = 11 if row.task == "backward" else 5
+        needed = 8 * (matrices * row.num_scores + 3 * repeated)
         return f"would take {needed / 1e9:.1f} GB" if needed > REFERENCE_BYTES else ""
 
     def attention(self, row, num_threads):
         from selfattn import reference
 
-        def bind(arrays):
-            return Call(
-                partial(
-                    reference.scaled_dot_product_attention,
-                    *arrays,
-                    is_causal=row.is_causal,
-                    enable_gqa=row.is_gqa,
-                )
-            )
+        bind = partial(_bind_attention, reference, row)
+        return [Way(_blas_threads(num_threads), bind)]
 
+    def backward(self, row, num_threads):
+        from selfattn import reference
+
+        bind = partial(_bind_backward, reference, row)
         return [Way(_blas_threads(num_threads), bind)]
 
     def softmax(self, row, num_threads):
@@ -88,50 +81,20 @@ class Reference(Peer):
         return [Way("one thread", lambda arrays: Call(partial(reference.softmax, arrays[0])))]
 
 
-class Torch(Peer):
-    """PyTorch's scaled_dot_product_attention and softmax, on tensors that share the arrays."""
+def _bind_attention(library, row, arrays, **options):
+    """A call of selfattn's function, or of the reference's."""
+    options |= {"is_causal": row.is_causal, "enable_gqa": row.is_gqa}
+    return Call(partial(library.scaled_dot_product_attention, *arrays, **options))
 
-    name = "torch"
-    packages = ("torch",)
 
-    def unfit(self, row):
-        return ""
-
-    def attention(self, row, num_threads):
-        import torch
-        from torch.nn.functional import scaled_dot_product_attention
-
-        torch.set_num_threads(num_threads)
-
-        def bind(arrays, lay_out=torch.from_numpy, gqa=row.is_gqa):
-            tensors = [lay_out(x) for x in arrays]
-            return Call(
-                partial(
-                    scaled_dot_product_attention, *tensors, is_causal=row.is_causal, enable_gqa=gqa
-                ),
-                np.asarray,
-            )
-
-        def bshd(x):
-            return torch.from_numpy(positions_first(x)).transpose(1, 2)
-
-        ways = [Way("BHSD", bind), Way("BSHD", partial(bind, lay_out=bshd))]
-        if row.is_gqa and row.seqlen_q == 1:
-            ways.append(Way("group as rows", partial(group_as_rows, row, partial(bind, gqa=False))))
-        elif row.is_gqa:
-            ways.append(Way("repeated heads", partial(repeated_heads, partial(bind, gqa=False))))
-        return ways
-
-    def softmax(self, row, num_threads):
-        import torch
-
-        torch.set_num_threads(num_threads)
-
-        def bind(arrays):
-            x, out = map(torch.from_numpy, arrays)
-            return Call(partial(torch.softmax, x, -1, out=out))
-
-        return [Way("softmax, out=", bind)]
+def _bind_backward(library, row, arrays, **options):
+    """A call of the backward on what one forward returned, or of forward and backward."""
+    *inputs, grad_out = arrays
+    forward = _bind_attention(library, row, inputs, return_lse=True, **options).run
+    options |= {"is_causal": row.is_causal, "enable_gqa": row.is_gqa}
+    backward = partial(library.scaled_dot_product_attention_backward, grad_out, *inputs, **options)
+    run = (lambda: backward(*forward())) if row.with_forward else partial(backward, *forward())
+    return Call(run, lambda gradients: gradients[:3])
 
 
 def _blas_threads(num_threads):

@@ -1,14 +1,15 @@
 """Print how fast selfattn is: against the machine's limit in the same run, and against its peers.
 
-    python bench/report.py [--table forward|softmax] [--rows bert,long,llama] [--dtype float64]
-                           [--threads N] [--repeats N] [--json FILE]
+    python bench/report.py [--table forward|backward|backward_more|softmax] [--rows bert,long,llama]
+                           [--dtype float64] [--threads N] [--repeats N] [--json FILE]
 
 Per row and contestant: the time of a call, GF (or GB/s) and its fraction of the FMA peak (or of
 the memory-read loop), and how many times as fast selfattn is. The limit's loop and the contestants
 are sampled in turn, rested; a figure is the median of the samples that no other process disturbed,
 a ratio that of two such medians. Rows of a single query run over several sets of arrays in turn,
-more than the caches hold: in a model, a layer's keys are not in the cache either. The instruction
-set is the one that SELFATTN_ISA asks for. Run by whoever wants figures to quote.
+more than the caches hold: in a model, a layer's keys are not in the cache either. A shape of the
+backward has two rows: the gradients alone, of a forward that is not timed, and with the forward.
+The instruction set is the one that SELFATTN_ISA asks for. Run by whoever wants figures to quote.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 A forward row counts floating-point operations, 4 B Hq L S E (half if causal), and is held against
 the FMA peak; a decode row (one query) counts the bytes of K and V, and is held against the memory
-read loop; a softmax row counts the bytes read and written. Used by every other file of bench/.
+read loop; a backward row counts 2.5 times the forward's operations, which it is also called for
+(3.5) or not; a softmax row counts the bytes read and written. Used by every other file of bench/.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -25,6 +26,8 @@ class Row:
     head_dim: int
     is_causal: bool = False
     dtype: str = "float32"
+
+    task = "attention"
 
     def __str__(self):
         kv = f"/{self.num_heads_kv}" if self.is_gqa else ""
@@ -83,6 +86,31 @@ class Row:
 
 
 @dataclass(frozen=True)
+class BackwardRow(Row):
+    """One shape of the gradients: of the backward alone, or of forward and backward together."""
+
+    with_forward: bool = False
+
+    task = "backward"
+    # A single query, too, is held against the operations: most of the bytes are written, not read.
+    unit = "GF"
+
+    def __str__(self):
+        return super().__str__() + (", forward + backward" if self.with_forward else ", backward")
+
+    @property
+    def flops(self):
+        """By convention 2.5 times the forward's: five products where the forward has two."""
+        return super().flops * (7 if self.with_forward else 5) // 2
+
+    def arrays(self, copy=0):
+        """(query, key, value, grad_out), the last of the output's shape."""
+        query, key, value = super().arrays(copy)
+        rng = np.random.default_rng([copy, *query.shape])
+        return query, key, value, rng.standard_normal(query.shape, dtype=self.dtype)
+
+
+@dataclass(frozen=True)
 class SoftmaxRow:
     """One shape of softmax along the last axis, into a given output."""
 
@@ -91,6 +119,7 @@ class SoftmaxRow:
     length: int
     dtype: str = "float32"
 
+    task = "softmax"
     unit = "GB"
 
     def __str__(self):
@@ -122,6 +151,33 @@ FORWARD = (
     Row("tiny", 1, 1, 1, 4, 4, 4),
 )
 
+
+def backward_of(*shapes):
+    """Two rows of each shape: the backward alone, then with the forward."""
+    return tuple(
+        BackwardRow(**{**asdict(shape), "name": shape.name + suffix}, with_forward=bool(suffix))
+        for shape in shapes
+        for suffix in ("", "+forward")
+    )
+
+
+# PERFORMANCE.md's backward table.
+BACKWARD = backward_of(
+    Row("square512", 4, 12, 12, 512, 512, 64),
+    Row("causal1024", 2, 12, 12, 1024, 1024, 64, is_causal=True),
+    Row("long4096", 1, 8, 8, 4096, 4096, 64),
+    Row("causal2048", 1, 8, 8, 2048, 2048, 128, is_causal=True),
+)
+
+# Shapes of other uses, that no figure is promised for: nothing may be tuned to BACKWARD alone.
+BACKWARD_MORE = backward_of(
+    Row("minilm", 32, 12, 12, 128, 128, 32),
+    Row("onehead", 1, 1, 1, 4096, 4096, 64),
+    Row("grouped", 1, 32, 8, 1024, 1024, 128),
+    Row("cross", 4, 12, 12, 77, 1500, 64),
+    Row("dim80", 2, 12, 12, 512, 512, 80),
+)
+
 # PERFORMANCE.md's softmax table.
 SOFTMAX = (
     SoftmaxRow("scores4096", 4096, 4096),
@@ -129,7 +185,12 @@ SOFTMAX = (
     SoftmaxRow("scores512", 1536, 512),
 )
 
-TABLES = {"forward": FORWARD, "softmax": SOFTMAX}
+TABLES = {
+    "forward": FORWARD,
+    "backward": BACKWARD,
+    "backward_more": BACKWARD_MORE,
+    "softmax": SOFTMAX,
+}
 
 
 def pick(table, names=None, dtype="float32"):

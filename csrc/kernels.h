@@ -12,7 +12,8 @@ enum {
     SA_BLOCK_N = 128,       /* keys of one block; blocks start at multiples of it */
     SA_SPLIT_N = 512,       /* keys of one split: partial results are merged at multiples of it */
     SA_CHUNK_N = 32,        /* a block's values are summed over its keys in chunks of this length */
-    SA_GRADIENT_CHUNK = 64, /* every sum of the backward pass, in chunks of this length */
+    SA_CHUNK_M = 32,        /* what keys' gradients get from a tile, over its rows, likewise */
+    SA_GRADIENT_CHUNK = 64, /* the other sums of the backward pass; its scores are the forward's */
     SA_SOFTMAX_PART = 1 << 16, /* elements */
     SA_GRADIENT_TILE_M = 96, /* rows of a tile of the backward pass, which all sets cut alike: what
                                   keys' gradients get from a tile is summed over its rows first */

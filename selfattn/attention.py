@@ -1,7 +1,7 @@
 """Fused attention: `softmax(scale * q @ k.T, masked) @ v` in one pass, no L x S matrix held.
 
 Called by users; `_args` checks what they give and makes a problem of it, `_core` computes it.
-The truth it is tested against is `reference.py`.
+The truth it is tested against is `reference/`.
 """
 
 from __future__ import annotations

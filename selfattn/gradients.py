@@ -1,6 +1,6 @@
 """What the backward functions return: the gradients, by the names of the inputs.
 
-Built by `attention.py`, `varlen.py` and `reference/`.
+Built by `backward.py`, and by `reference/`.
 """
 
 from __future__ import annotations

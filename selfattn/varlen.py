@@ -1,7 +1,7 @@
 """Attention over packed sequences: rows of many lengths, end to end, without padding.
 
 Called by users; `_args` checks what they give and makes a problem of it, whose batch entries are
-the sequences; `_core` computes it. The truth it is tested against is `reference.py`.
+the sequences; `_core` computes it. The truth it is tested against is `reference/`.
 """
 
 from __future__ import annotations

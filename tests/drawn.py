@@ -1,7 +1,8 @@
 """Problems drawn at random (hypothesis): shapes, strides, dtypes, and all options in combination.
 
 A problem is (query, key, value), options. The axes before the heads are up to three, each of them
-kept, 1 or missing in each input; options that are arrays have any shape that broadcasts.
+kept, 1 or missing in each input; options that are arrays have any shape that broadcasts. A problem
+of the backward pass has a grad_out before them, and dropout among the options.
 """
 
 import math
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from arrays import DTYPES
+from gradients import grad_of
 from hypothesis import strategies as st
 
 
@@ -223,3 +225,21 @@ def problems(draw):
     if draw(st.booleans()):
         options["scale"] = draw(st.floats(-2, 2))
     return arrays, options
+
+
+@st.composite
+def dropouts(draw):
+    """None, some, nearly all or all dropped, by any seed."""
+    if draw(st.booleans()):
+        return {}
+    p = draw(st.sampled_from([0.0, 1e-9, 0.1, 0.1, 0.5, 0.9, 1.0]))
+    return {"dropout_p": p, "dropout_seed": draw(st.integers(-(2**63), 2**64 - 1))}
+
+
+@st.composite
+def backward_problems(draw):
+    """grad_out, (query, key, value), options."""
+    arrays, options = draw(problems())
+    # As with the keys: its products with values of alike columns would all be alike.
+    grad_out = draw(laid_out(grad_of(*arrays), columns_differ=True))
+    return grad_out, arrays, options | draw(dropouts())

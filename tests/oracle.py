@@ -1,6 +1,6 @@
 """Attention in a type longer than the kernels': what errors are measured against.
 
-Written apart from selfattn/reference.py, which test_reference.py compares with plain Python. The
+Written apart from selfattn/reference/, which test_reference.py compares with plain Python. The
 mask comes as an array, of bools or of numbers to add; the scale is the float64 that the contract
 rounds 1 / sqrt(E) to.
 """

@@ -1,6 +1,6 @@
 """Attention of one head in Python's floats and math.fsum, written as DESIGN.md's table reads.
 
-What selfattn/reference.py itself is compared with, by the tests test_reference*.py.
+What selfattn/reference/ itself is compared with, by the tests test_reference*.py.
 """
 
 import math

@@ -17,7 +17,6 @@ from selfattn import (
     scaled_dot_product,
     scaled_dot_product_attention,
     softmax,
-    varlen_attention,
     weighted_sum,
 )
 
@@ -95,16 +94,6 @@ def test_dtypes_that_are_to_come(f, arrays, name):
         message = f"^{name}: {np.dtype(dtype).name} is not built yet"
         with pytest.raises(NotImplementedError, match=message):
             f(**(arrays | {name: arrays[name].astype(dtype)}))
-
-
-@pytest.mark.parametrize("function", [scaled_dot_product_attention, varlen_attention])
-def test_dropout_is_to_come(function):
-    arrays = (QUERY, KEY, VALUE)
-    if function is varlen_attention:
-        arrays = (*(x[0].swapaxes(0, 1) for x in arrays), np.array([0, 5]), np.array([0, 7]))
-    with pytest.raises(NotImplementedError, match=r"^dropout_p: not built yet, .*got 0\.1"):
-        function(*arrays, dropout_p=0.1)
-    function(*arrays, None, 0.0, False, softcap=0, dropout_seed=3)
 
 
 def shape_errors():

@@ -245,10 +245,16 @@ NUMBERS = [
     ({"dropout_p": -0.1}, ValueError, "dropout_p: expected .*got -0.1"),
     ({"dropout_p": 1.5}, ValueError, "dropout_p: expected .*got 1.5"),
     ({"dropout_p": math.nan}, ValueError, "dropout_p: expected .*got nan"),
-    ({"dropout_p": 0.1}, NotImplementedError, "dropout_p: not built yet"),
-    ({"dropout_p": 1.0}, NotImplementedError, "dropout_p: not built yet"),
+    ({"dropout_p": True}, TypeError, "dropout_p: expected a number, got bool"),
     ({"dropout_seed": 0.5}, TypeError, "dropout_seed: expected an int, got float"),
     ({"dropout_seed": None}, TypeError, "dropout_seed: expected an int, got NoneType"),
+    ({"dropout_seed": True}, TypeError, "dropout_seed: expected an int, got bool"),
+    ({"dropout_seed": 2**64}, ValueError, "dropout_seed: expected .*got 18446744073709551616"),
+    (
+        {"dropout_seed": -(2**63) - 1},
+        ValueError,
+        "dropout_seed: expected .*got -9223372036854775809",
+    ),
 ]
 
 

@@ -2,7 +2,8 @@
 
 Faults 13 and 21. Each array, and in a second round each row of each array, stands directly against
 a page that may not be touched, at its end and then at its start; a stray access kills the child
-process that makes the calls (guard.py). Bytes around the outputs hold a pattern that must stay.
+process that makes the calls (guard.py, guard_backward.py). Bytes around the outputs hold a pattern
+that must stay.
 """
 
 import signal
@@ -15,13 +16,10 @@ import pytest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX")
 
-GUARD = str(Path(__file__).with_name("guard.py"))
 
-
-def run(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, GUARD, *arguments], capture_output=True, text=True, timeout=300, cwd=cwd
-    )
+def run(*arguments, cwd, program="guard.py"):
+    command = [sys.executable, str(Path(__file__).with_name(program)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
 
 
 @pytest.mark.parametrize("where", ["end", "start", "row"])
@@ -31,6 +29,7 @@ def test_the_harness_catches_a_stray_read(where, tmp_path):
     assert done.returncode in (-signal.SIGSEGV, -signal.SIGBUS)
 
 
-def test_no_stray_access(isa, dtype, tmp_path):
-    done = run(isa, np.dtype(dtype).name, cwd=tmp_path)
+@pytest.mark.parametrize("program", ["guard.py", "guard_backward.py"])
+def test_no_stray_access(isa, dtype, program, tmp_path):
+    done = run(isa, np.dtype(dtype).name, cwd=tmp_path, program=program)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -23,6 +23,7 @@ def test_version():
 
 def test_all_is_what_the_api_names():
     assert sorted(selfattn.__all__) == [
+        "AttentionGradients",
         "__version__",
         "attention_weights",
         "get_num_threads",
@@ -31,11 +32,13 @@ def test_all_is_what_the_api_names():
         "project",
         "scaled_dot_product",
         "scaled_dot_product_attention",
+        "scaled_dot_product_attention_backward",
         "set_num_threads",
         "show_config",
         "softmax",
         "threads",
         "varlen_attention",
+        "varlen_attention_backward",
         "weighted_sum",
     ]
     assert all(hasattr(selfattn, name) for name in selfattn.__all__)

@@ -1,6 +1,6 @@
 """The reference itself, against plain Python: each option, with the others and by head and batch.
 
-reference.py says what the kernels must compute; scalars.py says what it must compute. PyTorch and
+reference/ says what the kernels must compute; scalars.py says what it must compute. PyTorch and
 a longer type agree too.
 """
 

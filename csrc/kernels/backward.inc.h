@@ -17,8 +17,9 @@
  * maximum and sum from a second softmax. Called by backward.c through the table (kernels.h). */
 
 enum {
-    KEY_ROWS = 32,    /* of keys' gradients, computed at a time */
+    KEY_ROWS = 24,    /* of keys' gradients, computed at a time */
     DELTA_CHUNK = 16, /* elements of D summed at a time */
+    MASK_KEYS = 16,   /* of the mask's gradient: all may go to one number */
     MAX_PARTS = SA_GRADIENT_TILE_M / LANES,
 };
 
@@ -48,7 +49,7 @@ static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim
     size_t row = (size_t)whole_vectors(rows);
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
     size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 5;
-    size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * (q > v ? q : v);
+    size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
     return tile_scratch_size(rows, head_dim) + elements * sizeof(real);
 }
 
@@ -119,7 +120,7 @@ static void recount(const sa_tile *t, const backward_scratch *x) {
         tile_block_ranges(t, s, block);
         for (int i = 0; i < s->n; ++i) {
             int at = i * LANES;
-            tile_scores(t, s, &keys, i, 1, SA_GRADIENT_CHUNK);
+            tile_scores(t, s, &keys, i, 1);
             tile_see(t, s, &keys, i);
             softmax_column(u, s->s + at, s->row, keys.begin, keys.end, x->sums.row_max + at,
                            x->sums.row_sum + at, s->rescale + at);
@@ -305,19 +306,15 @@ static void grad_query(const sa_gradient_tile *g, const backward_scratch *x, con
                : product_of_visible(n, &p, MARKED_B, (const char *)(x->marks + offset));
 }
 
-/* Rows of a panel, times a factor, added to as many rows of an array. */
-static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int64_t length, real factor,
+/* n elements of each row of a panel, times a factor, added to those of as many rows of an array. */
+static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, real factor,
                      char *to, ptrdiff_t row, ptrdiff_t col) {
-    vec f = v_set(factor);
     for (int j = 0; j < count; ++j, panel += panel_row, to += row)
-        for (int64_t x = 0; x < length; x += LANES) {
-            int n = at_most(length - x, LANES);
-            vec sum = v_fma(v_load(panel + x), f, load_strided(to + x * col, col, n));
-            store_strided(to + x * col, col, n, sum);
-        }
+        store_strided(to, col, n, v_fma(v_load(panel), v_set(factor), load_strided(to, col, n)));
 }
 
-/* One of dV and dK, for keys [begin, end), from rows [row_begin, row_end) of the tile. */
+/* One of dV and dK, for keys [begin, end), from rows [row_begin, row_end) of the tile: where it lies
+ * in whole vectors it is summed in place. */
 typedef struct {
     const real *weights, *rows; /* P and dO, or dS and Q */
     ptrdiff_t width;            /* of a row */
@@ -331,27 +328,35 @@ typedef struct {
 static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t block, int begin,
                       int end, int row_begin, int row_end) {
     ptrdiff_t offset = begin * x->row + row_begin;
+    const char *marks = (const char *)(x->marks + offset);
+    char *to = d->to + (block + begin) * d->to_row;
     product_args p = {
         .m = end - begin,
         .k = row_end - row_begin,
-        .chunk = SA_GRADIENT_CHUNK,
-        .phase = row_begin % SA_GRADIENT_CHUNK,
+        .chunk = SA_CHUNK_M,
+        .phase = row_begin % SA_CHUNK_M,
         .a = (const char *)(d->weights + offset),
         .a_row = x->row * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
         .b_k = d->width * (ptrdiff_t)sizeof(real),
-        .c_row = d->width,
-        .kind = BETA_ZERO,
+        .factor = d->factor,
+        .sums = x->tile.sums,
     };
-    for (ptrdiff_t e = 0, n; e < d->width; e += n * LANES) {
-        n = at_most((d->width - e) / LANES, MAX_N);
+    int64_t whole = d->to_col == (ptrdiff_t)sizeof(real) && d->to_row % d->to_col == 0
+                        ? d->length / LANES * LANES
+                        : 0;
+    for (int64_t e = 0, n; e < d->length; e += n * LANES) {
+        int in_place = e < whole;
+        n = in_place ? at_most((whole - e) / LANES, MAX_N) : 1;
         p.b = (const char *)(d->rows + row_begin * d->width + e);
-        p.c = x->key_rows + e;
-        d->safe ? product((int)n, &p)
-                : product_of_visible((int)n, &p, MARKED_A, (const char *)(x->marks + offset));
+        p.c = in_place ? (real *)(to + e * d->to_col) : x->key_rows;
+        p.c_row = in_place ? d->to_row / (ptrdiff_t)sizeof(real) : LANES;
+        p.kind = in_place ? SUM_SCALED : BETA_ZERO;
+        d->safe ? product((int)n, &p) : product_of_visible((int)n, &p, MARKED_A, marks);
+        if (!in_place)
+            add_rows(x->key_rows, LANES, end - begin, at_most(d->length - e, LANES), d->factor,
+                     to + e * d->to_col, d->to_row, d->to_col);
     }
-    add_rows(x->key_rows, d->width, end - begin, d->length, d->factor,
-             d->to + (block + begin) * d->to_row, d->to_row, d->to_col);
 }
 
 /* The rows of the tile, in whole parts, that see any of keys [begin, end). */
@@ -415,25 +420,33 @@ static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
     write_real(p, sum);
 }
 
-/* The mask's gradient: rows of dS, transposed. Rows of the tile that share one of the mask are summed
+/* LANES rows of dS from row r of the tile on, transposed: n keys of each in a vector. */
+static void transposed(const backward_scratch *x, int key, int n, int r, vec rows[LANES]) {
+    for (int i = 0; i < LANES; ++i)
+        rows[i] = i < n ? v_load(x->ds + (key + i) * x->row + r) : v_zero();
+    v_transpose(rows);
+}
+
+/* The mask's gradient, MASK_KEYS keys at a time. Rows of the tile that share one of the mask are summed
  * first. */
 static void grad_mask(const sa_gradient_tile *g, const backward_scratch *x,
                       const block_keys *keys) {
+    enum { VECTORS = MASK_KEYS / LANES };
     const sa_tile *t = &g->seen;
     ptrdiff_t col = g->grad_mask_col;
-    for (int j = keys->begin; j < keys->end; j += LANES) {
-        int n = at_most(keys->end - j, LANES);
-        vec sum = v_zero(), square[LANES];
+    for (int at = keys->begin; at < keys->end; at += MASK_KEYS) {
+        vec sum[VECTORS], rows[VECTORS][LANES];
+        for (int i = 0; i < VECTORS; ++i) sum[i] = v_zero();
         for (int r = 0; r < t->rows; ++r) {
-            if (r % LANES == 0) {
-                for (int i = 0; i < LANES; ++i)
-                    square[i] = i < n ? v_load(x->ds + (j + i) * x->row + r) : v_zero();
-                v_transpose(square);
+            int is_last = r + 1 == t->rows || g->grad_mask[r + 1] != g->grad_mask[r];
+            for (int i = 0, key = at; i < VECTORS && key < keys->end; ++i, key += LANES) {
+                int n = at_most(keys->end - key, LANES);
+                if (r % LANES == 0) transposed(x, key, n, r, rows[i]);
+                sum[i] = v_add(sum[i], rows[i][r % LANES]);
+                if (!is_last) continue;
+                add_strided(g->grad_mask[r] + (keys->block + key) * col, col, n, sum[i]);
+                sum[i] = v_zero();
             }
-            sum = v_add(sum, square[r % LANES]);
-            if (r + 1 < t->rows && g->grad_mask[r + 1] == g->grad_mask[r]) continue;
-            add_strided(g->grad_mask[r] + (keys->block + j) * col, col, n, sum);
-            sum = v_zero();
         }
     }
 }
@@ -459,7 +472,7 @@ static void backward_block(const sa_gradient_tile *g, const backward_scratch *x,
         }
         hide_part(x, keys.begin, part.begin, first, n);
         hide_part(x, part.end, keys.end, first, n);
-        tile_scores(t, &x->tile, &part, first, n, SA_GRADIENT_CHUNK);
+        tile_scores(t, &x->tile, &part, first, n);
         grad_weights(g, x, &part, first, n);
         for (int i = first; i < first + n; ++i) weights_of_vector(g, x, &part, is_ragged, i);
         if (wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &part, first, n);

@@ -12,6 +12,7 @@ typedef enum {
     BETA_ONE,     /* C is the sum so far */
     BETA_OF_LANE, /* beta[lane]: a rescale where a lane is a query */
     BETA_OF_ROW,  /* beta[m]: the same where a row is */
+    SUM_SCALED,   /* beta is 1, and the sum is multiplied by `factor` */
 } beta_kind;
 
 typedef struct {
@@ -25,7 +26,8 @@ typedef struct {
     ptrdiff_t c_row; /* in elements */
     beta_kind kind;
     const real *beta;
-    real *sums;     /* room for SUMS_ROOM elements, where there is a beta */
+    real factor;
+    real *sums;     /* room for SUMS_ROOM elements, but for the first two kinds */
     uintptr_t soon; /* needed after this product: n vectors for each k, if asked to fetch them */
     ptrdiff_t soon_k;
 } product_args;
@@ -94,6 +96,11 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
                 FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), sum))
             else
                 FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), WHOLE))
+        } else if (p->kind == SUM_SCALED) {
+            if (first)
+                FOLD(C_AT, v_fma(sum, v_set(p->factor), v_load(C_AT)))
+            else
+                FOLD(C_AT, v_fma(WHOLE, v_set(p->factor), v_load(C_AT)))
         } else {
             if (first)
                 FOLD(C_AT, v_fma(v_load(C_AT), v_set(beta[i]), sum))
@@ -161,21 +168,22 @@ static void product_and_fetch(int n, const product_args *p) {
 typedef enum { MARKED_A, MARKED_B } marked;
 
 static void product_of_visible(int n, const product_args *p, marked which, const char *marks) {
-    int in_place = p->kind == BETA_ONE; /* where the sum of chunks grows */
     for (int64_t i = 0; i < p->m; ++i)
         for (int j = 0; j < n; ++j) {
             const char *a = p->a + i * p->a_row, *b = p->b + j * (ptrdiff_t)sizeof(vec);
             const char *mark = marks + (which == MARKED_A ? a - p->a : b - p->b);
             ptrdiff_t mark_k = which == MARKED_A ? p->a_k : p->b_k;
             real *out = p->c + i * p->c_row + j * LANES;
-            vec acc = v_zero(), sum = in_place ? v_load(out) : v_zero();
+            vec acc = v_zero(), sum = p->kind == BETA_ONE ? v_load(out) : v_zero();
             for (int64_t k = 0; k < p->k; ++k, a += p->a_k, b += p->b_k, mark += mark_k) {
                 if (k > 0 && (p->phase + k) % p->chunk == 0) sum = v_add(sum, acc), acc = v_zero();
                 vec is_masked = which == MARKED_A ? v_broadcast(mark) : v_load(mark);
                 acc = v_select(v_negative(is_masked), acc, v_fma(v_broadcast(a), v_load(b), acc));
             }
             sum = v_add(sum, acc);
-            if (p->kind == BETA_OF_LANE)
+            if (p->kind == SUM_SCALED)
+                sum = v_fma(sum, v_set(p->factor), v_load(out));
+            else if (p->kind == BETA_OF_LANE)
                 sum = v_fma(v_load(out), v_load(p->beta + j * LANES), sum);
             else if (p->kind == BETA_OF_ROW)
                 sum = v_fma(v_load(out), v_set(p->beta[i]), sum);

@@ -55,13 +55,13 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* S for vectors [first, first + n), summed over head_dim in chunks. */
+/* S for vectors [first, first + n). */
 static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n, int chunk) {
+                        int n) {
     product(n, &(product_args){
                    .m = keys->end - keys->begin,
                    .k = t->head_dim,
-                   .chunk = chunk,
+                   .chunk = sa_chunk_e(t->head_dim),
                    .a = t->k + (keys->block + keys->begin) * t->k_row,
                    .a_row = t->k_row,
                    .a_k = t->k_col,
@@ -160,7 +160,7 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
 static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                          partial total, int first, int n) {
     units u = units_of(&t->scoring);
-    tile_scores(t, x, keys, first, n, sa_chunk_e(t->head_dim));
+    tile_scores(t, x, keys, first, n);
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
         tile_see(t, x, keys, i);

@@ -65,12 +65,10 @@ def scaled_dot_product_attention_backward(
 def gradients(g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **options):
     """Those of `aligned` q, k, v, of the scores and of each row's sink; nothing summed, float64."""
     scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
-    weights = np.where(visible, with_sinks(scores, sinks)[0], 0.0)
-    attended = visible.any(-1, keepdims=True)
-
+    weights, _ = with_sinks(scores, sinks)
     kept = dropout * weights
     out = sum_over_visible(kept, visible, v)
-    delta = np.where(attended, (g * out).sum(-1, keepdims=True), 0.0)
+    delta = (g * out).sum(-1, keepdims=True)
     dweights = dropout * (g @ v.swapaxes(-1, -2))
     dscores = np.where(visible, weights * (dweights - delta), 0.0)
     dproduct = factor(q, options.get("scale")) * (dscores * derivative_of_cap(q, k, **options))
@@ -80,6 +78,7 @@ def gradients(g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=Non
     dv = sum_over_visible(kept.swapaxes(-1, -2), visible.swapaxes(-1, -2), g)
     dsinks = None
     if sinks is not None:
+        attended = visible.any(-1, keepdims=True)
         dsinks = np.where(attended, -share_of_sinks(scores, sinks) * delta, 0.0)
     return dq, dk, dv, dscores, dsinks
 

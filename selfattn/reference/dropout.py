@@ -28,8 +28,7 @@ def dropout_kept(scores_shape, dropout_p, dropout_seed=0, *, sequence=0):
     row = _mix64(row)[..., None]
     low, high = (row & 0xFFFFFFFF).astype(np.uint32), (row >> 32).astype(np.uint32)
     j = np.arange(seqlen_k, dtype=np.uint32)
-    threshold = min(math.floor(dropout_p * 2**32 + 0.5), 2**32 - 1)
-    return _mix32(_mix32(j + low) ^ high) >= np.uint32(threshold)
+    return _mix32(_mix32(j + low) ^ high) >= np.uint32(threshold(dropout_p))
 
 
 def dropout_factor(scores_shape, dropout_p, dropout_seed=0, *, sequence=0):
@@ -40,6 +39,11 @@ def dropout_factor(scores_shape, dropout_p, dropout_seed=0, *, sequence=0):
         return np.zeros(scores_shape)
     kept = dropout_kept(scores_shape, dropout_p, dropout_seed, sequence=sequence)
     return np.where(kept, 1.0 / (1.0 - dropout_p), 0.0)
+
+
+def threshold(dropout_p):
+    """The part of 2^32 that is dropped, rounded; 2^32 itself is no uint32."""
+    return min(math.floor(dropout_p * 2**32 + 0.5), 2**32 - 1)
 
 
 def _constant(n):

@@ -35,6 +35,10 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #define EMULATED_STORE _mm512_storeu_pd
 #include "lanes.inc.h"
 
+/* SIMDe's own name for it is misspelt. */
+#undef _mm256_cmpge_epu32_mask
+#define _mm256_cmpge_epu32_mask simde_mm256_cmpge_epu32_mask
+
 #undef _mm512_maskz_loadu_ps
 #undef _mm512_maskz_loadu_pd
 #undef _mm512_mask_storeu_ps

@@ -1,0 +1,96 @@
+"""PyTorch as a contestant: scaled_dot_product_attention, its autograd, and softmax.
+
+Used by peers.py.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from contest import Call, Peer, Way, group_as_rows, positions_first, repeated_heads
+
+FLASH_BACKWARD = "ScaledDotProductFlashAttentionForCpuBackward0"
+
+
+class Torch(Peer):
+    """PyTorch's functions, on tensors that share the arrays."""
+
+    name = "torch"
+    packages = ("torch",)
+
+    def unfit(self, row):
+        return ""
+
+    def attention(self, row, num_threads):
+        torch = _torch(num_threads)
+        attend = torch.nn.functional.scaled_dot_product_attention
+
+        def bind(arrays, lay_out=torch.from_numpy, gqa=row.is_gqa):
+            tensors = [lay_out(x) for x in arrays]
+            return Call(partial(attend, *tensors, is_causal=row.is_causal, enable_gqa=gqa))
+
+        ways = [Way("BHSD", bind), Way("BSHD", partial(bind, lay_out=_bshd))]
+        if row.is_gqa and row.seqlen_q == 1:
+            ways.append(Way("group as rows", partial(group_as_rows, row, partial(bind, gqa=False))))
+        elif row.is_gqa:
+            ways.append(Way("repeated heads", partial(repeated_heads, partial(bind, gqa=False))))
+        return ways
+
+    def backward(self, row, num_threads):
+        torch = _torch(num_threads)
+        attend = torch.nn.functional.scaled_dot_product_attention
+
+        def bind(arrays, lay_out=torch.from_numpy, attend=attend):
+            *inputs, grad_out = map(lay_out, arrays)
+            for x in inputs:
+                x.requires_grad_()
+            forward = partial(attend, *inputs, is_causal=row.is_causal, enable_gqa=row.is_gqa)
+            out = forward()
+            if out.grad_fn.name() != FLASH_BACKWARD:
+                raise RuntimeError(f"torch: not its flash kernel but {out.grad_fn.name()} on {row}")
+            if row.with_forward:
+                return Call(lambda: torch.autograd.grad(forward(), inputs, grad_out), _arrays)
+            retained = partial(torch.autograd.grad, out, inputs, grad_out, retain_graph=True)
+            return Call(retained, _arrays)
+
+        ways = [Way("BHSD", bind), Way("BSHD", partial(bind, lay_out=_bshd))]
+        if row.is_gqa:
+            repeating = partial(_to_repeated_heads, attend)
+            ways.append(Way("repeated heads", partial(bind, attend=repeating)))
+        return ways
+
+    def softmax(self, row, num_threads):
+        torch = _torch(num_threads)
+
+        def bind(arrays):
+            x, out = map(torch.from_numpy, arrays)
+            return Call(partial(torch.softmax, x, -1, out=out))
+
+        return [Way("softmax, out=", bind)]
+
+
+def _torch(num_threads):
+    """The module, set to as many threads."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    return torch
+
+
+def _bshd(x):
+    """The same numbers, their heads behind their positions in memory."""
+    import torch
+
+    return torch.from_numpy(positions_first(x)).transpose(1, 2)
+
+
+def _to_repeated_heads(attend, query, key, value, *, is_causal, enable_gqa):
+    """Each key head repeated as part of the call: autograd sums their gradients again."""
+    group = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(group, 1) for x in (key, value))
+    return attend(query, key, value, is_causal=is_causal)
+
+
+def _arrays(tensors):
+    return [np.asarray(x) for x in tensors]
