@@ -109,11 +109,10 @@ static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, i
 
 static void forget_keys(sa_tile *t, int r) { t->key_lo[r] = t->key_hi[r] = 0; }
 
-/* The softmax's maximum and sum of every row, over all its keys. */
+/* The softmax's maximum and sum of every row, over all its keys; cleared before. */
 static void recount(const sa_tile *t, const backward_scratch *x) {
     const tile_scratch *s = &x->tile;
     units u = units_of(&t->scoring);
-    partial_clear(x->sums, x->row, 0);
     for (int64_t block = t->begin / SA_BLOCK_N * SA_BLOCK_N; block < t->end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
@@ -136,6 +135,7 @@ static int lse_tells(const sa_tile *t, int r, real lse) {
 /* Each row's lse and what else its weights may need; no keys for those that see none. */
 static void find_lse(sa_tile *t, const backward_scratch *x) {
     int all_tell = 1;
+    partial_clear(x->sums, x->row, 0);
     for (int r = 0; r < x->row; ++r) {
         x->lse[r] = r < t->rows ? read_real(t->lse[r]) : (real)INFINITY; /* no weight */
         x->from_lse[r] = 1;
@@ -151,7 +151,7 @@ static void find_lse(sa_tile *t, const backward_scratch *x) {
     if (all_tell) return;
     recount(t, x);
     for (int r = 0; r < t->rows; ++r)
-        if (!x->from_lse[r] && x->sums.row_max[r] == -(real)INFINITY) forget_keys(t, r);
+        if (!x->from_lse[r] && x->sums.row_sum[r] == 0) forget_keys(t, r);
     sa_summarize_ranges(t);
 }
 
@@ -210,6 +210,38 @@ static void mark_masked(const backward_scratch *x, const block_keys *keys, int i
     }
 }
 
+/* Of what the next block's products read and add to (K, V, dK, dV), vector i's share, to be fetched while
+ * its P is computed: for each key, some cache lines of one of the four. */
+typedef struct {
+    uintptr_t at; /* the next key's row */
+    uintptr_t row;
+    ptrdiff_t begin, end, step; /* bytes of a row */
+} next_rows;
+
+static next_rows share_of_next(const sa_gradient_tile *g, const backward_scratch *x,
+                               const block_keys *keys, int i) {
+    enum { OPERANDS = 4 };
+    const sa_tile *t = &g->seen;
+    const char *base[OPERANDS] = {t->k, t->v, g->grad_k, g->grad_v};
+    ptrdiff_t row[OPERANDS] = {t->k_row, t->v_row, g->grad_k_row, g->grad_v_row};
+    ptrdiff_t length[OPERANDS] = {x->q_row, x->out_row, x->q_row, x->out_row};
+    int which = i % OPERANDS, shares = (x->tile.n + OPERANDS - 1 - which) / OPERANDS;
+    int64_t first = keys->block + SA_BLOCK_N + keys->begin;
+    next_rows next = {.row = (uintptr_t)row[which],
+                      .begin = i / OPERANDS * CACHE_LINE,
+                      .end = length[which] * (ptrdiff_t)sizeof(real),
+                      .step = shares * CACHE_LINE};
+    next.at = (uintptr_t)base[which] + (uintptr_t)first * next.row;
+    if (which >= 2 && !wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) next.end = 0;
+    return next;
+}
+
+SA_INLINE void fetch_next(next_rows *next) {
+    for (ptrdiff_t i = next->begin; i < next->end; i += next->step)
+        SA_PREFETCH(next->at + (uintptr_t)i);
+    next->at += next->row;
+}
+
 /* S and dP -> P and dS, for vector i. `plain`, a constant, is where nothing but these is needed. */
 SA_INLINE void weights_column(const int plain, const sa_gradient_tile *g, const backward_scratch *x,
                               const block_keys *keys, int is_ragged, int i) {
@@ -232,9 +264,11 @@ SA_INLINE void weights_column(const int plain, const sa_gradient_tile *g, const 
         low = u_load(t->drop_low + at);
         high = u_load(t->drop_high + at);
     }
+    next_rows next = share_of_next(g, x, keys, i);
     ptrdiff_t offset = keys->begin * x->row + at;
     real *s = x->tile.s + offset, *ds = x->ds + offset;
     for (int j = keys->begin; j < keys->end; ++j, s += x->row, ds += x->row) {
+        fetch_next(&next);
         vec score = v_load(s), grad = v_load(ds), masked = v_zero();
         vec p = v_exp(v_fms(score, n, lse));
         if (!all_tell) p = v_select(from_lse, p, softmax_scaled(weight(v_sub(score, max), u), end));
@@ -508,14 +542,17 @@ static void backward_finish(const sa_gradient_tile *g, void *memory) {
         }
 }
 
-/* Each row's share of its sink's gradient, -e^(sink - lse) D. */
+/* What each row gives to its sink's gradient: -e^(sink - lse) D. */
 static void backward_sinks(const sa_gradient_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->seen;
     for (int i = 0; i < x.row; i += LANES) {
         real share[LANES], delta[LANES];
-        vec sink = sinks_of_rows(t, i);
-        v_store(share, v_exp(v_sub(sink, v_load(x.lse + i))));
+        vec sink = sinks_of_rows(t, i), from_lse = v_load(x.from_lse + i);
+        vec of_row = share_of_sink(v_set(to_real(t->scoring.to_natural)),
+                                   v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i), sink);
+        of_row = v_select(v_lt(v_zero(), from_lse), v_exp(v_sub(sink, v_load(x.lse + i))), of_row);
+        v_store(share, of_row);
         v_store(delta, v_load(x.delta + i));
         for (int r = 0; r < LANES && i + r < t->rows; ++r)
             if (t->key_lo[i + r] < t->key_hi[i + r])

@@ -43,17 +43,33 @@ SA_INLINE softmax_end softmax_finish(vec to_natural, vec max, vec sum) {
 
 /* The same with a sink, one more term of l in natural units, which no value belongs to:
  *
- *     m' = max(n m, sink),   f = e^(n m - m'),   l' = l f + e^(sink - m')
- *     factor = f / l',       lse = m' + log l' */
-SA_INLINE softmax_end softmax_finish_with_sink(vec to_natural, vec max, vec sum, vec sink) {
+ *     m' = max(n m, sink),   f = e^(n m - m'),   l' = l f + e^(sink - m') */
+typedef struct {
+    vec max, keys, sink, sum; /* m', f, e^(sink - m'), l' or 1 for 0 */
+} sink_terms;
+
+SA_INLINE sink_terms join_sink(vec to_natural, vec max, vec sum, vec sink) {
     vec own_max = v_min(v_set(REAL_MAX), v_mul(max, to_natural)); /* inf - inf would be NaN */
     vec top = v_max(sink, own_max);
     vec safe = finite_max(top);
-    vec own = v_exp(v_sub(own_max, safe));
-    vec total = v_fma(sum, own, v_exp(v_sub(sink, safe)));
-    vec factor = v_div(own, v_select(v_eq(total, v_zero()), v_set(1), total));
+    sink_terms t = {top, v_exp(v_sub(own_max, safe)), v_exp(v_sub(sink, safe)), v_zero()};
+    vec total = v_fma(sum, t.keys, t.sink);
+    t.sum = v_select(v_eq(total, v_zero()), v_set(1), total);
+    return t;
+}
+
+/* factor = f / l',  lse = m' + log l' */
+SA_INLINE softmax_end softmax_finish_with_sink(vec to_natural, vec max, vec sum, vec sink) {
+    sink_terms t = join_sink(to_natural, max, sum, sink);
     vmask none = v_eq(sum, v_zero());
-    return (softmax_end){factor, v_select(none, sink, v_add(top, v_log(total))), none};
+    vec lse = v_select(none, sink, v_add(t.max, v_log(t.sum)));
+    return (softmax_end){v_div(t.keys, t.sum), lse, none};
+}
+
+/* The sink's own share of the distribution, e^(sink - m') / l'. */
+SA_INLINE vec share_of_sink(vec to_natural, vec max, vec sum, vec sink) {
+    sink_terms t = join_sink(to_natural, max, sum, sink);
+    return v_div(t.sink, t.sum);
 }
 
 /* That of one row, in all lanes. */
