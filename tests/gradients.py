@@ -2,12 +2,14 @@
 
 import numpy as np
 from arrays import normal, same_bits
+from option_arrays import option
 
 import selfattn
 from selfattn import reference
 
 # Few rows and many, and more than one tile of them.
 ROWS = [1, 3, 40]
+DROPOUT = {"dropout_p": 0.3, "dropout_seed": 5}
 
 
 def asked(options):
@@ -83,3 +85,27 @@ def expected(grad_out, *arrays, **options):
         *wide, None, None, **asked(options), **options
     )
     return {name: x for name, x in gradients._asdict().items() if x is not None}
+
+
+def options_of(kind, batch, heads, seqlen_q, seqlen_k, dtype):
+    """Those of option_arrays.option, of ranges, and dropout alone or on top of all of them."""
+    ranges = {
+        "plain": {},
+        "causal": {"is_causal": True, "query_offset": seqlen_k // 2},
+        "window": {"window_size": (seqlen_k // 3, 2), "query_offset": seqlen_k // 2},
+        "lengths": {"kv_lengths": np.resize([seqlen_k * 3 // 4, 1], batch)},
+        "dropout": DROPOUT,
+    }
+    if kind in ranges:
+        return ranges[kind]
+    if kind == "all and dropout":
+        return option("all", batch, heads, seqlen_q, seqlen_k, dtype) | DROPOUT
+    return option(kind, batch, heads, seqlen_q, seqlen_k, dtype)
+
+
+def by_kind(gradients):
+    """Where each is NaN, +inf, -inf."""
+    return {
+        name: np.select([np.isnan(x), x == np.inf, x == -np.inf], [1.0, 2.0, 3.0], 0.0)
+        for name, x in gradients.items()
+    }

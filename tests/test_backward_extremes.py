@@ -83,7 +83,7 @@ CONSTANTS = [0, 500, 511.5, 512.5, -511.5, -512.5, 600, -600, 2048, -2048, 2**16
 @pytest.mark.parametrize("constant", CONSTANTS)
 def test_constant_masks(isa, dtype, rows, constant):
     """Which move every score of a row, and no weight of it; around 512 too."""
-    for seqlen_k in (1, 20, 140, 600):
+    for seqlen_k in (1, 140, 600):
         inputs = inputs_of(rows, seqlen_k, dtype)
         for kind in {dtype, np.float32}:
             for shape in ((), (rows, 1), (1, 2, rows, seqlen_k)):

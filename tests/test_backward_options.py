@@ -238,3 +238,29 @@ def test_size_of_lse(each_isa, dtype, size, sign):
         check(each_isa, *arrays, attn_mask=one)
         check(each_isa, *arrays, attn_mask=large, sinks=np.array([sign * size], dtype))
         check(each_isa, *arrays, attn_mask=large, is_causal=True, dropout_p=0.3)
+
+
+@pytest.mark.parametrize("rows", [1, 3, MANY])
+def test_sinks_as_large_as_the_mask(isa, dtype, rows):
+    """Fault 2: every key and the sink have the weight 1 / (S + 1), however large their number is.
+
+    The share of the sink is lost in an lse of that size, as the weights of the keys are.
+    """
+    for seqlen_k in (1, 7, 140):
+        arrays = qkv((1, 2, rows, 6), seqlen_k=seqlen_k, dtype=dtype)
+        grad_out, value = grad_of(*arrays).astype(np.float64), arrays[2].astype(np.float64)
+        delta = (grad_out * value.mean(2, keepdims=True) * seqlen_k / (seqlen_k + 1)).sum(-1)
+        want = -(delta / (seqlen_k + 1)).sum(2)[0]
+        terms = (np.abs(grad_out) @ np.abs(value).swapaxes(-1, -2)).sum((2, 3))[0]
+        for large in (0, 500, -500, 600, -600, 2.0**20, np.finfo(np.float32).min):
+            mask, sinks = np.full((1, 1), large, dtype), np.full(2, large, dtype)
+            got = backward(grad_of(*arrays), *arrays, attn_mask=mask, sinks=sinks, scale=0.0)
+            # An lse up to 512 is rounded to half its last place.
+            size = 16 + (abs(large) if abs(large) <= 512 else 0)
+            near = size * np.finfo(dtype).eps * terms / (seqlen_k + 1) ** 2
+            assert (np.abs(got["sinks"] - want) <= near).all(), (
+                seqlen_k,
+                large,
+                got["sinks"],
+                want,
+            )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from arrays import normal, same_bits
 from compare_gradients import assert_near, gradient_bounds
-from gradients import asked, backward, packed_backward
+from gradients import asked, assert_same, backward, packed_backward
 from packed import LENGTHS, OPTIONS, Packed, of_sequence
 
 from selfattn import reference
@@ -59,11 +59,22 @@ def packed_bounds(packed, grad_out, options):
     return bounds
 
 
-def check(packed, context="", **options):
-    """Against the reference, and bit for bit against a call for each sequence."""
+def check(each_isa, packed, context="", **options):
+    """The first set of kernels is compared, the others have its bits."""
     shape = packed.total_q, packed.heads, packed.value.shape[2]
     grad_out = normal(*shape, dtype=packed.dtype, seed=7)
-    got, want = packed_backward(grad_out, packed, **options), wide(packed, grad_out, options)
+    got = None
+    for isa in each_isa():
+        gradients = packed_backward(grad_out, packed, **options)
+        if got is None:
+            got = gradients
+            check_one_set(packed, grad_out, got, options, context)
+        assert_same(gradients, got, (isa, context))
+
+
+def check_one_set(packed, grad_out, got, options, context):
+    """Against the reference, and bit for bit against a call for each sequence."""
+    want = wide(packed, grad_out, options)
     names = dict(zip(("query", "key", "value"), packed.arrays, strict=True)) | options
     assert_near(got, want, packed_bounds(packed, grad_out, options), names, context)
     if options.get("dropout_p"):
@@ -80,50 +91,50 @@ def check(packed, context="", **options):
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_lengths(isa, dtype, lengths):
+def test_lengths(each_isa, dtype, lengths):
     """Sequences of none, one, many and few rows, with no options and with all of them."""
     packed = Packed(LENGTHS[lengths], dtype)
     for name in ("plain", "causal", "offsets", "sinks", "all"):
-        check(packed, f"{lengths}, {name}", **OPTIONS[name](packed))
+        check(each_isa, packed, f"{lengths}, {name}", **OPTIONS[name](packed))
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_options(isa, dtype, option):
+def test_options(each_isa, dtype, option):
     for lengths in ("empty among others", "one long among short", "many short"):
         packed = Packed(LENGTHS[lengths], dtype)
-        check(packed, f"{lengths}, {option}", **OPTIONS[option](packed))
+        check(each_isa, packed, f"{lengths}, {option}", **OPTIONS[option](packed))
 
 
 @pytest.mark.parametrize("option", ["plain", "offsets", "all"])
 @pytest.mark.parametrize("lengths", ["one", "empty among others", "ends of blocks", "many short"])
-def test_dropout(isa, dtype, lengths, option):
+def test_dropout(each_isa, dtype, lengths, option):
     """A sequence is to dropout what an entry of a batch is."""
     packed = Packed(LENGTHS[lengths], dtype)
-    check(packed, f"{lengths}, {option}", **OPTIONS[option](packed), **DROPOUT)
+    check(each_isa, packed, f"{lengths}, {option}", **OPTIONS[option](packed), **DROPOUT)
 
 
 @pytest.mark.parametrize(("heads", "heads_kv"), [(1, 1), (3, 3), (6, 2), (6, 1), (40, 2)])
-def test_heads(isa, dtype, heads, heads_kv):
+def test_heads(each_isa, dtype, heads, heads_kv):
     packed = Packed([(4, 6), (0, 2), (19, 19), (1, 150)], dtype, heads, heads_kv)
-    check(packed)
-    check(packed, **OPTIONS["all"](packed))
+    check(each_isa, packed)
+    check(each_isa, packed, **OPTIONS["all"](packed))
 
 
 @pytest.mark.parametrize("head_dim", [1, 3, 17, 64])
-def test_head_dims(isa, dtype, head_dim):
+def test_head_dims(each_isa, dtype, head_dim):
     """Fault 12."""
     for head_dim_v in (1, 16, 33):
         lengths = [(4, 6), (20, 140), (1, 3)]
         packed = Packed(lengths, dtype, head_dim=head_dim, head_dim_v=head_dim_v)
-        check(packed, f"{head_dim}, {head_dim_v}", is_causal=True)
+        check(each_isa, packed, f"{head_dim}, {head_dim_v}", is_causal=True)
 
 
-def test_random_lengths(isa, dtype, rng):
+def test_random_lengths(each_isa, dtype, rng):
     for _ in range(15):
         lengths = rng.integers(0, rng.choice([3, 20, 150]), (rng.integers(1, 12), 2))
         packed = Packed(lengths, dtype)
         name = str(rng.choice(list(OPTIONS)))
-        check(packed, f"{lengths.tolist()}, {name}", **OPTIONS[name](packed))
+        check(each_isa, packed, f"{lengths.tolist()}, {name}", **OPTIONS[name](packed))
 
 
 # ------------------------------------------------------------------ what sequences share
@@ -132,17 +143,17 @@ def test_random_lengths(isa, dtype, rng):
 @pytest.mark.parametrize(
     "axes", [(1, 1, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0)]
 )
-def test_masks_of_every_shape(isa, dtype, axes):
+def test_masks_of_every_shape(each_isa, dtype, axes):
     """Columns are counted from each sequence's first key: they are summed over sequences."""
     for lengths in ("alike", "one long among short", "queries without keys"):
         packed = Packed(LENGTHS[lengths], dtype)
         whole = packed.heads, packed.total_q, packed.longest
         shape = [n if kept else 1 for n, kept in zip(whole, axes, strict=True)]
         for mask in (packed.bias(*shape), packed.bias(*shape).astype(np.float32)):
-            check(packed, f"{lengths} {shape}", attn_mask=mask)
+            check(each_isa, packed, f"{lengths} {shape}", attn_mask=mask)
             if axes[0] == 0:  # neither need it be there
-                check(packed, f"{lengths} {shape[1:]}", attn_mask=mask[0], is_causal=True)
-    check(packed, "no axes", attn_mask=np.asarray(0.5, dtype))
+                check(each_isa, packed, f"{lengths} {shape[1:]}", attn_mask=mask[0], is_causal=True)
+    check(each_isa, packed, "no axes", attn_mask=np.asarray(0.5, dtype))
 
 
 def test_columns_past_a_sequences_keys(isa, dtype):
@@ -160,13 +171,13 @@ def test_columns_past_a_sequences_keys(isa, dtype):
         assert all(same_bits(got[name], x) for name, x in want.items()), filling
 
 
-def test_sequences_without_rows_or_keys(isa, dtype):
+def test_sequences_without_rows_or_keys(each_isa, dtype):
     """Fault 9: rows without keys have a gradient of 0, keys without rows too."""
     packed = Packed([(3, 0), (0, 4), (2, 5), (0, 0), (0, 140), (20, 0)], dtype)
     grad_out = normal(packed.total_q, packed.heads, 5, dtype=dtype, seed=7)
     sinks = normal(packed.heads, dtype=dtype)
     for options in ({}, {"sinks": sinks}, {"sinks": sinks, "attn_mask": packed.bias(1, 1)}):
-        check(packed, str(options), **options)
+        check(each_isa, packed, str(options), **options)
         got = packed_backward(grad_out, packed, **options)
         assert not got["query"][:3].any()
         assert not got["query"][5:].any()
@@ -174,7 +185,7 @@ def test_sequences_without_rows_or_keys(isa, dtype):
         assert not got["value"][9:].any()
 
 
-def test_one_array_of_segments(isa, dtype):
+def test_one_array_of_segments(each_isa, dtype):
     for lengths in ([(5, 5), (1, 1), (9, 9)], [(5, 2), (1, 9), (9, 4)]):
         packed = Packed(lengths, dtype)
-        check(packed, str(lengths), segment_ids=packed.ids(15))
+        check(each_isa, packed, str(lengths), segment_ids=packed.ids(15))

@@ -17,9 +17,10 @@
  * maximum and sum from a second softmax. Called by backward.c through the table (kernels.h). */
 
 enum {
-    KEY_ROWS = 24,    /* of keys' gradients, computed at a time */
-    DELTA_CHUNK = 16, /* elements of D summed at a time */
-    MASK_KEYS = 16,   /* of the mask's gradient: all may go to one number */
+    KEYS_AT_ONCE = 64, /* of a block: so much of P and dS stays in the nearest cache */
+    KEY_ROWS = 24,     /* of keys' gradients, computed at a time */
+    DELTA_CHUNK = 16,  /* elements of D summed at a time */
+    MASK_KEYS = 16,    /* of the mask's gradient: all may go to one number */
     MAX_PARTS = SA_GRADIENT_TILE_M / LANES,
 };
 
@@ -279,8 +280,8 @@ SA_INLINE void weights_column(const int plain, const sa_gradient_tile *g, const 
         vec left = p;
         if (!plain && how->has_dropout) {
             vmask keep = kept(low, high, u_set((uint32_t)(keys->block + j)), threshold);
-            left = v_select(keep, p, v_zero());
-            grad = v_select(keep, v_mul(grad, keep_factor), v_zero());
+            left = v_mul(p, v_select(keep, v_set(1), v_zero())); /* 0 NaN is NaN */
+            grad = v_mul(grad, v_select(keep, keep_factor, v_zero()));
         }
         grad = v_mul(p, v_sub(grad, delta));
         if (!plain && bends) grad = v_mul(grad, v_load(x->bend + (s - x->tile.s)));
@@ -485,20 +486,16 @@ static void grad_mask(const sa_gradient_tile *g, const backward_scratch *x,
     }
 }
 
-static void backward_block(const sa_gradient_tile *g, const backward_scratch *x, int64_t block) {
+/* Some of a block's keys. */
+static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x, block_keys keys,
+                          int is_ragged) {
     const sa_tile *t = &g->seen;
-    block_keys keys, parts[MAX_PARTS];
-    if (!find_block_keys(t, block, &keys)) return;
-    int num_parts = 0, is_ragged = keys.ranges != SA_FULL || keys.elements != SA_FULL;
-    if (is_ragged) {
-        tile_block_ranges(t, &x->tile, block);
-        keys.safe = !wants(g, SA_GRADIENT_QUERY) ||
-                    known_finite(g->finite_k, t->k, t->k_row, t->k_col, block + keys.begin,
-                                 block + keys.end, t->head_dim);
-    }
+    block_keys parts[MAX_PARTS];
+    int num_parts = 0;
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = at_most(x->tile.n - first, MAX_N);
-        block_keys part = is_ragged ? keys_of_vectors(&x->tile, &keys, first, n) : keys;
+        block_keys part = keys;
+        if (is_ragged) part = keys_of_vectors(&x->tile, &keys, first, n);
         parts[num_parts++] = part;
         if (part.begin >= part.end) {
             hide_part(x, keys.begin, keys.end, first, n);
@@ -514,6 +511,24 @@ static void backward_block(const sa_gradient_tile *g, const backward_scratch *x,
     if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE))
         grad_key_and_value(g, x, &keys, parts, num_parts, is_ragged);
     if (wants(g, SA_GRADIENT_MASK)) grad_mask(g, x, &keys);
+}
+
+static void backward_block(const sa_gradient_tile *g, const backward_scratch *x, int64_t block) {
+    const sa_tile *t = &g->seen;
+    block_keys keys;
+    if (!find_block_keys(t, block, &keys)) return;
+    int is_ragged = keys.ranges != SA_FULL || keys.elements != SA_FULL;
+    if (is_ragged) {
+        tile_block_ranges(t, &x->tile, block);
+        keys.safe = !wants(g, SA_GRADIENT_QUERY) ||
+                    known_finite(g->finite_k, t->k, t->k_row, t->k_col, block + keys.begin,
+                                 block + keys.end, t->head_dim);
+    }
+    for (block_keys some = keys; some.begin < keys.end; some.begin = some.end) {
+        some.end = some.begin - some.begin % KEYS_AT_ONCE + KEYS_AT_ONCE;
+        if (some.end > keys.end) some.end = keys.end;
+        backward_keys(g, x, some, is_ragged);
+    }
 }
 
 static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_begin,

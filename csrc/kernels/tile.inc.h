@@ -151,8 +151,8 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
             hi = x->hi[r] > hi ? x->hi[r] : hi;
         }
     block_keys part = *keys;
-    part.begin = (int)lo & ~3;
-    part.end = (int)hi;
+    if ((int)lo > part.begin) part.begin = (int)lo & ~3;
+    if ((int)hi < part.end) part.end = (int)hi;
     return part;
 }
 
