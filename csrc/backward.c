@@ -22,42 +22,51 @@ typedef struct {
     int worker;
     char *scratch;
     double *sinks;
-    sa_finite finite_v, finite_k;
+    sa_finite finite;
 } worker_state;
 
-/* The keys of a tile in a job's part of them, split by split; 0 if the call must stop. */
-static int walk_keys(worker_state *w, const sa_job *job, const sa_gradient_tile *t) {
-    const sa_backward_kernel *kernel = &w->call->plan->rows.kernels->backward;
-    int64_t begin = job->key_begin > t->seen.begin ? job->key_begin : t->seen.begin;
-    int64_t end = job->key_end < t->seen.end ? job->key_end : t->seen.end;
+typedef void (*split_step)(const sa_gradient_tile *t, void *scratch, int64_t key_begin,
+                           int64_t key_end);
+
+/* Those of keys [begin, end) that the tile sees, split by split; 0 if the call must stop. */
+static int walk_keys(worker_state *w, split_step step, const sa_gradient_tile *t, int64_t begin,
+                     int64_t end) {
+    if (begin < t->seen.begin) begin = t->seen.begin;
+    if (end > t->seen.end) end = t->seen.end;
     for (begin -= begin % SA_BLOCK_N; begin < end; begin += SA_SPLIT_N) {
         int64_t next = begin + SA_SPLIT_N;
-        kernel->split(t, w->scratch, begin, next < end ? next : end);
+        step(t, w->scratch, begin, next < end ? next : end);
         if (sa_must_stop(&w->call->stop, w->worker)) return 0;
     }
     return 1;
 }
 
+/* What the job wants of one tile; 0 if the call must stop. */
+static int compute_tile(worker_state *w, const sa_job *job, sa_gradient_tile *t) {
+    const sa_backward_kernel *kernel = &w->call->plan->rows.kernels->backward;
+    if (kernel->begin(t, w->scratch)) {
+        if (!walk_keys(w, kernel->count, t, 0, INT64_MAX)) return 0;
+        kernel->counted(t, w->scratch);
+    }
+    if (t->wanted & SA_GRADIENT_SINKS)
+        kernel->sinks(t, w->scratch);
+    else if (!walk_keys(w, kernel->split, t, job->key_begin, job->key_end))
+        return 0;
+    if (t->wanted & SA_GRADIENT_QUERY) kernel->finish(t, w->scratch);
+    return !sa_must_stop(&w->call->stop, w->worker);
+}
+
 static int compute_job(worker_state *w, const sa_job *job) {
     const sa_gradient_plan *plan = w->call->plan;
-    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
-    int wanted = job->pass->wanted;
     sa_gradient_tile t;
-    t.seen.finite = &w->finite_v;
-    t.finite_k = &w->finite_k;
+    t.seen.finite = &w->finite;
     for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
     for (int64_t i = 0; i < job->pass->broadcast; ++i)
         for (int64_t tile = job->tile_begin; tile < job->tile_end; ++tile) {
             if (!sa_gradient_tile_of(plan, job, i, tile, w->sinks, &t)) break;
-            kernel->begin(&t, w->scratch);
-            if (wanted & SA_GRADIENT_SINKS)
-                kernel->sinks(&t, w->scratch);
-            else if (!walk_keys(w, job, &t))
-                return 0;
-            if (wanted & SA_GRADIENT_QUERY) kernel->finish(&t, w->scratch);
-            if (sa_must_stop(&w->call->stop, w->worker)) return 0;
+            if (!compute_tile(w, job, &t)) return 0;
         }
-    if (wanted & SA_GRADIENT_SINKS) sa_write_sinks(plan, job, w->sinks);
+    if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(plan, job, w->sinks);
     return 1;
 }
 

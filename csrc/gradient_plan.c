@@ -23,7 +23,10 @@ static void find_broadcast_axes(const sa_problem *p, const sa_array *gradient, i
         ptrdiff_t stride = is_head ? gradient->head : gradient->batch[i];
         int apart = !is_head && p->cu_seqlens_q && has_rows;
         pass->is_broadcast[i] = n > 1 && stride == 0 && !apart;
-        *(pass->is_broadcast[i] ? &pass->broadcast : &pass->own) *= n;
+        if (pass->is_broadcast[i])
+            pass->broadcast *= n;
+        else
+            pass->own *= n;
     }
 }
 
@@ -69,6 +72,7 @@ static void plan_passes(sa_gradient_plan *plan) {
     const sa_problem *p = plan->rows.problem;
     const sa_gradients *g = plan->gradients;
     sa_pass query, key, value, mask, sinks;
+    if (!plan->rows.group) return; /* no heads */
     find_broadcast_axes(p, &g->query, 1, &query);
     find_broadcast_axes(p, &g->key, 1, &key);
     find_broadcast_axes(p, &g->value, 1, &value);
@@ -80,7 +84,7 @@ static void plan_passes(sa_gradient_plan *plan) {
         add_pass(plan, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
         if (!together) add_pass(plan, value, SA_GRADIENT_VALUE, 0, 1);
     }
-    if (g->mask.data && plan->rows.group) {
+    if (g->mask.data) {
         int has_rows = g->mask.row != 0;
         /* A row of a mask that heads share must not be parted by tiles. */
         int parts = g->mask.head != 0 || SA_GRADIENT_TILE_M % plan->rows.group == 0;
@@ -162,15 +166,18 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
     t->grad_k_col = d->key.col;
     t->grad_v_row = d->value.row;
     t->grad_v_col = d->value.col;
+    int64_t head = at.head_kv * group, row = sa_first_query(p, at.b);
+    char *grad_out = sa_row_of(p, &d->out, at.b, head, row);
+    char *grad_q = sa_row_of(p, &d->query, at.b, head, row);
+    char *grad_mask = sa_row_of(p, &d->mask, at.b, head, row);
     t->grad_k = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
     t->grad_v = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
-    for (int r = 0; r < t->seen.rows; ++r) {
-        int64_t head = at.head_kv * group + at.g, row = sa_first_query(p, at.b) + at.i;
-        t->grad_out[r] = sa_row_of(p, &d->out, at.b, head, row);
-        t->grad_q[r] = sa_row_of(p, &d->query, at.b, head, row);
-        if (d->mask.data) t->grad_mask[r] = sa_row_of(p, &d->mask, at.b, head, row);
+    for (int r = 0; r < t->seen.rows; ++r, sa_next_row(&plan->rows, &at)) {
+        t->grad_out[r] = grad_out + at.g * d->out.head + at.i * d->out.row;
+        t->grad_q[r] = grad_q + at.g * d->query.head + at.i * d->query.row;
+        t->grad_mask[r] =
+            d->mask.data ? grad_mask + at.g * d->mask.head + at.i * d->mask.row : NULL;
         t->grad_sink[r] = sinks + at.g;
-        if (++at.g == group) at.g = 0, ++at.i;
     }
     return 1;
 }

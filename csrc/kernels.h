@@ -1,6 +1,6 @@
 /* The border between the loops and the arithmetic: what a kernel set offers, as data.
  *
- * The loops (forward.c, scores.c, rows.c) cut a problem into tiles and hold memory and threads;
+ * The loops (forward.c, backward.c, scores.c, rows.c) cut a problem into tiles and hold memory and threads;
  * a kernel set computes on one tile. A tile is a few query rows that share one key/value head. */
 #ifndef SA_KERNELS_H
 #define SA_KERNELS_H
@@ -54,7 +54,7 @@ typedef struct {
     int rows;
     int64_t head_dim, head_dim_v;
     sa_scoring scoring;
-    sa_finite *finite;            /* the worker's, from tile to tile */
+    sa_finite *finite; /* the worker's, from tile to tile: of V, in the backward pass of K */
     const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     const char *k, *v;
@@ -108,8 +108,7 @@ typedef enum {
  * lse are read. */
 typedef struct {
     sa_tile seen;
-    int wanted;          /* sa_gradient's, joined; sinks stand alone, and so does the mask */
-    sa_finite *finite_k; /* the worker's, from tile to tile */
+    int wanted; /* sa_gradient's, joined; sinks stand alone, and so does the mask */
     const char *grad_out[SA_MAX_TILE_M];
     char *grad_q[SA_MAX_TILE_M], *grad_mask[SA_MAX_TILE_M]; /* the mask's from key 0 */
     double *grad_sink[SA_MAX_TILE_M];
@@ -121,8 +120,12 @@ typedef struct {
 
 typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
-    /* Prepare the scratch for a tile: pack its rows. Rows that are found to see no key lose theirs. */
-    void (*begin)(sa_gradient_tile *t, void *scratch);
+    /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted again:
+     * then `count` for each split of all their keys, and `counted`. Rows that are found to see no key
+     * lose theirs. */
+    int (*begin)(sa_gradient_tile *t, void *scratch);
+    void (*count)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
+    void (*counted)(sa_gradient_tile *t, void *scratch);
     /* Add what the keys of one split give to the gradients of key, value and mask, and sum query's. */
     void (*split)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     /* Add query's sums to its gradient. */

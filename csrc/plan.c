@@ -1,4 +1,5 @@
-/* How a problem is cut: see plan.h. Called by forward.c and scores.c; tile.c fills single tiles. */
+/* How a problem is cut: see plan.h. Called by forward.c, scores.c and gradient_plan.c; tile.c fills single
+ * tiles. */
 
 #include "plan.h"
 

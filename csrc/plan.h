@@ -39,6 +39,8 @@ typedef struct {
     int64_t b, head_kv, i, g;
 } sa_place;
 
+void sa_next_row(const sa_plan *plan, sa_place *at);
+
 /* The same for the t->rows rows that begin there. */
 void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t);
 

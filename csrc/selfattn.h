@@ -55,7 +55,7 @@ typedef struct {
     sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
     double scale;               /* NaN: 1/sqrt(head_dim) */
     double softcap;             /* 0: none */
-    double dropout_p;           /* 0: none; what is dropped: kernels.h */
+    double dropout_p;           /* 0: none; what is dropped: kernels/dropout.inc.h */
     uint64_t dropout_seed;
     /* Arrays whose data is NULL where the option is not given. */
     sa_array mask; /* (..., Hq, L, S) */
@@ -88,7 +88,7 @@ sa_status sa_sum(const sa_problem *problem);
 typedef struct {
     sa_array out;                     /* the gradient that is given */
     sa_array query, key, value, mask; /* mask: of the problem's dtype, whatever the mask's own is */
-    sa_array sinks;
+    sa_array sinks;                   /* written, not added to */
 } sa_gradients;
 
 sa_status sa_attention_backward(const sa_problem *problem, const sa_gradients *gradients);

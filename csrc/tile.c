@@ -74,7 +74,7 @@ static segment_range range_of_segment(const sa_problem *p, int64_t b, int64_t id
     return s;
 }
 
-static void next_row(const sa_plan *plan, sa_place *at) {
+void sa_next_row(const sa_plan *plan, sa_place *at) {
     if (++at->g == plan->group) at->g = 0, ++at->i;
 }
 
@@ -105,7 +105,7 @@ static void fill_rows(const sa_plan *plan, sa_tile *t, sa_place at) {
     char *q = sa_row_of(p, &p->query, at.b, head, first_q);
     char *out = sa_row_of(p, &p->out, at.b, head, first_q);
     char *lse = sa_row_of(p, &p->lse, at.b, head, first_q);
-    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+    for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         t->q[r] = q + at.g * p->query.head + at.i * p->query.row;
         t->out[r] = out + at.g * p->out.head + at.i * p->out.row;
         t->lse[r] = p->lse.data ? lse + at.g * p->lse.head + at.i * p->lse.row : NULL;
@@ -124,7 +124,7 @@ static void fill_segments(const sa_plan *plan, sa_tile *t, sa_place at) {
     if (!plan->segments_ascend)
         t->key_segments = sa_row_of(p, &p->key_segments, at.b, 0, sa_first_key(p, at.b));
     const char *ids = sa_row_of(p, &p->query_segments, at.b, 0, sa_first_query(p, at.b));
-    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+    for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         t->segment[r] = sa_segment_id(ids + at.i * p->query_segments.row, p->segment_size);
         if (!plan->segments_ascend) continue;
         if (r == 0 || t->segment[r] != keys.id) keys = range_of_segment(p, at.b, t->segment[r]);
@@ -142,7 +142,7 @@ static void fill_options(const sa_plan *plan, sa_tile *t, sa_place at) {
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
     if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
-    for (int r = 0; r < t->rows; ++r, next_row(plan, &at)) {
+    for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         int64_t head = at.head_kv * plan->group + at.g;
         if (t->mask_kind)
             t->mask[r] = sa_row_of(p, &p->mask, at.b, head, sa_first_query(p, at.b) + at.i);
@@ -154,28 +154,29 @@ static void fill_options(const sa_plan *plan, sa_tile *t, sa_place at) {
 
 /* What a row's place is called by dropout: a hash of the seed and of the place, to which an axis of
  * length 1 adds nothing (splitmix64's finaliser; Steele, Lea and Flood, 2014). */
-static uint64_t mix(uint64_t z) {
+static uint64_t mix64(uint64_t z) {
     z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
     z = (z ^ z >> 27) * 0x94d049bb133111ebu;
     return z ^ z >> 31;
 }
 
 static uint64_t of_axis(int64_t index, int axis) {
-    return (uint64_t)index * (mix((uint64_t)(axis + 1) * 0x9e3779b97f4a7c15u) | 1);
+    return (uint64_t)index * (mix64((uint64_t)(axis + 1) * 0x9e3779b97f4a7c15u) | 1);
 }
 
 static void fill_dropout(const sa_plan *plan, sa_tile *t, sa_place at) {
     const sa_problem *p = plan->problem;
-    uint64_t of_entry = mix(p->dropout_seed);
+    uint64_t of_entry = mix64(p->dropout_seed);
     int64_t b = at.b;
     if (!t->scoring.has_dropout) return;
     for (int i = p->batch_axes - 1; i >= 0; --i) {
         of_entry += of_axis(b % p->batch_shape[i], p->batch_axes - 1 - i + 2);
         b /= p->batch_shape[i];
     }
-    for (int r = 0; r < SA_MAX_TILE_M; ++r, next_row(plan, &at)) {
+    int lanes = plan->kernels->lanes, padded = (t->rows + lanes - 1) / lanes * lanes;
+    for (int r = 0; r < padded; ++r, sa_next_row(plan, &at)) {
         int64_t head = at.head_kv * plan->group + at.g;
-        uint64_t row = mix(of_entry + of_axis(at.i, 0) + of_axis(head, 1));
+        uint64_t row = mix64(of_entry + of_axis(at.i, 0) + of_axis(head, 1));
         t->drop_low[r] = (uint32_t)row;
         t->drop_high[r] = (uint32_t)(row >> 32);
     }

@@ -81,7 +81,8 @@ def scaled_dot_product_attention_backward(
     weights and dP = grad_out @ value.T::
 
         dS = P * (dP - sum(grad_out * out))
-        grad_query = scale * dS @ key,  grad_key = scale * dS.T @ query,  grad_value = P.T @ grad_out
+        grad_query = scale * dS @ key,  grad_key = scale * dS.T @ query
+        grad_value = P.T @ grad_out
 
     A query that sees no key has gradients of 0 and adds 0 to the others, whatever it holds; so has
     a pair of a query and a key that is masked.

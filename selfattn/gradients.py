@@ -24,6 +24,17 @@ class AttentionGradients(NamedTuple):
         Only with `mask_grad`; 0 where a query does not see the key.
     sinks : array, shape (Hq,), or None
         Only with `sinks_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 4))
+    >>> out, lse = selfattn.scaled_dot_product_attention(query, key, value, return_lse=True)
+    >>> gradients = selfattn.scaled_dot_product_attention_backward(
+    ...     np.ones_like(out), query, key, value, out, lse
+    ... )
+    >>> gradients.key.shape, gradients.attn_mask is None
+    ((5, 4), True)
     """
 
     query: np.ndarray

@@ -1,20 +1,20 @@
 /* Dropout by counters: the place of an element alone says whether it is kept,
  *
- *     x(row, j) = mix(mix(j + low word of row) ^ high word of row),   kept iff x >= threshold
+ *     x(row, j) = mix32(mix32(j + low word of row) ^ high word of row),   kept iff x >= threshold
  *
  * so that any tile, thread, instruction set or slice of the problem, forward or backward, drops the
- * same ones. A row's two words come from the seed and the row's place (tile.c). mix is a bijection of
+ * same ones. A row's two words come from the seed and the row's place (tile.c). mix32 is a bijection of
  * 32 bits (Wellons, "Prospecting for hash functions", 2018). Kept weights are divided by the kept
  * fraction at the end, once for all keys. */
 
-SA_INLINE uvec mix(uvec x) {
+SA_INLINE uvec mix32(uvec x) {
     x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));
     x = u_mul(u_xor(x, u_shift_right(x, 15)), u_set(0x846ca68bu));
     return u_xor(x, u_shift_right(x, 16));
 }
 
 SA_INLINE vmask kept(uvec low, uvec high, uvec key, uvec threshold) {
-    return u_at_least(mix(u_xor(mix(u_add(key, low)), high)), threshold);
+    return u_at_least(mix32(u_xor(mix32(u_add(key, low)), high)), threshold);
 }
 
 /* Down the keys, weights[key][lane]: 0 where dropped, for the rows whose lanes are vector i. */

@@ -16,6 +16,11 @@ typedef struct {
     int safe;
 } block_keys;
 
+/* Whether some row does not see some of the keys, or B is added to a score. */
+SA_INLINE int is_ragged(const block_keys *keys) {
+    return keys->ranges != SA_FULL || keys->elements != SA_FULL;
+}
+
 SA_INLINE int has_elements(const sa_tile *t) {
     return t->mask_kind != SA_MASK_NONE || t->key_segments;
 }
@@ -163,8 +168,8 @@ static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
 /* V is looked at only where a key may be masked: a NaN or inf of it must not reach the queries that
  * do not see it. */
 static void find_whether_safe(const sa_tile *t, block_keys *keys) {
-    keys->safe = (keys->ranges == SA_FULL && keys->elements == SA_FULL) ||
-                 values_finite(t, keys->block + keys->begin, keys->block + keys->end);
+    keys->safe =
+        !is_ragged(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
 }
 
 /* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the last

@@ -34,6 +34,11 @@ typedef struct {
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 
+/* factor sum + c, never -0: then it does not matter whether a sum of nothing but 0 is added. */
+SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
+    return v_add(v_fma(sum, factor, c), v_zero());
+}
+
 /* What becomes of each accumulator at the end of a chunk. The sum of chunks grows in C itself, or
  * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator after
  * another: all sums first and then all stores reads better, and costs 2 to 7 % of the whole. */
@@ -98,9 +103,9 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
                 FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), WHOLE))
         } else if (p->kind == SUM_SCALED) {
             if (first)
-                FOLD(C_AT, v_fma(sum, v_set(p->factor), v_load(C_AT)))
+                FOLD(C_AT, sum_scaled(sum, v_set(p->factor), v_load(C_AT)))
             else
-                FOLD(C_AT, v_fma(WHOLE, v_set(p->factor), v_load(C_AT)))
+                FOLD(C_AT, sum_scaled(WHOLE, v_set(p->factor), v_load(C_AT)))
         } else {
             if (first)
                 FOLD(C_AT, v_fma(v_load(C_AT), v_set(beta[i]), sum))
@@ -182,7 +187,7 @@ static void product_of_visible(int n, const product_args *p, marked which, const
             }
             sum = v_add(sum, acc);
             if (p->kind == SUM_SCALED)
-                sum = v_fma(sum, v_set(p->factor), v_load(out));
+                sum = sum_scaled(sum, v_set(p->factor), v_load(out));
             else if (p->kind == BETA_OF_LANE)
                 sum = v_fma(v_load(out), v_load(p->beta + j * LANES), sum);
             else if (p->kind == BETA_OF_ROW)

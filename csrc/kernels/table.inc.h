@@ -71,6 +71,8 @@ const sa_kernels SA_TABLE = {
             .finish = few_finish},
     .backward = {.scratch_size = backward_scratch_size,
                  .begin = backward_begin,
+                 .count = backward_count,
+                 .counted = backward_counted,
                  .split = backward_split,
                  .finish = backward_finish,
                  .sinks = backward_sinks},

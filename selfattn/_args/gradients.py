@@ -1,4 +1,4 @@
-"""Gradients: the one that is given, with what the forward pass left, and arrays for those wanted."""
+"""Gradients: the one that is given, what the forward pass left, and arrays for those wanted."""
 
 from __future__ import annotations
 

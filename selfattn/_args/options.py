@@ -65,9 +65,9 @@ def _finite(name, x):
 
 def dropout(dropout_p, dropout_seed):
     """A probability, and a seed as a word of 64 bits."""
-    if type(dropout_p) is float and dropout_p == 0.0 and type(dropout_seed) is int:
-        if dropout_seed == 0:
-            return 0.0, 0
+    plain = type(dropout_p) is float and type(dropout_seed) is int
+    if plain and dropout_p == 0.0 and dropout_seed == 0:
+        return 0.0, 0
     p = _finite("dropout_p", dropout_p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")

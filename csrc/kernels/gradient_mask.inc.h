@@ -1,0 +1,49 @@
+/* The gradient of a float mask, from dS of a block:
+ *
+ *     dB[row][key] += dS[key][row]
+ *
+ * Where the mask broadcasts, several of them go to one number: rows that are neighbours are summed first,
+ * then MASK_KEYS keys after another, in an order that no set of kernels changes. Called by
+ * backward.inc.h. */
+
+/* n elements added to those of an array, or all to one where the stride is 0. */
+static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
+    if (stride != 0 || n == 1) {
+        store_strided(p, stride, n, v_add(load_strided(p, stride, n), x));
+        return;
+    }
+    real lanes[LANES], sum = read_real(p);
+    v_store(lanes, x);
+    for (int i = 0; i < n; ++i) sum += lanes[i];
+    write_real(p, sum);
+}
+
+/* LANES rows of dS from row r of the tile on, transposed: n keys of each in a vector. */
+static void transposed(const backward_scratch *x, int key, int n, int r, vec rows[LANES]) {
+    for (int i = 0; i < LANES; ++i)
+        rows[i] = i < n ? v_load(x->ds + (key + i) * x->row + r) : v_zero();
+    v_transpose(rows);
+}
+
+static void grad_mask(const sa_gradient_tile *g, const backward_scratch *x,
+                      const block_keys *keys) {
+    enum { VECTORS = MASK_KEYS / LANES };
+    const sa_tile *t = &g->seen;
+    ptrdiff_t col = g->grad_mask_col;
+    for (int begin = keys->begin, end; begin < keys->end; begin = end) {
+        vec sum[VECTORS], rows[VECTORS][LANES];
+        end = end_of_step(begin, MASK_KEYS, keys->end);
+        for (int i = 0; i < VECTORS; ++i) sum[i] = v_zero();
+        for (int r = 0; r < t->rows; ++r) {
+            int is_last = r + 1 == t->rows || g->grad_mask[r + 1] != g->grad_mask[r];
+            for (int i = 0, key = begin; key < end; ++i, key += LANES) {
+                int n = at_most(end - key, LANES);
+                if (r % LANES == 0) transposed(x, key, n, r, rows[i]);
+                sum[i] = v_add(sum[i], rows[i][r % LANES]);
+                if (!is_last) continue;
+                add_strided(g->grad_mask[r] + (keys->block + key) * col, col, n, sum[i]);
+                sum[i] = v_zero();
+            }
+        }
+    }
+}

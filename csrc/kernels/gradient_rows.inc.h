@@ -1,0 +1,176 @@
+/* The rows of a tile of the backward pass: Q and dO packed both ways, as panels whose lanes are rows and
+ * as rows; for each row its lse and D = dO out, summed over e; and which rows see no key.
+ *
+ * Where an lse does not tell a row's weights (too large a number, or the sink itself, or -inf, which
+ * an overflow may be), the row's maximum and sum are counted again, over all its keys, as in the
+ * forward pass. Called by backward.inc.h. */
+
+enum {
+    DELTA_CHUNK = 16, /* elements of D summed at a time */
+    MAX_LSE = 512,    /* an lse beyond it has lost too much of the sum that it is the log of */
+};
+
+typedef struct {
+    tile_scratch tile; /* Q, S and then P */
+    ptrdiff_t row;
+    ptrdiff_t q_row, out_row; /* elements in a row of the packed Q and dO: whole vectors */
+    real *ds;                 /* dP, and then dS, or dT where a soft cap bends */
+    real *bend;               /* the cap's derivative */
+    real *marks;              /* a set sign where masked, in ragged blocks */
+    real *grad_out, *grad_q;  /* panels like Q's */
+    real *q_rows, *grad_out_rows;
+    real *key_rows; /* sums of a few keys' gradients */
+    real *lse, *delta;
+    real *counted; /* a set sign where P comes from `sums`, and not from lse */
+    partial sums;
+} backward_scratch;
+
+SA_INLINE ptrdiff_t whole_vectors(int64_t n) {
+    return (ptrdiff_t)((n + LANES - 1) / LANES * LANES);
+}
+
+static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
+    size_t row = (size_t)whole_vectors(rows);
+    size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
+    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 5;
+    size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
+    return tile_scratch_size(rows, head_dim) + elements * sizeof(real);
+}
+
+static backward_scratch backward_layout(const sa_gradient_tile *g, void *memory) {
+    const sa_tile *t = &g->seen;
+    backward_scratch x = {.tile = tile_layout(t, memory),
+                          .row = whole_vectors(t->rows),
+                          .q_row = whole_vectors(t->head_dim),
+                          .out_row = whole_vectors(t->head_dim_v)};
+    x.ds = (real *)((char *)memory + tile_scratch_size(t->rows, t->head_dim));
+    x.bend = x.ds + SA_BLOCK_N * x.row;
+    x.marks = x.bend + SA_BLOCK_N * x.row;
+    x.grad_out = x.marks + SA_BLOCK_N * x.row;
+    x.grad_q = x.grad_out + t->head_dim_v * x.row;
+    x.lse = x.grad_q + t->head_dim * x.row;
+    x.delta = x.lse + x.row;
+    x.counted = x.delta + x.row;
+    x.sums.row_max = x.counted + x.row;
+    x.sums.row_sum = x.sums.row_max + x.row;
+    x.q_rows = x.sums.row_sum + x.row;
+    x.grad_out_rows = x.q_rows + t->rows * x.q_row;
+    x.key_rows = x.grad_out_rows + t->rows * x.out_row;
+    return x;
+}
+
+SA_INLINE int wants(const sa_gradient_tile *g, int gradients) {
+    return (g->wanted & gradients) != 0;
+}
+
+/* ------------------------------------------------------------------ Q, dO and D */
+
+/* Rows as they lie, each filled up to whole vectors with 0. */
+static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t length, real *to) {
+    for (int r = 0; r < count; ++r)
+        for (int64_t x = 0; x < length; x += LANES, to += LANES)
+            v_store(to, load_strided(rows[r] + x * col, col, at_most(length - x, LANES)));
+}
+
+/* D of the rows whose lanes are vector i. */
+static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, int i) {
+    const sa_tile *t = &g->seen;
+    const char *rows[LANES];
+    int count = at_most(t->rows - i * LANES, LANES);
+    vec total = v_zero();
+    for (int64_t e = 0; e < t->head_dim_v; e += DELTA_CHUNK) {
+        int n = at_most(t->head_dim_v - e, DELTA_CHUNK);
+        for (int r = 0; r < count; ++r) rows[r] = t->out[i * LANES + r] + e * t->out_col;
+        gather(rows, count, t->out_col, n, 1, 0, x->tile.panel, LANES);
+        vec sum = v_zero();
+        const real *grad = x->grad_out + e * x->row + i * LANES;
+        for (int j = 0; j < n; ++j)
+            sum = v_fma(v_load(grad + j * x->row), v_load(x->tile.panel + j * LANES), sum);
+        total = v_add(total, sum);
+    }
+    return total;
+}
+
+static void pack_tile(sa_gradient_tile *g, void *memory, const backward_scratch *x) {
+    const sa_tile *t = &g->seen;
+    tile_begin(t, memory);
+    for (int i = 0; i < x->tile.n; ++i) {
+        gather(g->grad_out + i * LANES, at_most(t->rows - i * LANES, LANES), g->grad_out_col,
+               t->head_dim_v, 1, 0, x->grad_out + i * LANES, x->row);
+        v_store(x->delta + i * LANES, delta_of_rows(g, x, i));
+    }
+    if (!wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
+    const ptrdiff_t col = sizeof(real);
+    const char *q = (const char *)x->q_rows, *grad_out = (const char *)x->grad_out_rows;
+    pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);
+    pack_rows(g->grad_out, t->rows, g->grad_out_col, t->head_dim_v, x->grad_out_rows);
+    g->q_finite = all_finite(q, x->q_row * col, col, t->rows, t->head_dim);
+    g->grad_out_finite = all_finite(grad_out, x->out_row * col, col, t->rows, t->head_dim_v);
+}
+
+/* ------------------------------------------------------------------ each row's lse */
+
+SA_INLINE int sees_none(const sa_tile *t, int r) { return t->key_lo[r] == t->key_hi[r]; }
+
+static void forget_keys(sa_tile *t, int r) { t->key_lo[r] = t->key_hi[r] = 0; }
+
+/* Whether the row's weights can be had from its lse. */
+static int lse_tells(const sa_tile *t, int r, real lse) {
+    return lse <= MAX_LSE && lse >= -MAX_LSE && !(t->has_sinks && lse == (real)t->sink[r]);
+}
+
+/* Returns whether any row must be counted again. */
+static int find_lse(sa_tile *t, const backward_scratch *x) {
+    int any = 0;
+    partial_clear(x->sums, x->row, 0);
+    for (int r = 0; r < x->row; ++r) {
+        x->lse[r] = (real)INFINITY; /* no weight */
+        x->counted[r] = 0;
+        if (r >= t->rows || sees_none(t, r)) continue;
+        x->lse[r] = read_real(t->lse[r]);
+        if (x->lse[r] == -(real)INFINITY && t->scoring.in_natural_units) {
+            forget_keys(t, r); /* all scores are -inf */
+        } else if (!lse_tells(t, r, x->lse[r])) {
+            x->counted[r] = (real)-0.0;
+            any = 1;
+        }
+    }
+    sa_summarize_ranges(t);
+    return any;
+}
+
+SA_INLINE vmask counted_lanes(const backward_scratch *x, int i) {
+    return v_negative(v_load(x->counted + i * LANES));
+}
+
+/* The maxima and sums of the rows to be counted again, over the keys of one split more. */
+static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_begin,
+                           int64_t key_end) {
+    backward_scratch x = backward_layout(g, memory);
+    const sa_tile *t = &g->seen;
+    units u = units_of(&t->scoring);
+    for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
+        block_keys keys;
+        if (!find_block_keys(t, block, &keys)) continue;
+        tile_block_ranges(t, &x.tile, block);
+        for (int i = 0; i < x.tile.n; ++i) {
+            int at = i * LANES;
+            if (!v_lane_bits(counted_lanes(&x, i))) continue;
+            tile_scores(t, &x.tile, &keys, i, 1);
+            tile_see(t, &x.tile, &keys, i);
+            softmax_column(u, x.tile.s + at, x.row, keys.begin, keys.end, x.sums.row_max + at,
+                           x.sums.row_sum + at, x.tile.rescale + at);
+        }
+    }
+}
+
+/* Afterwards: rows that turned out to see no key lose theirs. */
+static void backward_counted(sa_gradient_tile *g, void *memory) {
+    backward_scratch x = backward_layout(g, memory);
+    sa_tile *t = &g->seen;
+    for (int r = 0; r < t->rows; ++r)
+        if (!sees_none(t, r) && v_lane_bits(counted_lanes(&x, r / LANES)) >> r % LANES & 1 &&
+            x.sums.row_sum[r] == 0)
+            forget_keys(t, r);
+    sa_summarize_ranges(t);
+}

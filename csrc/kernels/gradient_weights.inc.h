@@ -1,0 +1,137 @@
+/* A tile's weights and their gradients, of a block's keys:
+ *
+ *     P[key][lane]   = e^(n S - lse)                               0 where masked
+ *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
+ *     dS[key][lane]  = P * (dP - D)                                0 where masked
+ *
+ * With a soft cap, dT = dS * (1 - tanh^2) takes the place of dS, but for the mask's gradient. With
+ * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged blocks
+ * marks tell by a set sign what is masked. Called by backward.inc.h. */
+
+/* dP for vectors [first, first + n). */
+static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
+                         const block_keys *keys, int first, int n) {
+    const sa_tile *t = &g->seen;
+    product(n, &(product_args){
+                   .m = keys->end - keys->begin,
+                   .k = t->head_dim_v,
+                   .chunk = SA_GRADIENT_CHUNK,
+                   .a = t->v + (keys->block + keys->begin) * t->v_row,
+                   .a_row = t->v_row,
+                   .a_k = t->v_col,
+                   .b = (const char *)(x->grad_out + first * LANES),
+                   .b_k = x->row * (ptrdiff_t)sizeof(real),
+                   .c = x->ds + keys->begin * x->row + first * LANES,
+                   .c_row = x->row,
+                   .kind = BETA_ZERO,
+               });
+}
+
+/* The marks of vector i; after tile_see, which leaves B in the panel. */
+static void mark_masked(const backward_scratch *x, const block_keys *keys, int i) {
+    vec lo = v_load(x->tile.lo + i * LANES), hi = v_load(x->tile.hi + i * LANES);
+    vec masked = v_set((real)-0.0);
+    real *mark = x->marks + keys->begin * x->row + i * LANES;
+    for (int j = keys->begin; j < keys->end; ++j, mark += x->row) {
+        vec m = v_zero();
+        if (keys->elements == SA_RAGGED)
+            m = with_element(m, v_load(x->tile.panel + j * LANES), 0, masked);
+        v_store(mark, in_range(m, lo, v_set((real)j), hi, masked));
+    }
+}
+
+/* P and dS are 0, and marked as masked, for keys [begin, end) and vectors [first, first + n). */
+static void hide_part(const backward_scratch *x, int begin, int end, int first, int n) {
+    for (int j = begin; j < end; ++j)
+        for (int i = first; i < first + n; ++i) {
+            ptrdiff_t at = j * x->row + i * LANES;
+            v_store(x->tile.s + at, v_zero());
+            v_store(x->ds + at, v_zero());
+            v_store(x->marks + at, v_set((real)-0.0));
+        }
+}
+
+/* What the weights of a vector of rows are made of. */
+typedef struct {
+    vec to_natural, lse;
+    /* Of rows that were counted again, if there are any. */
+    int any_counted;
+    vmask counted;
+    vec max;
+    units u;
+    softmax_end end;
+    /* With dropout. */
+    uvec drop_low, drop_high, drop_below;
+    vec keep_factor;
+} row_weights;
+
+static row_weights weights_of_rows(const sa_tile *t, const backward_scratch *x, int i) {
+    const sa_scoring *how = &t->scoring;
+    int at = i * LANES;
+    row_weights w = {.to_natural = v_set(to_real(how->to_natural)), .lse = v_load(x->lse + at)};
+    w.counted = counted_lanes(x, i);
+    w.any_counted = v_lane_bits(w.counted) != 0;
+    if (w.any_counted) {
+        vec max = v_load(x->sums.row_max + at);
+        w.u = units_of(how);
+        w.end = end_of_rows(t, at, max, v_load(x->sums.row_sum + at));
+        w.max = finite_max(max);
+    }
+    if (how->has_dropout) {
+        w.drop_low = u_load(t->drop_low + at);
+        w.drop_high = u_load(t->drop_high + at);
+        w.drop_below = u_set(how->drop_below);
+        w.keep_factor = v_set((real)how->keep_factor);
+    }
+    return w;
+}
+
+/* P of scores. */
+SA_INLINE vec weights_of_scores(const int any_counted, const row_weights *w, vec s) {
+    vec p = v_exp(v_fms(s, w->to_natural, w->lse));
+    if (!any_counted) return p;
+    vec counted = softmax_scaled(weight(v_sub(s, w->max), w->u), w->end);
+    return v_select(w->counted, counted, p);
+}
+
+/* What dropout leaves of P and dP, by multiplication: 0 NaN is NaN. */
+SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
+    vmask keep = kept(w->drop_low, w->drop_high, u_set((uint32_t)key), w->drop_below);
+    *p = v_mul(*p, v_select(keep, v_set(1), v_zero()));
+    *dp = v_mul(*dp, v_select(keep, w->keep_factor, v_zero()));
+}
+
+SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
+
+/* S and dP -> P and dS, for vector i; `plain`, a constant, where no row or key has more to it. */
+SA_INLINE void weights_column(const int plain, const sa_tile *t, const backward_scratch *x,
+                              const row_weights *w, const block_keys *keys, int bends, int i) {
+    int masks = !plain && is_ragged(keys), drops = !plain && t->scoring.has_dropout;
+    ptrdiff_t at = keys->begin * x->row + i * LANES;
+    vec delta = v_load(x->delta + i * LANES);
+    for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
+        vec p = weights_of_scores(!plain && w->any_counted, w, v_load(x->tile.s + at));
+        vec dp = v_load(x->ds + at);
+        if (masks) p = unless_masked(v_load(x->marks + at), p);
+        vec kept_p = p;
+        if (drops) drop(w, keys->block + j, &kept_p, &dp);
+        vec ds = v_mul(p, v_sub(dp, delta));
+        if (!plain && bends) ds = v_mul(ds, v_load(x->bend + at));
+        if (masks) ds = unless_masked(v_load(x->marks + at), ds);
+        v_store(x->tile.s + at, kept_p);
+        v_store(x->ds + at, ds);
+    }
+}
+
+static void weights_of_vector(const sa_gradient_tile *g, const backward_scratch *x,
+                              const block_keys *keys, int i) {
+    const sa_tile *t = &g->seen;
+    int bends = t->scoring.softcap > 0 && !wants(g, SA_GRADIENT_MASK);
+    tile_see_and_bend(t, &x->tile, keys, bends ? x->bend : NULL, i);
+    if (is_ragged(keys)) mark_masked(x, keys, i);
+    row_weights w = weights_of_rows(t, x, i);
+    if (is_ragged(keys) || bends || t->scoring.has_dropout || w.any_counted)
+        weights_column(0, t, x, &w, keys, bends, i);
+    else
+        weights_column(1, t, x, &w, keys, 0, i);
+}
