@@ -67,10 +67,12 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
                           const block_keys *keys) {
     const sa_tile *t = &g->seen;
     block_keys parts[MAX_PARTS];
-    int num_parts = 0;
+    int num_parts = 0, all_safe = keys->safe && g->q_finite && g->grad_out_finite;
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = at_most(x->tile.n - first, MAX_N);
-        block_keys part = is_ragged(keys) ? keys_of_vectors(&x->tile, keys, first, n) : *keys;
+        block_keys part = *keys;
+        if (is_ragged(keys)) part = keys_of_vectors(&x->tile, keys, first, n);
+        if (!all_safe) part.ranges = keys->ranges; /* marks are needed */
         parts[num_parts++] = part;
         if (part.begin >= part.end) {
             hide_part(x, keys->begin, keys->end, first, n);

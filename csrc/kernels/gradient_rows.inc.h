@@ -99,6 +99,7 @@ static void pack_tile(sa_gradient_tile *g, void *memory, const backward_scratch 
                t->head_dim_v, 1, 0, x->grad_out + i * LANES, x->row);
         v_store(x->delta + i * LANES, delta_of_rows(g, x, i));
     }
+    g->q_finite = g->grad_out_finite = 1; /* nobody asks */
     if (!wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
     const ptrdiff_t col = sizeof(real);
     const char *q = (const char *)x->q_rows, *grad_out = (const char *)x->grad_out_rows;

@@ -142,17 +142,21 @@ static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const bloc
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of 4. */
+/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of 4; and
+ * whether all lanes see all of them. */
 static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys, int first, int n) {
-    real lo = SA_BLOCK_N, hi = 0;
-    for (int r = first * LANES; r < (first + n) * LANES; ++r)
-        if (x->lo[r] < x->hi[r]) {
-            lo = x->lo[r] < lo ? x->lo[r] : lo;
-            hi = x->hi[r] > hi ? x->hi[r] : hi;
-        }
+    real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
+    for (int r = first * LANES; r < (first + n) * LANES; ++r) {
+        all_lo = x->lo[r] > all_lo ? x->lo[r] : all_lo;
+        all_hi = x->hi[r] < all_hi ? x->hi[r] : all_hi;
+        if (x->lo[r] == x->hi[r]) continue;
+        lo = x->lo[r] < lo ? x->lo[r] : lo;
+        hi = x->hi[r] > hi ? x->hi[r] : hi;
+    }
     block_keys part = *keys;
     if ((int)lo > part.begin) part.begin = (int)lo & ~3;
     if ((int)hi < part.end) part.end = (int)hi;
+    if (all_lo <= (real)part.begin && (real)part.end <= all_hi) part.ranges = SA_FULL;
     return part;
 }
 
