@@ -56,9 +56,22 @@ static int compute_tile(worker_state *w, const sa_job *job, sa_gradient_tile *t)
     return !sa_must_stop(&w->call->stop, w->worker);
 }
 
+/* Keys' gradients grow where they lie, from 0. */
+static void clear_keys(const sa_gradient_plan *plan, const sa_job *job) {
+    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
+    const sa_problem *p = plan->rows.problem;
+    const sa_array *key = &plan->gradients->key, *value = &plan->gradients->value;
+    int wanted = job->pass->wanted;
+    sa_key_gradients own = sa_key_gradients_of(plan, job);
+    if (wanted & SA_GRADIENT_KEY) kernel->clear(own.key, key->row, key->col, own.rows, p->head_dim);
+    if (wanted & SA_GRADIENT_VALUE)
+        kernel->clear(own.value, value->row, value->col, own.rows, p->head_dim_v);
+}
+
 static int compute_job(worker_state *w, const sa_job *job) {
     const sa_gradient_plan *plan = w->call->plan;
     sa_gradient_tile t;
+    clear_keys(plan, job);
     t.seen.finite = &w->finite;
     for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
     for (int64_t i = 0; i < job->pass->broadcast; ++i)

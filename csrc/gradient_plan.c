@@ -159,6 +159,7 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
     sa_plan_rows(&plan->rows, at, &t->seen);
 
     t->wanted = job->pass->wanted;
+    t->adds_to_query = i > 0 && t->wanted == SA_GRADIENT_QUERY;
     t->grad_out_col = d->out.col;
     t->grad_q_col = d->query.col;
     t->grad_mask_col = d->mask.col;
@@ -180,6 +181,20 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
         t->grad_sink[r] = sinks + at.g;
     }
     return 1;
+}
+
+sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job *job) {
+    const sa_problem *p = plan->rows.problem;
+    const sa_gradients *d = plan->gradients;
+    int64_t b, head_kv;
+    find_entry(p, job, 0, &b, &head_kv);
+    int64_t first = job->key_begin, last = sa_num_keys(p, b);
+    if (last > job->key_end) last = job->key_end;
+    return (sa_key_gradients){
+        .key = sa_row_of(p, &d->key, b, head_kv, sa_first_key(p, b) + first),
+        .value = sa_row_of(p, &d->value, b, head_kv, sa_first_key(p, b) + first),
+        .rows = last > first ? last - first : 0,
+    };
 }
 
 void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const double *sinks) {

@@ -48,6 +48,14 @@ sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i);
 int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
                         double *sinks, sa_gradient_tile *t);
 
+/* The rows of key's and value's gradients that the job owns. */
+typedef struct {
+    char *key, *value;
+    int64_t rows;
+} sa_key_gradients;
+
+sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job *job);
+
 void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const double *sinks);
 
 #endif

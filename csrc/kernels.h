@@ -112,6 +112,7 @@ typedef struct {
     const char *grad_out[SA_MAX_TILE_M];
     char *grad_q[SA_MAX_TILE_M], *grad_mask[SA_MAX_TILE_M]; /* the mask's from key 0 */
     double *grad_sink[SA_MAX_TILE_M];
+    int adds_to_query; /* or else grad_q is only written */
     char *grad_k, *grad_v;
     ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
     ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
@@ -120,6 +121,8 @@ typedef struct {
 
 typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
+    /* rows x cols elements become 0. */
+    void (*clear)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols);
     /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted again:
      * then `count` for each split of all their keys, and `counted`. Rows that are found to see no key
      * lose theirs. */
@@ -128,7 +131,7 @@ typedef struct {
     void (*counted)(sa_gradient_tile *t, void *scratch);
     /* Add what the keys of one split give to the gradients of key, value and mask, and sum query's. */
     void (*split)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
-    /* Add query's sums to its gradient. */
+    /* Write query's sums to its gradient, or add them. */
     void (*finish)(const sa_gradient_tile *t, void *scratch);
     /* Add to each row's grad_sink; it needs no split. */
     void (*sinks)(const sa_gradient_tile *t, void *scratch);

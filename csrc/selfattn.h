@@ -82,13 +82,13 @@ sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
 
-/* The gradients of a problem's inputs, which are added to what these arrays hold: zeros, as a rule.
- * An axis of stride 0 is one that the input is broadcast over: the gradient is summed over it. NULL
+/* The gradients of a problem's inputs: those of query, key, value and sinks are written, that of the
+ * mask is added to what the array holds, zeros as a rule. An axis of stride 0 is one that the input is broadcast over: the gradient is summed over it. NULL
  * data: not asked for. The problem's out and lse are those that attention gave. */
 typedef struct {
     sa_array out;                     /* the gradient that is given */
     sa_array query, key, value, mask; /* mask: of the problem's dtype, whatever the mask's own is */
-    sa_array sinks;                   /* written, not added to */
+    sa_array sinks;
 } sa_gradients;
 
 sa_status sa_attention_backward(const sa_problem *problem, const sa_gradients *gradients);

@@ -295,9 +295,9 @@ cdef class AttentionProblem:
         tuple gradients,
         int num_threads,
     ):
-        """Add the gradients of query, key, value, mask and sinks to those arrays, zeros as a rule.
+        """Write the gradients of query, key, value, mask and sinks into those arrays.
 
-        The last two may be None; that of the mask is of query's dtype.
+        The last two may be None; that of the mask is of query's dtype, and is added to zeros.
         """
         cdef sa_gradients g
         cdef list raised = []

@@ -113,6 +113,12 @@ static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_
         backward_block(g, &x, block);
 }
 
+static void backward_clear(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
+    for (int64_t r = 0; r < rows; ++r, to += row)
+        for (int64_t x = 0; x < cols; x += LANES)
+            store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
+}
+
 static void backward_finish(const sa_gradient_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->seen;
@@ -127,8 +133,8 @@ static void backward_finish(const sa_gradient_tile *g, void *memory) {
             v_transpose(square);
             for (int r = 0; r < LANES && i + r < t->rows; ++r) {
                 char *to = g->grad_q[i + r] + d * col;
-                vec sum = sum_scaled(square[r], scale, load_strided(to, col, n));
-                store_strided(to, col, n, sum);
+                vec before = g->adds_to_query ? load_strided(to, col, n) : v_zero();
+                store_strided(to, col, n, sum_scaled(square[r], scale, before));
             }
         }
 }

@@ -70,6 +70,7 @@ const sa_kernels SA_TABLE = {
             .merge = few_merge,
             .finish = few_finish},
     .backward = {.scratch_size = backward_scratch_size,
+                 .clear = backward_clear,
                  .begin = backward_begin,
                  .count = backward_count,
                  .counted = backward_counted,

@@ -24,9 +24,9 @@ def given(problem, out_shape, grad_out, out, lse):
 
 
 def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
-    """Zeros for the gradients of query, key, value, mask and sinks, the last two if asked for.
+    """Arrays for the gradients of query, key, value, mask and sinks, the last two if asked for.
 
-    Those of mask and sinks are of query's dtype; `finished` gives them their own.
+    Those of mask and sinks are zeros of query's dtype; `finished` gives them their own.
     """
     of_mask = of_sinks = None
     if options.flag("mask_grad", mask_grad):
@@ -39,7 +39,9 @@ def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
         if sinks is None:
             raise ValueError("sinks_grad: expected sinks, got none")
         of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), problem.query.dtype)
-    return *(_zeros_like(x) for x in problem.arrays[:3]), of_mask, of_sinks
+    # Where there are no rows of scores, nothing is written.
+    new = np.zeros if 0 in problem.lse_shape else np.empty
+    return *(_like(x, new) for x in problem.arrays[:3]), of_mask, of_sinks
 
 
 def finished(gradient, x):
@@ -47,11 +49,11 @@ def finished(gradient, x):
     return gradient if gradient is None else gradient.astype(as_array("", x).dtype, copy=False)
 
 
-def _zeros_like(x):
-    """Zeros that lie in memory as `x` does, if each of its rows lies in one piece."""
-    last = x.strides[-1:] == (x.itemsize,)
-    if x.flags.c_contiguous or not last or 0 in x.strides:
-        return np.zeros(x.shape, x.dtype)
+def _like(x, new):
+    """An array that lies in memory as `x` does, if each of its rows lies in one piece."""
+    rows_in_one_piece = x.strides[-1:] == (x.itemsize,)
+    if x.flags.c_contiguous or not rows_in_one_piece or 0 in x.strides:
+        return new(x.shape, x.dtype)
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    zeros = np.zeros([x.shape[axis] for axis in order], x.dtype)
-    return zeros.transpose(np.argsort(order))
+    array = new([x.shape[axis] for axis in order], x.dtype)
+    return array.transpose(np.argsort(order))
