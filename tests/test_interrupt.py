@@ -28,6 +28,7 @@ import os, signal, sys, threading, time
 import numpy as np, selfattn
 from selfattn import _core
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, if this runs in background
 assert _core.force_isa({isa!r})
 n = {threads}
 unit = np.random.default_rng(0).standard_normal((1, 8192, 64)).astype("f4")
