@@ -10,9 +10,15 @@ A call travels one way:
             -> csrc/dispatch.c the kernel table of the best instruction set
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
+`nn` has layers that learn, around these functions; it loads when it is first asked for.
 `reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
 through these rooms.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from ._config import isas, show_config
 from ._threads import get_num_threads, set_num_threads, threads
@@ -22,6 +28,9 @@ from .backward import scaled_dot_product_attention_backward, varlen_attention_ba
 from .gradients import AttentionGradients
 from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
+
+if TYPE_CHECKING:
+    from . import nn as nn
 
 __all__ = [
     "AttentionGradients",
@@ -42,3 +51,15 @@ __all__ = [
     "varlen_attention_backward",
     "weighted_sum",
 ]
+
+_LAZY = ("nn",)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -1,17 +1,22 @@
 """The only validator: what a user gave -> arrays and numbers that the kernels can take as valid.
 
     arrays.py      what an array may be, and where a result goes
+    numbers.py     what an int and what a finite number is
     options.py     each option on its own
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
+    rotary.py      rotary positions
+    layers.py      layers: their sizes, inputs and weights
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
-`varlen.py`, `backward.py` and `steps.py`; what it returns goes to `_core`, which checks nothing.
+`varlen.py`, `backward.py`, `steps.py` and `nn/`; what it returns goes to `_core`, which checks
+nothing.
 """
 
 from .arrays import array, compute_into, same_dtype
 from .gradients import finished, given, wanted
+from .layers import layer_dtype, layer_input, layer_options, layer_sizes, layer_state
 from .options import axis, dropout, flag, num_threads
 from .problems import (
     attention_problem,
@@ -20,6 +25,7 @@ from .problems import (
     sum_problem,
     varlen_problem,
 )
+from .rotary import rotary
 
 __all__ = [
     "array",
@@ -30,8 +36,14 @@ __all__ = [
     "finished",
     "flag",
     "given",
+    "layer_dtype",
+    "layer_input",
+    "layer_options",
+    "layer_sizes",
+    "layer_state",
     "merge_operands",
     "num_threads",
+    "rotary",
     "same_dtype",
     "scores_problem",
     "sum_problem",

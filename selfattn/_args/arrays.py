@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _PLANNED_DTYPES = ("float16", "bfloat16")
 
 
@@ -13,7 +13,7 @@ def array(name, x):
     if type(x) is not np.ndarray:
         x = as_array(name, x)
     dtype = x.dtype
-    if dtype in _DTYPES:
+    if dtype in DTYPES:
         return x
     if dtype.name in _PLANNED_DTYPES and dtype.isnative:
         raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")

@@ -9,6 +9,7 @@ import numpy as np
 
 from .. import _threads
 from .arrays import as_array
+from .numbers import finite, integer
 
 FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
@@ -20,10 +21,7 @@ def num_threads(n):
 
 def axis(name, n, x):
     """An axis of `x`, counted from 0."""
-    try:
-        number = operator.index(n)
-    except TypeError:
-        raise TypeError(f"{name}: expected an int, got {type(n).__name__}") from None
+    number = integer(name, n)
     if not -x.ndim <= number < x.ndim:
         raise ValueError(f"{name}: expected an axis of shape {x.shape}, got {number}")
     return number % x.ndim
@@ -33,7 +31,7 @@ def scale_of(scale, dtype):
     """A float that `dtype` can hold, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
     if scale is None:
         return math.nan
-    scale = _finite("scale", scale)
+    scale = finite("scale", scale)
     if abs(scale) > float(np.finfo(dtype).max):
         raise ValueError(f"scale: expected a number that {dtype} can hold, got {scale}")
     return scale
@@ -41,26 +39,10 @@ def scale_of(scale, dtype):
 
 def softcap_of(softcap):
     """A finite float of 0 or more; 0 is none."""
-    softcap = _finite("softcap", softcap)
+    softcap = finite("softcap", softcap)
     if softcap < 0:
         raise ValueError(f"softcap: expected 0 or more, got {softcap}")
     return softcap
-
-
-def _finite(name, x):
-    try:
-        if isinstance(x, (str, bytes, bytearray, bool, np.bool_)):
-            raise TypeError
-        if isinstance(x, np.ndarray) and x.dtype == bool:
-            raise TypeError
-        number = float(x)
-    except OverflowError:
-        raise ValueError(f"{name}: expected a finite number, got one beyond float64") from None
-    except (TypeError, ValueError):
-        raise TypeError(f"{name}: expected a number, got {type(x).__name__}") from None
-    if not math.isfinite(number):
-        raise ValueError(f"{name}: expected a finite number, got {number}")
-    return number
 
 
 def dropout(dropout_p, dropout_seed):
@@ -68,17 +50,10 @@ def dropout(dropout_p, dropout_seed):
     plain = type(dropout_p) is float and type(dropout_seed) is int
     if plain and dropout_p == 0.0 and dropout_seed == 0:
         return 0.0, 0
-    p = _finite("dropout_p", dropout_p)
+    p = finite("dropout_p", dropout_p)
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")
-    try:
-        if isinstance(dropout_seed, (bool, np.bool_)):
-            raise TypeError
-        seed = operator.index(dropout_seed)
-    except TypeError:
-        raise TypeError(
-            f"dropout_seed: expected an int, got {type(dropout_seed).__name__}"
-        ) from None
+    seed = integer("dropout_seed", dropout_seed)
     if not -(2**63) <= seed < 2**64:
         raise ValueError(f"dropout_seed: expected an int of 64 bits, got {seed}")
     return p, seed % 2**64
@@ -118,7 +93,7 @@ def per_batch(name, x, batch_shape, low, high):
         if not -(2**63) <= x < 2**63:
             raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
         x = np.asarray(x)
-    x = _broadcast(name, _ints(name, x, expected), batch_shape, "the axes before the heads")
+    x = broadcast(name, ints(name, x, expected), batch_shape, "the axes before the heads")
     x = np.array(x, order="C")  # our own: the user's may change while the kernels read it
     high = np.broadcast_to(high, x.shape)
     wrong = (x < low) | (x > high)
@@ -135,7 +110,7 @@ def per_batch(name, x, batch_shape, low, high):
 def mask(attn_mask, scores_shape, dtype):
     """A view of the scores' shape, of bools or floats."""
     x = _of_dtypes("attn_mask", attn_mask, np.dtype(bool), np.dtype(np.float32), dtype)
-    return _broadcast("attn_mask", x, scores_shape, "the scores' shape")
+    return broadcast("attn_mask", x, scores_shape, "the scores' shape")
 
 
 def segments(segment_ids, batch_shape, seqlen_q, seqlen_k):
@@ -159,18 +134,18 @@ def segments(segment_ids, batch_shape, seqlen_q, seqlen_k):
                 "keys, got one array"
             )
     return (
-        _broadcast(
+        broadcast(
             "segment_ids", of_query, (*batch_shape, seqlen_q), "one for each query", last=True
         ),
-        _broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "one for each key", last=True),
+        broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "one for each key", last=True),
     )
 
 
 def _ids(x):
-    return _ints("segment_ids", x, "an array of ints, or a pair of them", kinds="iub")
+    return ints("segment_ids", x, "an array of ints, or a pair of them", kinds="iub")
 
 
-def _ints(name, x, expected, kinds="iu"):
+def ints(name, x, expected, kinds="iu"):
     x = as_array(name, x, expected)
     if x.dtype.kind not in kinds or not x.dtype.isnative:
         raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
@@ -183,9 +158,7 @@ def per_head(name, x, shape, dtype):
     if x.dtype not in (np.float32, dtype):
         expected = " or ".join(dict.fromkeys(("float32", dtype.name)))
         raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
-    return _broadcast(
-        name, x.astype(dtype, copy=False), shape, "one for each query head", last=True
-    )
+    return broadcast(name, x.astype(dtype, copy=False), shape, "one for each query head", last=True)
 
 
 def _of_dtypes(name, x, *dtypes):
@@ -196,7 +169,7 @@ def _of_dtypes(name, x, *dtypes):
     return x
 
 
-def _broadcast(name, x, shape, what, last=False):
+def broadcast(name, x, shape, what, last=False):
     """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
     try:
         if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
@@ -210,7 +183,7 @@ def _broadcast(name, x, shape, what, last=False):
 
 def cumulative(name, x, total):
     """Where packed sequences begin and end: int64, our own, (number of sequences + 1,)."""
-    x = _ints(name, x, "an array of ints")
+    x = ints(name, x, "an array of ints")
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {x.shape}")
     x = np.array(x)  # our own: the user's may change while the kernels read it

@@ -1,0 +1,90 @@
+"""Layers: their sizes and dtype, what goes into them, the weights that are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .arrays import DTYPES, array, as_array
+from .numbers import integer
+
+
+def layer_sizes(embed_dim, num_heads, num_heads_kv, kdim, vdim):
+    """The five as ints that fit together; what is None is as without the option."""
+    embed_dim, num_heads = _size("embed_dim", embed_dim), _size("num_heads", num_heads)
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"num_heads: expected a number that divides embed_dim, {embed_dim}, got {num_heads}"
+        )
+    num_heads_kv = num_heads if num_heads_kv is None else _size("num_heads_kv", num_heads_kv)
+    if num_heads % num_heads_kv:
+        raise ValueError(
+            f"num_heads_kv: expected a number that divides num_heads, {num_heads}, got "
+            f"{num_heads_kv}"
+        )
+    kdim = embed_dim if kdim is None else _size("kdim", kdim)
+    vdim = embed_dim if vdim is None else _size("vdim", vdim)
+    return embed_dim, num_heads, num_heads_kv, kdim, vdim
+
+
+def _size(name, n):
+    n = integer(name, n)
+    if n < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {n}")
+    return n
+
+
+def layer_dtype(dtype):
+    """float32 or float64."""
+    try:
+        found = None if dtype is None else np.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in DTYPES:
+        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return found
+
+
+def layer_input(name, x, width, dtype):
+    """An array (..., rows, width) of the layer's dtype."""
+    x = array(name, x)
+    if x.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, the layer's dtype, got {x.dtype}")
+    if x.ndim < 2 or x.shape[-1] != width:
+        raise ValueError(f"{name}: expected shape (..., rows, {width}), got {x.shape}")
+    return x
+
+
+def layer_options(what, given, names):
+    """Keywords of another function, by name; those that it has not are refused."""
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what}: expected a mapping, got {type(given).__name__}")
+    for name in given:
+        if name not in names:
+            raise TypeError(f"{what}: expected options among {', '.join(names)}, got {name!r}")
+    return dict(given)
+
+
+def layer_state(state, shapes):
+    """The arrays of `state` by name: just those of `shapes`, and each of its shape, of floats."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping of arrays, got {type(state).__name__}")
+    missing = [name for name in shapes if name not in state]
+    beyond = [name for name in state if name not in shapes]
+    if missing or beyond:
+        parts = [
+            f"{word} {', '.join(map(str, names))}"
+            for word, names in (("lacking", missing), ("with", beyond))
+            if names
+        ]
+        raise ValueError(f"state: expected {', '.join(shapes)}, got one {' and '.join(parts)}")
+    arrays = {}
+    for name, shape in shapes.items():
+        x = as_array(name, state[name])
+        if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
+            raise TypeError(f"{name}: expected floats, got {x.dtype!r}")
+        if x.shape != shape:
+            raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
+        arrays[name] = x
+    return arrays

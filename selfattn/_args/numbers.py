@@ -1,0 +1,35 @@
+"""Numbers: what counts as an int, and as a finite float."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+
+def integer(name, x):
+    """`x` as an int; a bool is none."""
+    try:
+        if isinstance(x, (bool, np.bool_)):
+            raise TypeError
+        return operator.index(x)
+    except TypeError:
+        raise TypeError(f"{name}: expected an int, got {type(x).__name__}") from None
+
+
+def finite(name, x):
+    """`x` as a float that is neither infinite nor NaN; a bool or a text is none."""
+    try:
+        if isinstance(x, (str, bytes, bytearray, bool, np.bool_)):
+            raise TypeError
+        if isinstance(x, np.ndarray) and x.dtype == bool:
+            raise TypeError
+        number = float(x)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got one beyond float64") from None
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {type(x).__name__}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name}: expected a finite number, got {number}")
+    return number

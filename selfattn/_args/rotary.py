@@ -1,0 +1,85 @@
+"""Rotary positions: where rows stand, which elements pair up, how fast each pair turns."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .arrays import as_array
+from .numbers import finite, integer
+from .options import broadcast, ints, per_batch
+
+_LAYOUTS = ("half", "interleaved")
+_FARTHEST = 2**53  # the integers up to here are float64s, as angles need
+
+
+def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
+    """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
+
+    Returns float64 arrays of both, the number of elements that turn, and whether pairs are halves.
+    """
+    if x.ndim < 2:
+        raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
+    if not isinstance(layout, str):
+        raise TypeError(f"layout: expected a str, got {type(layout).__name__}")
+    if layout not in _LAYOUTS:
+        raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
+    rotary_dim = _rotary_dim(name, rotary_dim, x.shape[-1])
+    frequencies = _frequencies(frequencies, theta, rotary_dim)
+    return _positions(offset, positions, x), frequencies, rotary_dim, layout == "half"
+
+
+def _rotary_dim(name, rotary_dim, head_dim):
+    if rotary_dim is None:
+        if head_dim % 2:
+            raise ValueError(
+                f"{name}: expected an even head_dim, its last axis, got {head_dim} "
+                "(rotary_dim turns a part of it)"
+            )
+        return head_dim
+    rotary_dim = integer("rotary_dim", rotary_dim)
+    if not 0 <= rotary_dim <= head_dim or rotary_dim % 2:
+        raise ValueError(
+            f"rotary_dim: expected an even number from 0 to head_dim, {head_dim}, got {rotary_dim}"
+        )
+    return rotary_dim
+
+
+def _frequencies(frequencies, theta, rotary_dim):
+    theta = finite("theta", theta)
+    if theta <= 0:
+        raise ValueError(f"theta: expected a number above 0, got {theta}")
+    if frequencies is None:
+        return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
+    frequencies = as_array("frequencies", frequencies)
+    if frequencies.dtype not in (np.float32, np.float64):
+        raise TypeError(f"frequencies: expected float32 or float64, got {frequencies.dtype!r}")
+    if frequencies.shape != (rotary_dim // 2,):
+        raise ValueError(
+            f"frequencies: expected shape ({rotary_dim // 2},), one for each pair, got "
+            f"{frequencies.shape}"
+        )
+    if not np.isfinite(frequencies).all():
+        raise ValueError(f"frequencies: expected finite numbers, got {frequencies}")
+    return frequencies.astype(np.float64)
+
+
+def _positions(offset, positions, x):
+    """float64, (L,) for two axes, else (..., 1, L): one axis for all heads."""
+    batch_shape, length = x.shape[:-3], x.shape[-2]
+    starts = per_batch("offset", offset, batch_shape, -_FARTHEST, _FARTHEST)
+    if positions is None:
+        positions = starts[..., None] + np.arange(length)
+    elif starts.any():
+        raise ValueError(f"offset: expected none beside positions, got {offset}")
+    else:
+        positions = ints("positions", positions, "an array of ints")
+        beyond = (positions < -_FARTHEST) | (positions > _FARTHEST)
+        if beyond.any():
+            raise ValueError(
+                f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
+                f"{positions[beyond][0]}"
+            )
+        shape = (*batch_shape, length)
+        positions = broadcast("positions", positions, shape, "one for each row", last=True)
+    positions = positions.astype(np.float64)
+    return positions if x.ndim == 2 else positions[..., None, :]

@@ -1,0 +1,162 @@
+"""Arrays by name in a file: weights, or all that training needs to go on. Called by users.
+
+By NumPy (.npz), or by the package safetensors where it is installed (.safetensors, which other
+frameworks and Hugging Face's models use).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+_SUFFIXES = (".npz", ".safetensors")
+_RESERVED = ("file", "allow_pickle")  # np.savez's own
+
+
+def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+    """Save arrays by name: a layer's `state_dict()`, say.
+
+    Parameters
+    ----------
+    state : mapping of str to array
+        Numbers or bools, of any shape.
+    path : str or path
+        Its suffix is the format: `.npz`, or `.safetensors` (`pip install safetensors`). A file
+        that is there is replaced, at once and as a whole: one that cannot be written to its end
+        leaves it as it was.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For something else than arrays of numbers by name; for another suffix.
+    OSError
+        When the file cannot be written.
+    ModuleNotFoundError
+        When the package safetensors is needed and missing.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np
+    >>> from selfattn import nn
+    >>> path = os.path.join(tempfile.mkdtemp(), "weights.npz")
+    >>> nn.save(nn.MultiheadAttention(8, 2, seed=0).state_dict(), path)
+    >>> layer = nn.MultiheadAttention(8, 2)
+    >>> layer.load_state_dict(nn.load(path))
+    """
+    path = _path(path)
+    arrays = _arrays(state)
+    write = _write_npz if path.suffix == ".npz" else _safetensors().save_file
+    # In the same folder, so that it can be moved into place.
+    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    try:
+        write(arrays, temporary)
+        os.chmod(temporary, _mode(path))
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Load what `save`, NumPy or safetensors saved: arrays by name.
+
+    Parameters
+    ----------
+    path : str or path
+        Its suffix is the format: `.npz` or `.safetensors` (`pip install safetensors`).
+
+    Returns
+    -------
+    dict of str to array
+        In memory of their own. Nothing in the file is run: pickled objects are refused.
+
+    Raises
+    ------
+    ValueError
+        For another suffix; for a file that does not hold what its suffix says.
+    OSError
+        When the file cannot be read.
+    ModuleNotFoundError
+        When the package safetensors is needed and missing.
+
+    Examples
+    --------
+    >>> import os, tempfile, numpy as np
+    >>> from selfattn import nn
+    >>> path = os.path.join(tempfile.mkdtemp(), "step.npz")
+    >>> nn.save({"step": np.array(7)}, path)
+    >>> nn.load(path)
+    {'step': array(7)}
+    """
+    path = _path(path)
+    if path.suffix == ".npz":
+        with open(path, "rb") as file:
+            return _read_npz(file, path)
+    library = _safetensors()
+    content = path.read_bytes()
+    try:
+        return library.load(content)
+    except Exception as error:
+        raise ValueError(f"path: expected a .safetensors file, got {path}: {error}") from error
+
+
+def _path(path):
+    try:
+        path = Path(path)
+    except TypeError:
+        raise TypeError(f"path: expected a str or a path, got {type(path).__name__}") from None
+    if path.suffix not in _SUFFIXES:
+        raise ValueError(f"path: expected a name that ends in .npz or .safetensors, got {path}")
+    return path
+
+
+def _arrays(state):
+    """The arrays, each in one piece: what safetensors can write."""
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state: expected a mapping of arrays, got {type(state).__name__}")
+    arrays = {}
+    for name, x in state.items():
+        if not isinstance(name, str) or name in _RESERVED:
+            raise ValueError(f"state: expected names other than {_RESERVED}, got {name!r}")
+        x = np.asarray(x)
+        if x.dtype.kind not in "biuf" and x.dtype.name != "bfloat16":
+            raise TypeError(f"{name}: expected an array of numbers, got {x.dtype!r}")
+        arrays[name] = np.ascontiguousarray(x).reshape(x.shape)
+    return arrays
+
+
+def _write_npz(arrays, path):
+    np.savez(path, **arrays)
+
+
+def _read_npz(file, path):
+    try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("it is not a zip file")
+        file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+        raise ValueError(f"path: expected a .npz file, got {path}: {error}") from error
+
+
+def _safetensors():
+    import safetensors.numpy
+
+    return safetensors.numpy
+
+
+def _mode(path):
+    """The permissions of the file that is there, else those that a new one gets."""
+    try:
+        return path.stat().st_mode & 0o7777
+    except FileNotFoundError:
+        mask = os.umask(0)
+        os.umask(mask)
+        return 0o666 & ~mask

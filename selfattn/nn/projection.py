@@ -1,0 +1,108 @@
+"""The projections of a layer: where their weights stand under torch's names, forward, backward.
+
+    y = x W' + b        dx = dy W        dW = dy' x        db = sum of dy over the rows
+
+Query, key and value come from one packed matrix, `in_proj_weight`, whose rows are those of the
+query, then the key's, then the value's; from three where keys or values have a width of their own.
+Called by `multihead.py`; the products are NumPy's BLAS's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..steps import project
+
+_APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which parameters a layer has, and which rows of them project to query, key and value."""
+
+    embed_dim: int
+    kv_dim: int
+    kdim: int
+    vdim: int
+    bias: bool
+
+    @property
+    def is_packed(self) -> bool:
+        return self.kdim == self.vdim == self.embed_dim
+
+    @property
+    def rows(self) -> tuple[slice, slice, slice]:
+        """Those of query, key and value in what is packed, the bias always."""
+        ends = (self.embed_dim, self.embed_dim + self.kv_dim, self.embed_dim + 2 * self.kv_dim)
+        return slice(0, ends[0]), slice(ends[0], ends[1]), slice(ends[1], ends[2])
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each parameter, in the order of torch's `state_dict`."""
+        total = self.rows[-1].stop
+        if self.is_packed:
+            shapes = {"in_proj_weight": (total, self.embed_dim)}
+        else:
+            heights = (self.embed_dim, self.kv_dim, self.kv_dim)
+            widths = (self.embed_dim, self.kdim, self.vdim)
+            shapes = dict(zip(_APART, zip(heights, widths, strict=True), strict=True))
+        if self.bias:
+            shapes["in_proj_bias"] = (total,)
+        shapes["out_proj.weight"] = (self.embed_dim, self.embed_dim)
+        if self.bias:
+            shapes["out_proj.bias"] = (self.embed_dim,)
+        return shapes
+
+    def initial(self, rng: np.random.Generator, dtype: np.dtype) -> dict[str, np.ndarray]:
+        """Parameters drawn as torch draws them: uniform within bounds of the sizes, biases 0."""
+        params = {}
+        for name, shape in self.shapes.items():
+            if len(shape) == 1:
+                params[name] = np.zeros(shape, dtype)
+                continue
+            is_out = name == "out_proj.weight"
+            bound = 1 / math.sqrt(shape[1]) if is_out else math.sqrt(6 / sum(shape))
+            params[name] = rng.uniform(-bound, bound, shape).astype(dtype)
+        return params
+
+    def of_inputs(self, arrays: dict[str, np.ndarray]) -> list[tuple]:
+        """Views of the weight and the bias (or None) of query, key and value."""
+        if self.is_packed:
+            weights = [arrays["in_proj_weight"][rows] for rows in self.rows]
+        else:
+            weights = [arrays[name] for name in _APART]
+        biases = [arrays["in_proj_bias"][rows] if self.bias else None for rows in self.rows]
+        return list(zip(weights, biases, strict=True))
+
+    def of_output(self, arrays: dict[str, np.ndarray]) -> tuple:
+        """The weight and the bias (or None) of the output."""
+        return arrays["out_proj.weight"], arrays.get("out_proj.bias")
+
+    def project(self, inputs, params) -> list[np.ndarray]:
+        """Query, key and value rows of three inputs: by one product where they are one array."""
+        x, *others = inputs
+        if self.is_packed and all(other is x for other in others):
+            y = project(x, params["in_proj_weight"], params.get("in_proj_bias"))
+            return [y[..., rows] for rows in self.rows]
+        return [
+            project(x, weight, bias)
+            for x, (weight, bias) in zip(inputs, self.of_inputs(params), strict=True)
+        ]
+
+
+def grad_of_input(grad_y, weight) -> np.ndarray:
+    """dx of the formulas above."""
+    rows = grad_y.reshape(math.prod(grad_y.shape[:-1]), len(weight))
+    return (rows @ weight).reshape(*grad_y.shape[:-1], weight.shape[1])
+
+
+def write_grads(grad_y, x, grad_weight, grad_bias) -> None:
+    """dW, and db where it is not None, are written."""
+    count = math.prod(x.shape[:-1])
+    rows_y, rows_x = grad_y.reshape(count, len(grad_weight)), x.reshape(count, x.shape[-1])
+    np.matmul(rows_y.T, rows_x, out=grad_weight)
+    if grad_bias is not None:
+        np.matmul(np.ones(count, x.dtype), rows_y, out=grad_bias)
