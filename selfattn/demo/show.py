@@ -1,6 +1,6 @@
 """The demo in a terminal, page by page, by rich: the walk, or a head of MiniLM; and how it ran.
 
-Called by `__init__.py`; the tables and heat maps are those of `tables.py`.
+Called by `__init__.py` and `learn/show.py`; the tables and heat maps are those of `tables.py`.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ def walk(console: Console, result: Walk, focus: int | None, is_hashed: bool) -> 
 
     console.print(Text(f"Self-attention on “{result.example.sentence}”", "bold"))
     if is_hashed:
-        _say(
+        say(
             console,
             "These vectors come from a hash of each word, the weights are the example's: nothing "
             "here is learned. For the attention of a real sentence encoder:",
         )
         console.print(Text(f"    {INSTALL}", "bold"))
-    _heading(console, "x", "Words", f"a vector of {d_model} numbers each")
+    heading(console, "x", "Words", f"a vector of {d_model} numbers each")
     tables.numbers(console, plan, {"": x})
-    _heading(console, "1", "Project", "query = x·Wqᵀ + bq   key = x·Wkᵀ + bk   value = x·Wvᵀ + bv")
+    heading(console, "1", "Project", "query = x·Wqᵀ + bq   key = x·Wkᵀ + bk   value = x·Wvᵀ + bv")
     parts = {"query": result.query, "key": result.key, "value": result.value}
     tables.numbers(console, plan, parts)
-    _heading(console, "2", "Score", f"query · key / √{d_k}, each word (row) against each (column)")
+    heading(console, "2", "Score", f"query · key / √{d_k}, each word (row) against each (column)")
     tables.scores(console, plan, result.scores)
-    _heading(console, "3", "Softmax", "the attention map: how much each row attends to each column")
+    heading(console, "3", "Softmax", "the attention map: how much each row attends to each column")
     tables.heat_map(console, plan, result.weights)
     if focus is not None:
         console.print()
-        _say(console, f"“{words[focus]}” attends to")
+        say(console, f"“{words[focus]}” attends to")
         tables.bars(console, words, result.weights[focus])
-    _heading(console, "4", "Weighted sum", "of the values, by the map: what each word becomes")
+    heading(console, "4", "Weighted sum", "of the values, by the map: what each word becomes")
     tables.numbers(console, plan, {"": result.out})
     shape = f"one head of {_words(len(words))}"
     _footer(console, result.seconds, result.calls, shape, result.differences)
@@ -63,14 +63,14 @@ def head(console: Console, word: str | None, found: Sharpest) -> None:
 
     console.print(Text(f"Self-attention on “{found.sentence}”", "bold"))
     _, heads, length, _ = found.shape
-    _say(
+    say(
         console,
         f"The sentence encoder all-MiniLM-L6-v2, its real weights: {MiniLM.num_layers} layers of "
         f"{heads} heads, {length} tokens.",
     )
     if found.left_out:
         limit = f"the {MiniLM.max_tokens} tokens that it reads"
-        _say(console, f"Left out, past {limit}: {_words(found.left_out)}.")
+        say(console, f"Left out, past {limit}: {_words(found.left_out)}.")
     console.print()
     among = ""
     if word is None and found.candidates > 1:
@@ -91,22 +91,23 @@ def head(console: Console, word: str | None, found: Sharpest) -> None:
     most = "anything else, for want of another word" if found.has_no_other else "one other word"
     aside = "" if found.has_no_other else "itself, [CLS], [SEP], punctuation, and "
     neighbourly = " and ".join(f"{layer + 1}.{head + 1}" for layer, head in found.by_position)
-    _say(
+    say(
         console,
         f"Sharpest: the most weight on {most}. Not counted: {aside}the heads {neighbourly} "
         "(layer.head), which look at a neighbouring token, whatever it is.",
     )
-    _heading(console, "", "Map of that head", "how much each row attends to each column")
+    heading(console, "", "Map of that head", "how much each row attends to each column")
     plan = tables.plan(console, found.labels, 4, row, found.focus, first=0)
     tables.heat_map(console, plan, found.map)
     console.print()
-    _say(console, f"“{focus}” attends to")
+    say(console, f"“{focus}” attends to")
     tables.bars(console, found.labels, row)
     shape = f"a layer's {heads} heads of {length} tokens"
     _footer(console, found.seconds, found.calls, shape, {"fused": found.difference})
 
 
-def _heading(console: Console, number: str, name: str, what: str) -> None:
+def heading(console: Console, number: str, name: str, what: str) -> None:
+    """Begin a part: its number or nothing, its name, and what it shows."""
     console.print()
     title = f"{number}  {name}" if number else name
     console.print(Text.assemble((title, "bold"), (f"  {what}", "dim")))
@@ -136,7 +137,8 @@ def _time(seconds: float) -> str:
     return f"{seconds * 1e6:.1f} µs" if seconds < 1e-3 else f"{seconds * 1e3:.2f} ms"
 
 
-def _say(console: Console, text: str) -> None:
+def say(console: Console, text: str) -> None:
+    """Print a sentence beside what is shown."""
     console.print(Text(text, "dim"))
 
 

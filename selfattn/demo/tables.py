@@ -1,4 +1,4 @@
-"""Tables and heat maps for a terminal, by rich. Called by `show.py`.
+"""Tables and heat maps for a terminal, by rich. Called by `show.py` and `learn/show.py`.
 
 A heat map's cells carry their number, so that it reads without colour too. What is too wide for
 the terminal is cut to the words that matter most, and the rest of a row's weight is summed up.
@@ -70,14 +70,14 @@ def plan(
     are_named = not is_cut and widened * len(labels) <= width - named
     if are_named:
         cell, label = widened, named
-        columns = [_short(labels[i]) for i in shown]
+        columns = [short(labels[i]) for i in shown]
     else:
         columns = [str(i + first) for i in shown]
     rows = []
     for i in shown:
         count = "" if are_named else f"{i + first:{number}} "
         is_focus = i == focus
-        name = ("> " if is_focus else "  ") + count + _short(labels[i])
+        name = ("> " if is_focus else "  ") + count + short(labels[i])
         rows.append(Text(name, "bold" if is_focus else ""))
     return Plan(shown, is_cut, rows, columns, cell, label)
 
@@ -117,7 +117,7 @@ def _grid(
     for row, i in zip(plan.rows, plan.shown, strict=True):
         cells = [cell(values[i, j], plan.cell) for j in plan.shown]
         if rest:
-            cells.append(Text(" ") + _shaded(1.0 - values[i, plan.shown].sum(), _REST - 1))
+            cells.append(Text(" ") + shaded(1.0 - values[i, plan.shown].sum(), _REST - 1))
         table.add_row(row, *cells)
     return table
 
@@ -129,14 +129,14 @@ def scores(console: Console, plan: Plan, values: np.ndarray) -> None:
 
 def heat_map(console: Console, plan: Plan, weights: np.ndarray) -> None:
     """Print a map of weights from 0 to 1, its cells shaded."""
-    console.print(_grid(plan, weights, _shaded, rest=plan.is_cut))
+    console.print(_grid(plan, weights, shaded, rest=plan.is_cut))
 
 
 def _signed(value: float, width: int) -> Text:
     return Text(_right(f"{value:.2f}", width))
 
 
-def _shaded(weight: float, width: int) -> Text:
+def shaded(weight: float, width: int) -> Text:
     """A weight from 0 to 1 on a background from dark to bright."""
     red, green, blue = _colour(float(weight))
     is_bright = 0.3 * red + 0.59 * green + 0.11 * blue > 110
@@ -171,9 +171,10 @@ def bars(console: Console, labels: Sequence[str], row: np.ndarray) -> None:
     for i in np.argsort(-row, kind="stable")[:_BARS]:
         red, green, blue = _colour(float(row[i]))
         bar = Text(block * round(float(row[i]) * _BAR), f"rgb({red},{green},{blue})")
-        table.add_row(Text(_short(labels[i])), _share(row[i]), bar)
+        table.add_row(Text(short(labels[i])), _share(row[i]), bar)
     console.print(table)
 
 
-def _short(label: str) -> str:
+def short(label: str) -> str:
+    """A label, cut to what a table has room for."""
     return label if cell_len(label) <= _LABEL else set_cell_size(label, _LABEL - 1) + "…"
