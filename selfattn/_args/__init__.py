@@ -16,7 +16,7 @@ nothing.
 
 from .arrays import array, compute_into, same_dtype
 from .gradients import finished, given, wanted
-from .layers import layer_dtype, layer_input, layer_options, layer_sizes, layer_state
+from .layers import layer_dtype, layer_input, layer_leading, layer_options, layer_sizes, layer_state
 from .options import axis, dropout, flag, num_threads
 from .problems import (
     attention_problem,
@@ -38,6 +38,7 @@ __all__ = [
     "given",
     "layer_dtype",
     "layer_input",
+    "layer_leading",
     "layer_options",
     "layer_sizes",
     "layer_state",

@@ -41,7 +41,7 @@ def layer_dtype(dtype):
         found = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    if found not in DTYPES:
+    if found is None or found not in DTYPES:
         raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
     return found
 
@@ -54,6 +54,20 @@ def layer_input(name, x, width, dtype):
     if x.ndim < 2 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., rows, {width}), got {x.shape}")
     return x
+
+
+def layer_leading(x, *contexts):
+    """The broadcast of all axes before the rows."""
+    leading = x.shape[:-2]
+    for context in contexts:
+        try:
+            leading = np.broadcast_shapes(leading, context.shape[:-2])
+        except ValueError:
+            raise ValueError(
+                f"context: expected leading axes that broadcast with {leading}, got "
+                f"{context.shape[:-2]}"
+            ) from None
+    return leading
 
 
 def layer_options(what, given, names):

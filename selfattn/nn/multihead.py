@@ -177,7 +177,7 @@ class MultiheadAttention:
         inputs, given = self._inputs(x, context)
         turns = _turns(rope, options)
         rows = self._rows(inputs, turns)
-        leading = np.broadcast_shapes(*(array.shape[:-2] for array in inputs))
+        leading = _args.layer_leading(*inputs)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
         result = scaled_dot_product_attention(
             *rows, enable_gqa=True, return_lse=keep, out=self._heads(merged), **options

@@ -5,12 +5,14 @@
 Everything is computed in float64 and returned in the dtype of the inputs, one plain step after
 another, the whole L x S matrix in memory. Slow on purpose: the tests compare the kernels with it,
 and nothing in the package's fast path calls it. Arguments are taken as valid; shapes, names and
-meanings are those of the public functions in `attention.py`, `varlen.py` and `steps.py`.
+meanings are those of the public functions in `attention.py`, `varlen.py`, `steps.py` and `nn/`.
 
     steps.py           project, scores, softmax, weighted sum, each on its own
     attention.py       all of them at once; merge_states
     backward.py        the gradients
     varlen.py          packed sequences, forward and backward
+    layer.py           the learnable layer, forward and backward
+    rotary.py          rotary positions
       scores.py        the scores and the masks, rule by rule
       distribution.py  softmax, with sinks, and sums that leave out what is masked
       dropout.py       which weights dropout keeps
@@ -20,6 +22,8 @@ meanings are those of the public functions in `attention.py`, `varlen.py` and `s
 from .attention import merge_states, scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward
 from .dropout import dropout_kept
+from .layer import multihead_attention, multihead_attention_backward
+from .rotary import rope, rope_backward
 from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention, varlen_attention_backward
 
@@ -27,7 +31,11 @@ __all__ = [
     "attention_weights",
     "dropout_kept",
     "merge_states",
+    "multihead_attention",
+    "multihead_attention_backward",
     "project",
+    "rope",
+    "rope_backward",
     "scaled_dot_product",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",

@@ -1,0 +1,164 @@
+"""nn.save and nn.load: what comes back, what is refused, what a failure leaves behind."""
+
+import os
+import stat
+import sys
+
+import numpy as np
+import pytest
+
+from selfattn import nn
+
+
+@pytest.fixture(params=[".npz", ".safetensors"])
+def path(request, tmp_path):
+    if request.param == ".safetensors":
+        pytest.importorskip("safetensors")
+    return tmp_path / f"weights{request.param}"
+
+
+STATE = {
+    "half": np.arange(6, dtype=np.float16).reshape(2, 3),
+    "in_proj.weight": np.array([[0.1, -0.0], [np.inf, np.nan]], np.float32),
+    "first.out_proj.bias": np.array([1e-300, 5e-324]),
+    "bytes": np.arange(5, dtype=np.uint8),
+    "long": np.array([2**62, -1]),
+    "flags": np.array([True, False]),
+    "step": np.array(1234),
+    "none": np.empty((0, 3), np.float32),
+    "columns": np.arange(12.0).reshape(3, 4)[:, ::2].T,
+}
+
+
+def test_round_trip(path):
+    nn.save(STATE, path)
+    loaded = nn.load(path)
+    assert set(loaded) == set(STATE)
+    for name, x in STATE.items():
+        assert (loaded[name].dtype, loaded[name].shape) == (x.dtype, x.shape), name
+        assert loaded[name].tobytes() == x.tobytes(), name
+        loaded[name][...] = 0  # it is memory of its own
+    assert nn.load(path)["step"] == 1234
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_foreign_byte_order_keeps_its_numbers(path):
+    x = np.arange(4.0).astype(">f8")
+    nn.save({"x": x}, str(path))
+    np.testing.assert_array_equal(nn.load(str(path))["x"], x)
+
+
+def test_a_layer_moves_through_a_file(path, rng):
+    layer, other = (nn.MultiheadAttention(8, 2, seed=seed) for seed in (0, 1))
+    x = rng.standard_normal((5, 8)).astype(np.float32)
+    assert (layer.forward(x) != other.forward(x)).any()
+    nn.save(layer.state_dict(), path)
+    other.load_state_dict(nn.load(path))
+    np.testing.assert_array_equal(layer.forward(x), other.forward(x))
+
+
+def test_files_of_others(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", x=np.arange(3))
+    np.testing.assert_array_equal(nn.load(tmp_path / "a.npz")["x"], np.arange(3))
+    library = pytest.importorskip("safetensors.numpy")
+    library.save_file({"y": np.ones(2, np.float32)}, tmp_path / "b.safetensors")
+    np.testing.assert_array_equal(nn.load(tmp_path / "b.safetensors")["y"], np.ones(2))
+    nn.save({"z": np.ones(2)}, tmp_path / "c.safetensors")
+    np.testing.assert_array_equal(library.load_file(tmp_path / "c.safetensors")["z"], np.ones(2))
+
+
+@pytest.mark.parametrize("content", [b"", b"no such thing", b"\x80\x04N."])
+def test_garbage(path, content):
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"path: expected a {path.suffix} file, got .*{path.name}"):
+        nn.load(path)
+
+
+def test_truncated(path):
+    nn.save(STATE, path)
+    whole = path.read_bytes()
+    for length in (len(whole) // 3, len(whole) - 5):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"path: expected a {path.suffix} file"):
+            nn.load(path)
+
+
+def test_a_pickle_is_not_run(tmp_path):
+    path = tmp_path / "evil.npz"
+    np.savez(path, x=np.array([print, None], object))
+    with pytest.raises(ValueError, match=r"expected a \.npz file.*allow_pickle"):
+        nn.load(path)
+
+
+def test_missing(path):
+    with pytest.raises(FileNotFoundError, match=path.name):
+        nn.load(path)
+    with pytest.raises(FileNotFoundError):
+        nn.save(STATE, path.parent / "nowhere" / path.name)
+
+
+@pytest.mark.parametrize("path", ["weights", "weights.pt", "weights.npz.gz", ".npz"])
+def test_other_suffixes(path):
+    for call in (lambda: nn.load(path), lambda: nn.save({}, path)):
+        with pytest.raises(ValueError, match=r"path: expected a name that ends in \.npz or"):
+            call()
+    with pytest.raises(TypeError, match="path: expected a str or a path, got int"):
+        nn.load(3)
+
+
+@pytest.mark.parametrize(
+    ("state", "error", "message"),
+    [
+        ([], TypeError, "state: expected a mapping of arrays, got list"),
+        ({1: np.ones(2)}, ValueError, "state: expected names other than .*, got 1"),
+        ({"file": np.ones(2)}, ValueError, "state: expected names other than .*, got 'file'"),
+        ({"x": np.array("text")}, TypeError, "x: expected an array of numbers, got dtype"),
+        ({"x": np.array([None])}, TypeError, "x: expected an array of numbers, got dtype"),
+    ],
+)
+def test_states_that_cannot_be_saved(path, state, error, message):
+    with pytest.raises(error, match=message):
+        nn.save(state, path)
+    assert not os.listdir(path.parent)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_save_leaves_the_old_file(path, monkeypatch, error):
+    nn.save({"x": np.ones(3)}, path)
+    before = path.read_bytes()
+
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(type(error)):
+        nn.save({"x": np.zeros(3)}, path)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions are POSIX's")
+def test_permissions(path):
+    def mode():
+        return stat.S_IMODE(path.stat().st_mode)
+
+    mask = os.umask(0o027)
+    try:
+        nn.save({"x": np.ones(3)}, path)
+        assert mode() == 0o640
+        path.chmod(0o604)
+        nn.save({"x": np.zeros(3)}, path)
+        assert mode() == 0o604
+    finally:
+        os.umask(mask)
+
+
+def test_safetensors_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ModuleNotFoundError, match="safetensors"):
+        nn.save({"x": np.ones(3)}, path)
+    with pytest.raises(ModuleNotFoundError, match="safetensors"):
+        nn.load(path)
+    assert not os.listdir(tmp_path)

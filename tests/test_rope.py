@@ -1,0 +1,177 @@
+"""nn.rope and its backward: against the reference, its algebra, its bits, its errors."""
+
+import numpy as np
+import pytest
+
+from selfattn import nn, reference
+
+OPTIONS = [
+    {},
+    {"offset": 5},
+    {"offset": -3, "layout": "interleaved"},
+    {"offset": np.array([4, -7])},
+    {"offset": np.array([2**31, 0]), "layout": "interleaved"},
+    {"positions": np.array([0, 1, 2, 0, 1, 0, 1])},
+    {"positions": np.array([[6, 5, 4, 3, 2, 1, 0]] * 2, np.uint8), "layout": "interleaved"},
+    {"positions": np.arange(2**31, 2**31 + 7)},
+    {"rotary_dim": 4},
+    {"rotary_dim": 6, "layout": "interleaved", "theta": 5e5},
+    {"rotary_dim": 0},
+    {"frequencies": np.array([1, 0.25, 0, -3, 1e-4], np.float32)},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("f", ["rope", "rope_backward"])
+def test_against_the_reference(rng, dtype, f, options):
+    """Two products and a sum, by a cosine and a sine rounded once: 2 units of a pair's length."""
+    x = rng.standard_normal((2, 3, 7, 10)).astype(dtype)
+    got = getattr(nn, f)(x, **options)
+    want = getattr(reference, f)(x.astype(np.float64), **options)
+    assert got.dtype == dtype
+    count = options.get("rotary_dim", 10)
+    half = options.get("layout", "half") == "half"
+    pairs = (x[..., : count // 2], x[..., count // 2 : count])
+    if not half:
+        pairs = (x[..., 0:count:2], x[..., 1:count:2])
+    length = np.hypot(*pairs)
+    length = np.concatenate([length] * 2, -1) if half else np.repeat(length, 2, -1)
+    bound = 2 * np.finfo(dtype).eps * length
+    assert (np.abs(got[..., :count] - want[..., :count]) <= bound).all()
+    np.testing.assert_array_equal(got[..., count:], x[..., count:])
+
+
+def test_by_hand():
+    """Position 1, frequencies 1 and 1/100: the numbers of the paper's formula."""
+    x = np.array([[[1.0, 2.0, 3.0, 4.0]]])
+    c, s, c2, s2 = np.cos(1), np.sin(1), np.cos(0.01), np.sin(0.01)
+    half = [c - 3 * s, 2 * c2 - 4 * s2, 3 * c + s, 4 * c2 + 2 * s2]
+    together = [c - 2 * s, 2 * c + s, 3 * c2 - 4 * s2, 4 * c2 + 3 * s2]
+    np.testing.assert_allclose(nn.rope(x, 1)[0, 0], half, rtol=1e-15)
+    got = nn.rope(x, 1, layout="interleaved")[0, 0]
+    np.testing.assert_allclose(got, together, rtol=1e-15)
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_products_depend_on_the_distance(rng, layout):
+    query, key = rng.standard_normal((2, 1, 64))
+
+    def product(at, other):
+        turned = nn.rope(query, at, layout=layout), nn.rope(key, other, layout=layout)
+        return (turned[0] @ turned[1].T).item()
+
+    for distance in (-7, 0, 1, 40):
+        near = product(distance, 0)
+        assert product(1000 + distance, 1000) == pytest.approx(near, abs=1e-11)
+        assert abs(product(distance + 1, 0) - near) > 1e-3
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_backward_is_the_transpose_and_the_inverse(rng, options):
+    x, y = rng.standard_normal((2, 2, 3, 7, 10))
+    turned, back = nn.rope(x, **options), nn.rope_backward(y, **options)
+    assert (turned * y).sum() == pytest.approx((x * back).sum(), abs=1e-11)
+    np.testing.assert_allclose(nn.rope_backward(turned, **options), x, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_beside_torch(rng, layout):
+    torch = pytest.importorskip("torch")
+    x = rng.standard_normal((2, 3, 7, 8))
+    tensor = torch.from_numpy(x.copy()).requires_grad_()
+    angles = torch.arange(7.0, dtype=torch.float64)[:, None] + 11
+    angles = angles * 10000.0 ** (-torch.arange(0, 8, 2, dtype=torch.float64) / 8)
+    cos, sin = angles.cos(), angles.sin()
+    if layout == "half":
+        a, b = tensor.chunk(2, -1)
+        want = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+    else:
+        a, b = tensor[..., 0::2], tensor[..., 1::2]
+        want = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
+    grad_out = rng.standard_normal(x.shape)
+    want.backward(torch.from_numpy(grad_out))
+    np.testing.assert_allclose(nn.rope(x, 11, layout=layout), want.detach(), atol=1e-14)
+    got = nn.rope_backward(grad_out, 11, layout=layout)
+    np.testing.assert_allclose(got, tensor.grad, atol=1e-14)
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_a_rows_bits_are_its_own(rng, dtype, layout):
+    x = rng.standard_normal((3, 4, 9, 16)).astype(dtype)
+    offset = np.array([0, 100, 7])
+    want = nn.rope(x, offset, layout=layout)
+    for i in range(9):  # one row at a time, as decoding does
+        got = nn.rope(x[:, :, i : i + 1], offset + i, layout=layout)
+        np.testing.assert_array_equal(got, want[:, :, i : i + 1])
+    np.testing.assert_array_equal(nn.rope(x[1], 100, layout=layout), want[1])
+    np.testing.assert_array_equal(nn.rope(x[2, 3], 7, layout=layout), want[2, 3])
+    positions = offset[:, None] + np.arange(9)
+    np.testing.assert_array_equal(nn.rope(x, positions=positions, layout=layout), want)
+
+
+def test_any_layout_of_memory(rng, dtype):
+    x = rng.standard_normal((9, 3, 2, 20)).astype(dtype)
+    for view in (x.swapaxes(0, 2), x[..., ::2], x[::-1, :, :, ::-1], x[:1].repeat(2, 0)):
+        want = nn.rope(np.ascontiguousarray(view), 3)
+        view.flags.writeable = False
+        got = nn.rope(view, 3)
+        np.testing.assert_array_equal(got, want)
+        assert got.flags.c_contiguous == view.flags.c_contiguous or view.strides[-1] != x.itemsize
+    np.testing.assert_array_equal(nn.rope(memoryview(x), 3), nn.rope(x, 3))
+
+
+def test_out(rng, dtype):
+    base = rng.standard_normal((3, 8, 10)).astype(dtype)
+    want = nn.rope(base[:, 1:], 2, layout="interleaved")
+    x = base.copy()
+    same = x[:, 1:]
+    assert nn.rope(same, 2, layout="interleaved", out=same) is same
+    np.testing.assert_array_equal(same, want)
+    x = base.copy()
+    nn.rope(x[:, 1:], 2, layout="interleaved", out=x[:, :-1])
+    np.testing.assert_array_equal(x[:, :-1], want)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 0, 4), (0, 2, 3, 4)])
+def test_empty_axes(shape, dtype):
+    got = nn.rope(np.empty(shape, dtype), 3)
+    assert (got.shape, got.dtype) == (shape, dtype)
+
+
+X = np.ones((2, 3, 5, 8))
+WRONG = [
+    (X[0, 0, 0], {}, ValueError, r"x: expected 2 or more axes, got shape \(8,\)"),
+    (X.astype(int), {}, TypeError, "x: expected float32 or float64"),
+    (X.tolist(), {}, TypeError, "x: expected an array, got list"),
+    (X[..., :7], {}, ValueError, "x: expected an even head_dim, its last axis, got 7"),
+    (X, {"rotary_dim": 3}, ValueError, "rotary_dim: expected an even number from 0 to .* 8, got 3"),
+    (X, {"rotary_dim": 10}, ValueError, "rotary_dim: expected an even number from 0 .* got 10"),
+    (X, {"rotary_dim": 4.0}, TypeError, "rotary_dim: expected an int, got float"),
+    (X, {"layout": "neox"}, ValueError, "layout: expected 'half' or 'interleaved', got 'neox'"),
+    (X, {"layout": None}, TypeError, "layout: expected a str, got NoneType"),
+    (X, {"theta": 0}, ValueError, "theta: expected a number above 0, got 0"),
+    (X, {"theta": "10"}, TypeError, "theta: expected a number, got str"),
+    (X, {"theta": np.inf}, ValueError, "theta: expected a finite number, got inf"),
+    (X, {"frequencies": np.ones(3)}, ValueError, r"frequencies: expected shape \(4,\), .* \(3,\)"),
+    (X, {"frequencies": np.ones(4, int)}, TypeError, "frequencies: expected float32 or float64"),
+    (X, {"frequencies": np.full(4, np.nan)}, ValueError, "frequencies: expected finite numbers"),
+    (X, {"offset": 1.5}, TypeError, "offset: expected an int or an array of ints, got"),
+    (X, {"offset": np.zeros(3, int)}, ValueError, "offset: expected a shape that broadcasts to"),
+    (X, {"offset": 2**60}, ValueError, "offset: expected values from"),
+    (X, {"positions": np.zeros(5)}, TypeError, "positions: expected an array of ints, got"),
+    (X, {"positions": np.zeros(4, int)}, ValueError, "positions: expected a shape that broadcasts"),
+    (X, {"positions": np.full(5, 2**60)}, ValueError, "positions: expected values from"),
+    (X, {"positions": np.arange(5), "offset": 1}, ValueError, "offset: expected none beside"),
+    (X, {"out": np.zeros((2, 3, 5, 8), np.float32)}, TypeError, "out: expected dtype"),
+    (X, {"out": np.zeros((3, 5, 8))}, ValueError, "out: expected shape"),
+]
+
+
+@pytest.mark.parametrize(("x", "options", "error", "message"), WRONG)
+def test_errors(x, options, error, message):
+    out = np.zeros(np.shape(x))
+    with pytest.raises(error, match=message):
+        nn.rope(x, **{"out": out, **options})
+    assert not out.any()
+    with pytest.raises(error, match=message.replace("x:", "grad_out:")):
+        nn.rope_backward(x, **{"out": out, **options})
