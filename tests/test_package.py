@@ -13,7 +13,8 @@ import children
 import pytest
 
 import selfattn
-from selfattn import _config, _core, _threads, attention, backward, gradients, steps, varlen
+from selfattn import _config, _core, _threads, attention, backward, gradients, nn, steps, varlen
+from selfattn.nn import files, multihead, rotary
 
 
 def test_version():
@@ -170,7 +171,19 @@ def test_the_core_is_linked_without_fast_math():
 
 
 @pytest.mark.parametrize(
-    "module", [attention, backward, gradients, steps, varlen, _threads, _config]
+    "module",
+    [
+        attention,
+        backward,
+        gradients,
+        steps,
+        varlen,
+        _threads,
+        _config,
+        files,
+        multihead,
+        rotary,
+    ],
 )
 def test_docstrings(module):
     """Every example of a docstring runs and shows what it says."""
@@ -179,14 +192,31 @@ def test_docstrings(module):
     assert failed == 0
 
 
-@pytest.mark.parametrize("name", [n for n in selfattn.__all__ if n != "__version__"])
-def test_every_public_function_is_documented(name):
-    text = getattr(selfattn, name).__doc__
+PUBLIC = [getattr(selfattn, name) for name in selfattn.__all__ if name != "__version__"]
+PUBLIC += [getattr(nn, name) for name in nn.__all__]
+
+
+@pytest.mark.parametrize("what", PUBLIC, ids=lambda what: what.__name__)
+def test_every_public_function_is_documented(what):
+    text = what.__doc__
     assert ">>> " in text, "no example"
     assert text.splitlines()[0].endswith(".")
-    given = inspect.signature(getattr(selfattn, name)).parameters
-    if given and inspect.isroutine(getattr(selfattn, name)):
-        assert "Raises" in text or "errors are those of" in text
+    if inspect.isroutine(what) and inspect.signature(what).parameters:
+        assert re.search("Raises|errors are those\\s+of|and errors are those of", text)
+
+
+def test_nn_is_there_without_importing_it():
+    code = """
+    import selfattn
+    assert "nn" in dir(selfattn)
+    print(selfattn.nn.MultiheadAttention(8, 2, seed=0).forward.__name__)
+    try:
+        selfattn.no_such_thing
+    except AttributeError as error:
+        print(error)
+    """
+    expected = "forward\nmodule 'selfattn' has no attribute 'no_such_thing'"
+    assert children.run(code).strip() == expected
 
 
 def test_the_environment_of_the_tests():

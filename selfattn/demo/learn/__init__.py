@@ -49,6 +49,7 @@ def run(console=None, *, seed: int = 0, steps: int | None = None, png: str = "at
     """
     from . import picture, show
 
+    picture.check(Path(png))  # now, not after a minute
     console = console or show.terminal()
     trainer = Trainer(seed) if steps is None else Trainer(seed, steps)
     test = held_out(seed, _TESTED)

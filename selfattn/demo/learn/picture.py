@@ -17,6 +17,15 @@ _INK, _QUIET, _MEANT, _LINE = "#1b1f3b", "#8a8fa3", "#157f5b", "#228b8d"
 _LEFT, _RIGHT = 0.36, 0.72  # where the words end, and where "it" stands
 
 
+def check(path: Path) -> None:
+    """OSError where no picture can be written to `path`; nothing is changed."""
+    is_new = not path.exists()
+    with open(path, "ab"):
+        pass
+    if is_new:
+        path.unlink()
+
+
 def draw(
     path: Path,
     looked_at: list[Sentence],
