@@ -156,6 +156,14 @@ typedef struct {
     ptrdiff_t a_col, b_col, out_col;
 } sa_merge_row;
 
+/* A row to turn: pair i is elements i * step + first and i * step + second of it. */
+typedef struct {
+    const char *x, *cos, *sin;
+    char *out;
+    ptrdiff_t x_col, angle_col, out_col;
+    int64_t pairs, step, first, second;
+} sa_turn_row;
+
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
@@ -176,6 +184,8 @@ typedef struct {
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
     /* Two partial results of one row -> the whole one: a, b and out of n elements, an lse of each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
+    /* A row of n elements whose pairs are turned; the others are copied. */
+    void (*turn_row)(const sa_turn_row *row, int64_t n);
     void (*apply)(sa_function f, const void *x, void *y, int64_t n);
 } sa_kernels;
 

@@ -1,5 +1,5 @@
-/* What is computed row by row: softmax along one axis, and the merge of two partial results of
- * attention. The parallel loop over rows; the kernels compute. */
+/* What is computed row by row: softmax along one axis, the merge of two partial results of attention,
+ * rotary positions. The parallel loop over rows; the kernels compute. */
 
 #include "dispatch.h"
 #include "pool.h"
@@ -65,6 +65,24 @@ static void merge_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t r
                  p->n);
 }
 
+static void turn_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
+                        int worker) {
+    (void)stop, (void)worker;
+    const char *cos = row_of(p, &p->b, row);
+    k->turn_row(&(sa_turn_row){.x = row_of(p, &p->a, row),
+                               .cos = cos,
+                               .sin = cos + p->pairs * p->b.col,
+                               .out = row_of(p, &p->out, row),
+                               .x_col = p->a.col,
+                               .angle_col = p->b.col,
+                               .out_col = p->out.col,
+                               .pairs = p->pairs,
+                               .step = p->step,
+                               .first = p->first,
+                               .second = p->second},
+                p->n);
+}
+
 static void some_rows(void *arg, int worker) {
     row_call *c = arg;
     for (int64_t turn; (turn = sa_take(&c->next)) * c->rows_per_turn < c->rows;) {
@@ -94,6 +112,8 @@ static sa_status run(const sa_row_problem *p,
 sa_status sa_softmax(const sa_row_problem *p) { return p->n ? run(p, softmax_of_row) : SA_OK; }
 
 sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row); }
+
+sa_status sa_turn(const sa_row_problem *p) { return run(p, turn_of_row); }
 
 void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n) {
     sa_kernels_for(dtype)->apply(f, x, y, n);

@@ -6,6 +6,7 @@
  *     sum         out = weights v
  *     softmax     out = softmax(x) along one axis
  *     merge       out, lse of attention over two disjoint sets of keys, from those of each
+ *     turn        out = x, its pairs of elements turned by the angles of the row
  *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
  *
  * All strides are in bytes and may be zero, negative or no multiple of an element; no alignment is
@@ -104,15 +105,18 @@ typedef struct {
     sa_dtype dtype;
     int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    /* softmax: out from a. merge: out and lse from the rest. */
+    /* softmax: out from a. merge: out and lse from the rest. turn: out from a, the cosines and sines
+     * of whose pairs are those of b, one after the other. */
     sa_rows a, b, out;
     sa_rows lse_a, lse_b, lse;
+    int64_t pairs, step, first, second; /* turn: pair i is elements i * step + first, + second */
     int num_threads;
     sa_interrupt interrupt;
 } sa_row_problem;
 
 sa_status sa_softmax(const sa_row_problem *problem);
 sa_status sa_merge(const sa_row_problem *problem);
+sa_status sa_turn(const sa_row_problem *problem);
 
 /* Instruction sets, best first. Names are NULL past the end. */
 const char *sa_isa_built(int i);

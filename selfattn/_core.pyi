@@ -63,6 +63,16 @@ def merge(
     lse: np.ndarray,
     num_threads: int,
 ) -> None: ...
+def turn(
+    x: np.ndarray,
+    angles: np.ndarray,
+    out: np.ndarray,
+    pairs: int,
+    step: int,
+    first: int,
+    second: int,
+    num_threads: int,
+) -> None: ...
 def isas_built() -> list[str]: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...

@@ -57,6 +57,7 @@ cdef extern from "selfattn.h" nogil:
         int64_t *shape
         int64_t n
         sa_rows a, b, out, lse_a, lse_b, lse
+        int64_t pairs, step, first, second
         int num_threads
         sa_interrupt interrupt
     ctypedef enum sa_function:
@@ -69,6 +70,7 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_attention_backward(const sa_problem *, const sa_gradients *) noexcept
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
+    sa_status sa_turn(const sa_row_problem *) noexcept
     const char *sa_isa_built(int) noexcept
     const char *sa_isa_supported(int) noexcept
     int sa_isa_force(const char *) noexcept
@@ -420,6 +422,28 @@ def merge(
     fill_rows(&p.lse_b, lse_b, -1)
     fill_rows(&p.lse, lse, -1)
     solve_rows(&p, sa_merge, out, axis, num_threads)
+
+
+def turn(
+    cnp.ndarray x,
+    cnp.ndarray angles,
+    cnp.ndarray out,
+    int64_t pairs,
+    int64_t step,
+    int64_t first,
+    int64_t second,
+    int num_threads,
+):
+    """`x`, elements `i * step + first` and `+ second` of each row turned as a pair, into `out`.
+
+    `angles` (..., 2 * pairs) has a row of cosines, then sines, for each of x's; all of one dtype.
+    """
+    cdef sa_row_problem p
+    cdef int axis = cnp.PyArray_NDIM(out) - 1
+    p.pairs, p.step, p.first, p.second = pairs, step, first, second
+    fill_rows(&p.a, x, axis)
+    fill_rows(&p.b, angles, axis)
+    solve_rows(&p, sa_turn, out, axis, num_threads)
 
 
 # ------------------------------------------------------------------ kernel sets

@@ -20,6 +20,7 @@
 #include "backward.inc.h"
 #include "merge.inc.h"
 #include "softmax_row.inc.h"
+#include "turn.inc.h"
 
 SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1), v_set(EXP2_ZERO)); }
 
@@ -85,5 +86,6 @@ const sa_kernels SA_TABLE = {
     .softmax_row = softmax_row,
     .softmax_part = softmax_part,
     .merge_row = merge_row,
+    .turn_row = turn_row,
     .apply = apply,
 };

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from .arrays import as_array
@@ -15,7 +17,7 @@ _FARTHEST = 2**53  # the integers up to here are float64s, as angles need
 def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
 
-    Returns float64 arrays of both, the number of elements that turn, and whether pairs are halves.
+    Returns float64 arrays of both, and whether pairs are halves.
     """
     if x.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
@@ -25,7 +27,7 @@ def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
     rotary_dim = _rotary_dim(name, rotary_dim, x.shape[-1])
     frequencies = _frequencies(frequencies, theta, rotary_dim)
-    return _positions(offset, positions, x), frequencies, rotary_dim, layout == "half"
+    return _positions(offset, positions, x), frequencies, layout == "half"
 
 
 def _rotary_dim(name, rotary_dim, head_dim):
@@ -49,7 +51,7 @@ def _frequencies(frequencies, theta, rotary_dim):
     if theta <= 0:
         raise ValueError(f"theta: expected a number above 0, got {theta}")
     if frequencies is None:
-        return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
+        return _geometric(theta, rotary_dim)
     frequencies = as_array("frequencies", frequencies)
     if frequencies.dtype not in (np.float32, np.float64):
         raise TypeError(f"frequencies: expected float32 or float64, got {frequencies.dtype!r}")
@@ -63,9 +65,18 @@ def _frequencies(frequencies, theta, rotary_dim):
     return frequencies.astype(np.float64)
 
 
+@functools.lru_cache(maxsize=16)
+def _geometric(theta, rotary_dim):
+    return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
+
+
 def _positions(offset, positions, x):
-    """float64, (L,) for two axes, else (..., 1, L): one axis for all heads."""
+    """float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs."""
     batch_shape, length = x.shape[:-3], x.shape[-2]
+    if type(offset) is int and positions is None and abs(offset) <= _FARTHEST:
+        return np.arange(offset, offset + length, dtype=np.float64)
+    if isinstance(offset, int):
+        batch_shape = ()
     starts = per_batch("offset", offset, batch_shape, -_FARTHEST, _FARTHEST)
     if positions is None:
         positions = starts[..., None] + np.arange(length)
@@ -79,7 +90,7 @@ def _positions(offset, positions, x):
                 f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
                 f"{positions[beyond][0]}"
             )
-        shape = (*batch_shape, length)
-        positions = broadcast("positions", positions, shape, "one for each row", last=True)
+        shape = (*x.shape[:-3], length)
+        broadcast("positions", positions, shape, "one for each row", last=True)
     positions = positions.astype(np.float64)
-    return positions if x.ndim == 2 else positions[..., None, :]
+    return positions if positions.ndim == 1 else positions[..., None, :]

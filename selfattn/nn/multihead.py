@@ -36,7 +36,7 @@ def _names_of(function, *but):
 _OF_LAYER = ("query", "key", "value", "enable_gqa", "out")
 _ATTENTION = _names_of(scaled_dot_product_attention, *_OF_LAYER, "return_lse")
 _WEIGHTS = _names_of(attention_weights, *_OF_LAYER)
-_ROPE = _names_of(rope, "x", "offset", "out")
+_ROPE = _names_of(rope, "x", "offset", "out", "num_threads")
 
 
 class _Saved(NamedTuple):
@@ -372,6 +372,7 @@ def _turns(options_of_rope, attention_options):
     if options_of_rope is None:
         return []
     of_key = _args.layer_options("rope", options_of_rope, _ROPE)
+    of_key["num_threads"] = attention_options.get("num_threads")
     if of_key.get("positions") is not None:
         return [of_key, of_key]
     return [{**of_key, "offset": attention_options.get("query_offset", 0)}, of_key]

@@ -3,20 +3,23 @@
     (a, b) -> (a cos t - b sin t, b cos t + a sin t),   t = position * frequency of the pair
 
 so that a query's product with a key depends on the distance between the two, not on where they
-stand. Its backward is the turn the other way. Called by users and by `multihead.py`; the truth it
-is tested against is `reference/rotary.py`.
+stand. Its backward is the turn the other way. The kernel turns; the angles are NumPy's. Called by
+users and by `multihead.py`; the truth it is tested against is `reference/rotary.py`.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .. import _args
+from .. import _args, _core
 
 if TYPE_CHECKING:
     from .._typing import Array, Ints
+
+_KEPT_PAIRS = 2**18  # of positions and frequencies: tables of up to 4 MB are kept
 
 
 def rope(
@@ -29,6 +32,7 @@ def rope(
     rotary_dim: int | None = None,
     frequencies: Array | None = None,
     out: np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> np.ndarray:
     """Turn queries or keys by their positions: rotary position embedding.
 
@@ -52,10 +56,12 @@ def rope(
         Radians a position of each pair, in place of `theta`: for a scaled context.
     out : array of x's shape and dtype, optional
         It may be `x` itself.
+    num_threads : int, optional
 
     Returns
     -------
     array of x's shape, dtype and memory layout
+        A row has the same bits whatever else is in the call.
 
     Raises
     ------
@@ -66,7 +72,8 @@ def rope(
     -----
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding" (2021). Angles, sines
     and cosines are float64, whatever x is, and rounded to its dtype at the end: positions far from
-    0 are as exact as those near it.
+    0 are as exact as those near it. The last few tables of them are kept, those of up to 2**18
+    pairs: the layers of a model ask for the same.
 
     Examples
     --------
@@ -80,7 +87,9 @@ def rope(
     >>> np.isclose(near, far)
     np.True_
     """
-    return _turned(x, "x", 1.0, offset, positions, layout, theta, rotary_dim, frequencies, out)
+    return _turned(
+        "x", x, offset, positions, layout, theta, rotary_dim, frequencies, out, num_threads, False
+    )
 
 
 def rope_backward(
@@ -93,6 +102,7 @@ def rope_backward(
     rotary_dim: int | None = None,
     frequencies: Array | None = None,
     out: np.ndarray | None = None,
+    num_threads: int | None = None,
 ) -> np.ndarray:
     """The gradient of `sum(grad_out * rope(x, ...))` by x: the turn back.
 
@@ -116,34 +126,73 @@ def rope_backward(
     True
     """
     return _turned(
-        grad_out, "grad_out", -1.0, offset, positions, layout, theta, rotary_dim, frequencies, out
+        "grad_out",
+        grad_out,
+        offset,
+        positions,
+        layout,
+        theta,
+        rotary_dim,
+        frequencies,
+        out,
+        num_threads,
+        True,
     )
 
 
-def _turned(x, name, sign, offset, positions, layout, theta, rotary_dim, frequencies, out):
+def _turned(
+    name,
+    x,
+    offset,
+    positions,
+    layout,
+    theta,
+    rotary_dim,
+    frequencies,
+    out,
+    num_threads,
+    is_backward,
+):
     x = _args.array(name, x)
-    positions, frequencies, rotary_dim, is_half = _args.rotary(
+    positions, frequencies, is_half = _args.rotary(
         name, x, offset, positions, layout, theta, rotary_dim, frequencies
     )
-    angles = positions[..., None] * (sign * frequencies)
-    cos, sin = (f(angles).astype(x.dtype) for f in (np.cos, np.sin))
+    pairs = frequencies.size
+    step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
+    if is_backward:  # with its elements in the other order a pair turns the other way
+        first, second = second, first
+    angles = np.broadcast_to(_angles(positions, frequencies, x.dtype), (*x.shape[:-1], 2 * pairs))
+    num_threads = _args.num_threads(num_threads)
+    # Rows in the order of memory: heads may lie side by side.
+    axes = (*sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis])), x.ndim - 1)
+    rows, angles = x.transpose(axes), angles.transpose(axes)
+    return _args.compute_into(
+        out,
+        x.shape,
+        x,
+        () if out is x else (x,),
+        lambda target: _core.turn(
+            rows, angles, target.transpose(axes), pairs, step, first, second, num_threads
+        ),
+    )
 
-    def turn(target):
-        (a, b), (out_a, out_b) = (_pairs(rows, rotary_dim, is_half) for rows in (x, target))
-        across = np.empty_like(a)
-        np.multiply(b, sin, out=across)
-        np.multiply(a, cos, out=out_a)
-        out_a -= across
-        np.multiply(a, sin, out=across)
-        np.multiply(b, cos, out=out_b)
-        out_b += across
-        target[..., rotary_dim:] = x[..., rotary_dim:]
 
-    return _args.compute_into(out, x.shape, x, (x,), turn)
+def _angles(positions, frequencies, dtype):
+    """The cosines of all pairs, then the sines, for each position: (..., L, 2 * pairs)."""
+    if positions.size * frequencies.size > _KEPT_PAIRS:
+        return _computed_angles(positions, frequencies, dtype)
+    return _kept_angles(positions.tobytes(), positions.shape, frequencies.tobytes(), dtype)
 
 
-def _pairs(x, rotary_dim, is_half):
-    """Views of the first and of the second elements of all pairs."""
-    if is_half:
-        return x[..., : rotary_dim // 2], x[..., rotary_dim // 2 : rotary_dim]
-    return x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+@functools.lru_cache(maxsize=4)
+def _kept_angles(positions, shape, frequencies, dtype):
+    positions = np.frombuffer(positions).reshape(shape)
+    return _computed_angles(positions, np.frombuffer(frequencies), dtype)
+
+
+def _computed_angles(positions, frequencies, dtype):
+    angles = positions[..., None] * frequencies
+    table = np.empty((*positions.shape, 2 * frequencies.size), dtype)
+    table[..., : frequencies.size] = np.cos(angles)
+    table[..., frequencies.size :] = np.sin(angles)
+    return table

@@ -1,0 +1,154 @@
+"""The learnable layer beside torch.nn.MultiheadAttention, and rotary positions beside PyTorch's.
+
+    python bench/layer.py [--threads N] [--repeats N] [--json FILE]
+
+Per shape: the layer forward alone (nothing kept for gradients), the layer forward and backward to
+input and parameters, and rope over the queries of such a layer. Equal results are checked first.
+Contestants are sampled in turn (sampling.py), a figure is a median, a ratio that of two. The
+products of both are their BLAS's. Without torch, selfattn alone is timed. Run by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import machine
+import numpy as np
+import sampling
+from report import describe
+
+from selfattn import nn
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+
+# name: batch, length, embed_dim, heads, causal
+SHAPES = {
+    "demo": (64, 20, 64, 4, False),
+    "small": (16, 128, 256, 4, False),
+    "bert": (4, 512, 768, 12, False),
+    "gpt": (1, 2048, 768, 12, True),
+}
+TOLERANCE = 1e-4  # of the largest number
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--threads", type=int, default=machine.available_threads())
+    parser.add_argument("--repeats", type=int, default=9, help="samples of each that count")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    arguments = parser.parse_args()
+    if torch is not None:
+        torch.set_num_threads(arguments.threads)
+    about = describe(arguments.threads)
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    results = []
+    for name, shape in SHAPES.items():
+        for what, calls in works(*shape).items():
+            same(f"{name} {what}", calls)
+            result = {"shape": name, "what": what, "ms": timed(calls, arguments)}
+            results.append(result)
+            print(line(name, shape, what, result["ms"]), flush=True)
+    if arguments.json:
+        text = json.dumps({"machine": about, "rows": results}, indent=1)
+        arguments.json.write_text(text + "\n")
+
+
+def works(batch, length, embed_dim, heads, is_causal):
+    """What is timed: {what: {contestant: call}}, each call returns arrays."""
+    rng = np.random.default_rng(0)
+    x, grad_out = rng.standard_normal((2, batch, length, embed_dim), np.float32)
+    layer = nn.MultiheadAttention(embed_dim, heads, seed=0)
+    queries = x.reshape(batch, length, heads, -1).swapaxes(1, 2)
+
+    def both():
+        layer.forward(x, is_causal=is_causal)
+        return [layer.backward(grad_out), *layer.grads.values()]
+
+    ours = {
+        "forward": lambda: [layer.forward(x, is_causal=is_causal, requires_grad=False)],
+        "forward + backward": both,
+        "rope": lambda: [nn.rope(queries)],
+    }
+    theirs = {} if torch is None else peers(layer, x, grad_out, queries, is_causal)
+    return {
+        what: {"selfattn": call} | ({"torch": theirs[what]} if theirs else {})
+        for what, call in ours.items()
+    }
+
+
+def peers(layer, x, grad_out, queries, is_causal):
+    """The same by PyTorch, of the same numbers."""
+    twin = torch.nn.MultiheadAttention(layer.embed_dim, layer.num_heads, batch_first=True)
+    twin.load_state_dict({name: torch.from_numpy(x) for name, x in layer.state_dict().items()})
+    given, grad = torch.from_numpy(x), torch.from_numpy(grad_out)
+    leaf = given.clone().requires_grad_()
+    length, head_dim = queries.shape[-2:]
+    mask = None
+    if is_causal:
+        mask = torch.nn.Transformer.generate_square_subsequent_mask(length)
+
+    def attend(x):
+        return twin(x, x, x, need_weights=False, attn_mask=mask, is_causal=is_causal)[0]
+
+    def forward():
+        with torch.inference_mode():
+            return [attend(given).numpy()]
+
+    def both():
+        leaf.grad = None
+        twin.zero_grad()
+        attend(leaf).backward(grad)
+        return [leaf.grad.numpy(), *(p.grad.numpy() for p in twin.parameters())]
+
+    rows = torch.from_numpy(queries)
+    frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
+
+    def rope():
+        """As models do it: angles, cosines and sines once, then two products and a sum."""
+        with torch.inference_mode():
+            angles = torch.outer(torch.arange(length), frequencies).repeat(1, 2)
+            a, b = rows.chunk(2, -1)
+            return [(rows * angles.cos() + torch.cat((-b, a), -1) * angles.sin()).numpy()]
+
+    return {"forward": forward, "forward + backward": both, "rope": rope}
+
+
+def same(what, calls):
+    """All contestants give the same numbers."""
+    results = {name: [np.array(x) for x in call()] for name, call in calls.items()}
+    for name, arrays in results.items():
+        for got, want in zip(arrays, results["selfattn"], strict=True):
+            off = float(np.abs(got - want).max() / np.abs(want).max())
+            if not off <= TOLERANCE:
+                raise SystemExit(f"layer.py: {name} differs on {what}, by {off:.1e}")
+
+
+def timed(calls, arguments):
+    """The median time of each contestant, in ms."""
+    contestants = [sampling.Contestant(name, [call]) for name, call in calls.items()]
+    loop = sampling.LoopContestant(machine.fma_loop(arguments.threads))
+    _, *outcomes = sampling.in_turn(loop, contestants, arguments.threads, arguments.repeats)
+    return {
+        contestant.name: sampling.plain(outcome.seconds * 1e3)
+        for contestant, outcome in zip(contestants, outcomes, strict=True)
+    }
+
+
+def line(name, shape, what, ms):
+    """A row to be read."""
+    batch, length, embed_dim, heads, is_causal = shape
+    size = f"{batch}×{length}×{embed_dim}, {heads} heads{', causal' if is_causal else ''}"
+    ours, theirs = ms["selfattn"], ms.get("torch")
+    text = f"{name:6} {size:28} {what:19}" + (f"{ours:9.3f} ms" if ours else f"{'-':>12}")
+    if ours and theirs:
+        text += f"   torch {theirs:9.3f} ms   selfattn is {theirs / ours:.2f}×"
+    return text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+/* Rotary positions, one row at a time: each pair (a, b) of its elements is turned by an angle t,
+ *
+ *     (a, b) -> (a cos t - b sin t, b cos t + a sin t)
+ *
+ * and the elements that are in no pair stay. Cosines and sines of the row are given.
+ * Called by rows.c through the table (kernels.h). */
+
+static void turn_row(const sa_turn_row *row, int64_t n) {
+    const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;
+    const char *x_first = row->x + row->first * row->x_col;
+    const char *x_second = row->x + row->second * row->x_col;
+    char *out_first = row->out + row->first * row->out_col;
+    char *out_second = row->out + row->second * row->out_col;
+    for (int64_t pair = 0; pair < row->pairs; pair += LANES) {
+        int width = at_most(row->pairs - pair, LANES);
+        vec a = load_strided(x_first + pair * x_step, x_step, width);
+        vec b = load_strided(x_second + pair * x_step, x_step, width);
+        vec cosine = load_strided(row->cos + pair * row->angle_col, row->angle_col, width);
+        vec sine = load_strided(row->sin + pair * row->angle_col, row->angle_col, width);
+        vec first = v_sub(v_mul(a, cosine), v_mul(b, sine));
+        vec second = v_add(v_mul(b, cosine), v_mul(a, sine));
+        store_strided(out_first + pair * out_step, out_step, width, first);
+        store_strided(out_second + pair * out_step, out_step, width, second);
+    }
+    for (int64_t e = 2 * row->pairs; e < n; e += LANES) {
+        int width = at_most(n - e, LANES);
+        vec rest = load_strided(row->x + e * row->x_col, row->x_col, width);
+        store_strided(row->out + e * row->out_col, row->out_col, width, rest);
+    }
+}
