@@ -150,6 +150,13 @@ def calls_on(query, key, value):
     for axis in range(3):
         want = [selfattn.softmax(query, axis)]
         yield to_out(selfattn.softmax, axis=axis), (query,), want
+    pairs = query.shape[-1] // 2
+    angles = np.random.default_rng(1).standard_normal((*query.shape[:-1], 2 * pairs))
+    for step, first, second in ((1, 0, pairs), (2, 1, 0)):
+        turn = turned(pairs, step, first, second)
+        arrays = query, angles.astype(query.dtype)
+        turn(*arrays, out := np.empty_like(query))
+        yield turn, arrays, [out]
 
 
 def option_shapes():
@@ -193,6 +200,11 @@ def calls_with_options(query, key, value):
 def to_out(f, **options):
     """f as a function of arrays alone, the last of them out."""
     return lambda *arrays: f(*arrays[:-1], out=arrays[-1], **options)
+
+
+def turned(*places):
+    """The kernel of rotary positions as a function of arrays alone."""
+    return lambda x, angles, out: _core.turn(x, angles, out, *places, 1)
 
 
 def run_all(dtype):

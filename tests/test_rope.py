@@ -109,6 +109,32 @@ def test_a_rows_bits_are_its_own(rng, dtype, layout):
     np.testing.assert_array_equal(nn.rope(x, positions=positions, layout=layout), want)
 
 
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+def test_bits_of_every_set_at_any_number_of_threads(each_isa, rng, dtype, layout):
+    x = rng.standard_normal((2, 5, 300, 66)).astype(dtype)
+    x[0, 0, :4, :4] = np.nan, np.inf, -np.inf, -0.0
+    want = {}
+    for isa in each_isa():
+        for threads in (1, 2, 3):
+            for rotary_dim in (66, 34, 2):
+                options = {"layout": layout, "rotary_dim": rotary_dim, "num_threads": threads}
+                got = nn.rope(x, 9, **options), nn.rope_backward(x.swapaxes(1, 2), 9, **options)
+                for a, b in zip(got, want.setdefault(rotary_dim, got), strict=True):
+                    np.testing.assert_array_equal(a, b, err_msg=f"{isa} {threads} {rotary_dim}")
+
+
+def test_tables_that_are_kept_and_those_that_are_not(rng, monkeypatch):
+    from selfattn.nn import rotary
+
+    x = rng.standard_normal((2, 3, 7, 10))
+    want = [nn.rope(x, n) for n in range(9)]
+    kept = [nn.rope(x, n) for n in (8, 7, 0)]
+    monkeypatch.setattr(rotary, "_KEPT_PAIRS", 34)
+    for n, again in zip((8, 7, 0), kept, strict=True):
+        np.testing.assert_array_equal(again, want[n])
+        np.testing.assert_array_equal(nn.rope(x, n), want[n])
+
+
 def test_any_layout_of_memory(rng, dtype):
     x = rng.standard_normal((9, 3, 2, 20)).astype(dtype)
     for view in (x.swapaxes(0, 2), x[..., ::2], x[::-1, :, :, ::-1], x[:1].repeat(2, 0)):
