@@ -16,7 +16,15 @@ nothing.
 
 from .arrays import array, compute_into, same_dtype
 from .gradients import finished, given, wanted
-from .layers import layer_dtype, layer_input, layer_leading, layer_options, layer_sizes, layer_state
+from .layers import (
+    layer_dtype,
+    layer_input,
+    layer_inputs,
+    layer_leading,
+    layer_options,
+    layer_sizes,
+    layer_state,
+)
 from .options import axis, dropout, flag, num_threads
 from .problems import (
     attention_problem,
@@ -38,6 +46,7 @@ __all__ = [
     "given",
     "layer_dtype",
     "layer_input",
+    "layer_inputs",
     "layer_leading",
     "layer_options",
     "layer_sizes",

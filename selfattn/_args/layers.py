@@ -56,6 +56,28 @@ def layer_input(name, x, width, dtype):
     return x
 
 
+def layer_inputs(x, context, widths, dtype):
+    """What query, key and value come from, and as how many arrays: x alone, a context, a pair."""
+    width, kdim, vdim = widths
+    x = layer_input("x", x, width, dtype)
+    if context is None:
+        context, given = (x, x), 1
+    elif isinstance(context, (tuple, list)):
+        given = 3
+        if len(context) != 2:
+            raise ValueError(f"context: expected an array or a pair, got {len(context)} of them")
+    else:
+        context, given = (context, context), 2
+    if given < 3 and (kdim != vdim or (given == 1 and kdim != width)):
+        raise ValueError(
+            f"context: expected a pair of arrays (..., rows, {kdim}) and (..., rows, {vdim}), got "
+            f"{'none' if given == 1 else 'one array'}"
+        )
+    of_key = layer_input("context", context[0], kdim, dtype)
+    of_value = of_key if given < 3 else layer_input("context", context[1], vdim, dtype)
+    return (x, of_key, of_value), given
+
+
 def layer_leading(x, *contexts):
     """The broadcast of all axes before the rows."""
     leading = x.shape[:-2]

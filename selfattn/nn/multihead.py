@@ -161,8 +161,9 @@ class MultiheadAttention:
             Turn queries and keys by their positions, with these options of `nn.rope`; {} has none.
             Keys stand at 0 to S - 1 and queries from `query_offset`, or both at `positions`.
         requires_grad : bool
-            Keep what `backward` needs, by reference: x, context and parameters must stay as they
-            are until then. False keeps nothing, and a call then changes nothing in the layer.
+            Keep what `backward` needs, by reference: x, context, parameters and arrays among the
+            options must stay as they are until then. False keeps nothing, and a call then changes
+            nothing in the layer: several threads may call it at once.
         **attention_options
             Those of `scaled_dot_product_attention`: attn_mask, dropout_p, is_causal, scale,
             query_offset, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
@@ -187,7 +188,9 @@ class MultiheadAttention:
             self._saved = _Saved(inputs, given, rows, merged, result[1], turns, options)
         return out
 
-    __call__ = forward
+    def __call__(self, x: Array, context: Context | None = None, **options: Any) -> np.ndarray:
+        """`forward`, whatever a subclass makes of it."""
+        return self.forward(x, context, **options)
 
     def backward(
         self, grad_out: Array, *, mask_grad: bool = False, sinks_grad: bool = False
@@ -317,27 +320,8 @@ class MultiheadAttention:
 
     def _inputs(self, x, context):
         """What query, key and value are projected from, and as how many arrays it was given."""
-        x = _args.layer_input("x", x, self.embed_dim, self.dtype)
-        if context is None:
-            context, given = (x, x), 1
-        elif isinstance(context, (tuple, list)):
-            given = 3
-            if len(context) != 2:
-                raise ValueError(
-                    f"context: expected an array or a pair, got {len(context)} of them"
-                )
-        else:
-            context, given = (context, context), 2
-        if given < 3 and (self.kdim != self.vdim or (given == 1 and self.kdim != self.embed_dim)):
-            raise ValueError(
-                f"context: expected a pair of arrays (..., rows, {self.kdim}) and "
-                f"(..., rows, {self.vdim}), got {'none' if given == 1 else 'one array'}"
-            )
-        of_key = _args.layer_input("context", context[0], self.kdim, self.dtype)
-        of_value = of_key
-        if given == 3:
-            of_value = _args.layer_input("context", context[1], self.vdim, self.dtype)
-        return (x, of_key, of_value), given
+        widths = self.embed_dim, self.kdim, self.vdim
+        return _args.layer_inputs(x, context, widths, self.dtype)
 
     def _rows(self, inputs, turns):
         """Query, key and value by heads, turned."""

@@ -73,7 +73,7 @@ def rope(
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding" (2021). Angles, sines
     and cosines are float64, whatever x is, and rounded to its dtype at the end: positions far from
     0 are as exact as those near it. The last few tables of them are kept, those of up to 2**18
-    pairs: the layers of a model ask for the same.
+    pairs (4 MB): the layers of a model ask for the same.
 
     Examples
     --------

@@ -5,7 +5,6 @@ Called by `__init__.py`; cells are shaded by `tables.py`.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,7 +16,7 @@ from rich.text import Text
 
 from .. import tables
 from ..show import heading, say, terminal
-from .sentences import MADE_UP, Sentence, sentences
+from .sentences import Sentence
 from .training import Trainer
 
 __all__ = ["attention", "progress", "result", "task", "terminal"]
@@ -35,7 +34,7 @@ def task(console: Console, trainer: Trainer, test: list[Sentence]) -> None:
         "random numbers, trained by Adam in NumPy; attention, forward and backward, by selfattn.",
     )
     heading(console, "", "It trains on", "sentences of made-up nouns, in any role")
-    _examples(console, itertools.islice(sentences(np.random.default_rng(trainer.seed), MADE_UP), 2))
+    _examples(console, trainer.sentences(0)[:2])
     heading(console, "", "It is tested on", "sentences of real nouns, none of which it trained on")
     _examples(console, test[:2])
     console.print()

@@ -30,10 +30,13 @@ class Trainer:
     def step(self) -> float:
         """Train on one more batch; its loss before that."""
         done = self.optimiser.steps
-        rng = np.random.default_rng((self.seed, done))
-        loss, grads = self.model.loss(Batch.of(_first(BATCH, sentences(rng, MADE_UP))))
+        loss, grads = self.model.loss(Batch.of(self.sentences(done)))
         self.optimiser.step(grads, RATE * (1 - done / self.steps))
         return loss
+
+    def sentences(self, step: int) -> list[Sentence]:
+        """Those of a step, counted from 0."""
+        return _first(BATCH, sentences(np.random.default_rng((self.seed, step)), MADE_UP))
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """All that a resumed run needs, as copies by name: for `nn.save`."""
