@@ -37,6 +37,17 @@ def test_against_the_reference(rng, dtype, shapes):
     check(layer, *given(rng, layer, x_shape, context_shape, pair))
 
 
+@pytest.mark.parametrize(
+    ("of_x", "of_key", "of_value"),
+    [((2, 1, 5), (1, 1, 6), (1, 3, 6)), ((5,), (6,), (3, 6)), ((5,), (3, 6), (6,))],
+)
+def test_leading_axes_that_one_input_alone_has(rng, dtype, of_x, of_key, of_value):
+    layer = make(rng, 24, 4, dtype, num_heads_kv=2)
+    x, key, value = (given(rng, layer, shape)[0] for shape in (of_x, of_key, of_value))
+    out, _ = check(layer, x, (key, value), rope={}, is_causal=True)
+    assert out.shape == (*np.broadcast_shapes(of_x[:-1], of_key[:-1], of_value[:-1]), 5, 24)
+
+
 @pytest.mark.parametrize("name", ["mask", "floats", "ranges", "bent", "heads", "segments", "lost"])
 def test_options_are_passed_through(rng, dtype, name):
     layer = make(rng, 24, 4, dtype, num_heads_kv=2)

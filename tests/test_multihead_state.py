@@ -140,6 +140,27 @@ def test_states_of_other_dtypes(layer, dtype):
         np.testing.assert_array_equal(x, state[name].astype(np.float32))
 
 
+def test_a_state_of_the_layers_own_arrays(rng):
+    layer = make(rng, 8, 2, vdim=8, kdim=5)
+    state = {**layer.params}
+    state["q_proj_weight"], state["v_proj_weight"] = state["v_proj_weight"], state["q_proj_weight"]
+    want = copy.deepcopy(state)
+    layer.load_state_dict(state)
+    for name, x in layer.params.items():
+        np.testing.assert_array_equal(x, want[name])
+
+
+def test_a_number_beyond_the_dtype_changes_nothing(rng):
+    """NumPy warns of it; where warnings are errors no parameter has been written by then."""
+    layer = make(rng, 8, 2, np.float32)
+    state = {name: x.astype(np.float64) + 1 for name, x in layer.params.items()}
+    state["out_proj.bias"][3] = 1e300
+    before = snapshot(layer)
+    with pytest.raises(RuntimeWarning, match="overflow"):
+        layer.load_state_dict(state)
+    assert_unchanged(layer, before)
+
+
 WRONG_SIZES = [
     ((0, 1), {}, ValueError, "embed_dim: expected 1 or more, got 0"),
     ((8, 3), {}, ValueError, "num_heads: expected a number that divides embed_dim, 8, got 3"),
@@ -151,6 +172,8 @@ WRONG_SIZES = [
     ((8, 2), {"vdim": "8"}, TypeError, "vdim: expected an int, got str"),
     ((8, 2), {"bias": 1}, TypeError, "bias: expected a bool, got int"),
     ((8, 2), {"dtype": np.int32}, TypeError, "dtype: expected float32 or float64, got"),
+    ((8, 2), {"seed": -1}, ValueError, "seed: expected what default_rng takes, got -1"),
+    ((8, 2), {"seed": "one"}, TypeError, "seed: expected what default_rng takes, got 'one'"),
     ((8, 2), {"dtype": None}, TypeError, "dtype: expected float32 or float64, got None"),
     ((8, 2), {"dtype": "real"}, TypeError, "dtype: expected float32 or float64, got 'real'"),
     ((8, 2), {"dtype": ">f4"}, TypeError, "dtype: expected float32 or float64, got '>f4'"),
@@ -171,7 +194,7 @@ WRONG_CALLS = [
     ((X.tolist(),), {}, TypeError, "x: expected an array, got list"),
     ((X, X[..., :3]), {}, ValueError, r"context: expected shape \(\.\.\., rows, 8\), got"),
     ((X, (X, X, X)), {}, ValueError, "context: expected an array or a pair, got 3 of them"),
-    ((X, (X, X[:, :4])), {}, ValueError, "value: expected 5 rows, as many as key has"),
+    ((X, (X, X[:, :4])), {}, ValueError, "context: expected a pair of as many rows, got 5 and 4"),
     ((X, X[:2]), {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
     ((X[0], (X[:2], X)), {}, ValueError, r"context: .* that broadcast with \(2,\), got \(3,\)"),
     ((X,), {"requires_grad": 0}, TypeError, "requires_grad: expected a bool, got int"),
@@ -180,6 +203,9 @@ WRONG_CALLS = [
     ((X,), {"enable_gqa": True}, TypeError, "attention_options: .*, got 'enable_gqa'"),
     ((X,), {"is_causal": 1}, TypeError, "is_causal: expected a bool, got int"),
     ((X,), {"kv_lengths": np.array([9, 1, 1])}, ValueError, "kv_lengths: expected values from 0"),
+    ((X,), {"rope": {}, "query_offset": 0.5}, TypeError, "query_offset: expected an int or an"),
+    ((X,), {"rope": {}, "query_offset": 2**60}, ValueError, "query_offset: expected values from"),
+    ((X,), {"rope": {}, "query_offset": np.ones(2, int)}, ValueError, "query_offset: .* broadcast"),
     ((X,), {"rope": 5}, TypeError, "rope: expected a mapping, got int"),
     ((X,), {"rope": {"offset": 1}}, TypeError, "rope: expected options among .*, got 'offset'"),
     ((X,), {"rope": {"layout": "x"}}, ValueError, "layout: expected 'half' or 'interleaved'"),
@@ -193,6 +219,29 @@ def test_wrong_calls_change_nothing(layer, arguments, options, error, message):
     with pytest.raises(error, match=message):
         layer.forward(*arguments, **options)
     assert_unchanged(layer, before)
+
+
+@pytest.mark.parametrize(
+    ("context", "options", "error", "message"),
+    [
+        ((X, X[:, :4]), {}, ValueError, "context: expected a pair of as many rows, got 5 and 4"),
+        (X[:2], {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
+        ((X, X[:2]), {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
+        (None, {"dropout_p": 0.5}, TypeError, "attention_options: .*, got 'dropout_p'"),
+        (None, {"rope": {}, "query_offset": "one"}, TypeError, "query_offset: expected an int or"),
+    ],
+)
+def test_maps_refuse_what_forward_refuses(layer, context, options, error, message):
+    with pytest.raises(error, match=message):
+        layer.attention_weights(X, context, **options)
+
+
+def test_rope_of_an_odd_head_dim_needs_a_rotary_dim(rng):
+    layer = make(rng, 6, 2)
+    x, _ = given(rng, layer, (5,))
+    with pytest.raises(ValueError, match="rope: expected a rotary_dim where head_dim is odd, 3"):
+        layer.forward(x, rope={})
+    assert (layer.forward(x, rope={"rotary_dim": 2}) != layer.forward(x)).any()
 
 
 def test_widths_of_their_own_need_a_context(rng):

@@ -111,7 +111,22 @@ def test_maps(rng):
     x, context = given(rng, layer, (2, 5), (2, 9))
     tensors = (torch.from_numpy(array) for array in (x, context, context))
     _, want = twin_of(layer)(*tensors, average_attn_weights=False)
-    close(layer.attention_weights(x, context), want, "maps")
+    maps = layer.attention_weights(x, context)
+    close(maps, want, "maps")
+    tensors = (torch.from_numpy(array) for array in (x, context, context))
+    _, averaged = twin_of(layer)(*tensors)
+    close(maps.mean(-3), averaged, "their mean over the heads")
+
+
+def test_tensors_are_taken_as_arrays_are(rng):
+    layer = make(rng, 24, 4)
+    x, context = given(rng, layer, (2, 5), (2, 9), pair=True)
+    want = layer.forward(x, context)
+    want_x, want_context = layer.backward(want)
+    got = layer.forward(torch.from_numpy(x), tuple(map(torch.from_numpy, context)))
+    grad_x, grad_context = layer.backward(torch.from_numpy(got))
+    for a, b in ((got, want), (grad_x, want_x), *zip(grad_context, want_context, strict=True)):
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"kdim": 10, "vdim": 14}], ids=str)

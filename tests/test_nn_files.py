@@ -3,6 +3,7 @@
 import os
 import stat
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -83,6 +84,74 @@ def test_truncated(path):
             nn.load(path)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged(tmp_path, method):
+    """Whatever bit is wrong: a ValueError, or the arrays as they were."""
+    path = tmp_path / "a.npz"
+    x = np.arange(20.0).repeat(5)
+    np.savez(tmp_path / "plain.npz", x=x)
+    with zipfile.ZipFile(tmp_path / "plain.npz") as plain, zipfile.ZipFile(path, "w") as packed:
+        packed.writestr("x.npy", plain.read("x.npy"), method)
+    whole = path.read_bytes()
+    refused = kept = 0
+    for at in range(len(whole)):
+        content = bytearray(whole)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            loaded = nn.load(path)
+        except ValueError as error:
+            refused += str(error).startswith(f"path: expected a .npz file, got {path}: ")
+        else:
+            assert all(array.tobytes() == x.tobytes() for array in loaded.values())
+            kept += 1
+    assert refused + kept == len(whole)
+    assert refused > kept / 3
+
+
+def test_a_disk_that_fails_is_no_damaged_file(path, monkeypatch):
+    nn.save(STATE, path)
+
+    def fail(*arguments, **keywords):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np, "load", fail)
+    monkeypatch.setattr(type(path), "read_bytes", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        nn.load(path)
+
+
+def test_an_archive_of_other_things(tmp_path):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "no array")
+    with pytest.raises(ValueError, match=r"a \.npz file, got .*: it holds 'readme\.txt', which is"):
+        nn.load(path)
+
+
+def test_names_that_end_as_files_do(path):
+    nn.save({"x": np.zeros(2), "x.npy": np.ones(2)}, path)
+    loaded = nn.load(path)
+    assert set(loaded) == {"x", "x.npy"}
+    np.testing.assert_array_equal(loaded["x"], np.zeros(2))
+    np.testing.assert_array_equal(loaded["x.npy"], np.ones(2))
+
+
+@pytest.mark.skipif(np.longdouble(0).itemsize <= 8, reason="longdouble is double")
+def test_wider_numbers_are_refused(path):
+    with pytest.raises(TypeError, match=r"x: expected an array of numbers that a \.\w+ file"):
+        nn.save({"x": np.ones(2, np.longdouble)}, path)
+    assert not os.listdir(path.parent)
+
+
+def test_npz_cannot_keep_bfloat16(tmp_path):
+    """It would come back as two bytes of no dtype."""
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    with pytest.raises(TypeError, match=r"x: expected an array of numbers that a \.npz file keeps"):
+        nn.save({"x": np.ones(2, bfloat16)}, tmp_path / "a.npz")
+    assert not os.listdir(tmp_path)
+
+
 def test_a_pickle_is_not_run(tmp_path):
     path = tmp_path / "evil.npz"
     np.savez(path, x=np.array([print, None], object))
@@ -112,8 +181,11 @@ def test_other_suffixes(path):
         ([], TypeError, "state: expected a mapping of arrays, got list"),
         ({1: np.ones(2)}, ValueError, "state: expected names other than .*, got 1"),
         ({"file": np.ones(2)}, ValueError, "state: expected names other than .*, got 'file'"),
-        ({"x": np.array("text")}, TypeError, "x: expected an array of numbers, got dtype"),
-        ({"x": np.array([None])}, TypeError, "x: expected an array of numbers, got dtype"),
+        ({"x": np.array("text")}, TypeError, "x: expected an array of numbers .*, got dtype"),
+        ({"x": np.array([None])}, TypeError, "x: expected an array of numbers .*, got dtype"),
+        ({"x": np.ones(2, complex)}, TypeError, "x: expected an array of numbers .*, got dtype"),
+        ({"__metadata__": np.ones(2)}, ValueError, "names other than .*, got '__metadata__'"),
+        ({"a\0b": np.ones(2)}, ValueError, "state: expected names without a null character"),
     ],
 )
 def test_states_that_cannot_be_saved(path, state, error, message):

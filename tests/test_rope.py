@@ -109,6 +109,22 @@ def test_a_rows_bits_are_its_own(rng, dtype, layout):
     np.testing.assert_array_equal(nn.rope(x, positions=positions, layout=layout), want)
 
 
+def test_far_positions_change_no_bit_of_near_ones(rng, dtype):
+    x = rng.standard_normal((2, 33, 26)).astype(dtype)
+    positions = rng.integers(-(2**50), 2**50, 33)
+    positions[::3] %= 100
+    frequencies = 10.0 ** rng.integers(-5, 3, 13)
+    want = nn.rope(x, positions=positions, frequencies=frequencies)
+    for i in range(33):
+        row = slice(i, i + 1)
+        got = nn.rope(x[:, row], positions=positions[row], frequencies=frequencies)
+        np.testing.assert_array_equal(got, want[:, row])
+    for i in range(13):
+        pair = x[..., [i, i + 13]]
+        got = nn.rope(pair, positions=positions, frequencies=frequencies[i : i + 1])
+        np.testing.assert_array_equal(got, want[..., [i, i + 13]])
+
+
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
 def test_bits_of_every_set_at_any_number_of_threads(each_isa, rng, dtype, layout):
     x = rng.standard_normal((2, 5, 300, 66)).astype(dtype)

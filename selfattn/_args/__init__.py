@@ -22,6 +22,7 @@ from .layers import (
     layer_inputs,
     layer_leading,
     layer_options,
+    layer_rng,
     layer_sizes,
     layer_state,
 )
@@ -33,7 +34,7 @@ from .problems import (
     sum_problem,
     varlen_problem,
 )
-from .rotary import rotary
+from .rotary import rotary, rotary_offset
 
 __all__ = [
     "array",
@@ -49,11 +50,13 @@ __all__ = [
     "layer_inputs",
     "layer_leading",
     "layer_options",
+    "layer_rng",
     "layer_sizes",
     "layer_state",
     "merge_operands",
     "num_threads",
     "rotary",
+    "rotary_offset",
     "same_dtype",
     "scores_problem",
     "sum_problem",

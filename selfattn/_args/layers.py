@@ -1,4 +1,4 @@
-"""Layers: their sizes and dtype, what goes into them, the weights that are loaded."""
+"""Layers: their sizes, dtype and seed, what goes into them, the weights that are loaded."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def layer_dtype(dtype):
     return found
 
 
+def layer_rng(name, seed):
+    """A generator of random numbers."""
+    try:
+        return np.random.default_rng(seed)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name}: expected what default_rng takes, got {seed!r}") from error
+
+
 def layer_input(name, x, width, dtype):
     """An array (..., rows, width) of the layer's dtype."""
     x = array(name, x)
@@ -75,6 +84,11 @@ def layer_inputs(x, context, widths, dtype):
         )
     of_key = layer_input("context", context[0], kdim, dtype)
     of_value = of_key if given < 3 else layer_input("context", context[1], vdim, dtype)
+    if of_key.shape[-2] != of_value.shape[-2]:
+        raise ValueError(
+            f"context: expected a pair of as many rows, got {of_key.shape[-2]} and "
+            f"{of_value.shape[-2]}"
+        )
     return (x, of_key, of_value), given
 
 
@@ -102,8 +116,11 @@ def layer_options(what, given, names):
     return dict(given)
 
 
-def layer_state(state, shapes):
-    """The arrays of `state` by name: just those of `shapes`, and each of its shape, of floats."""
+def layer_state(state, shapes, dtype):
+    """The arrays of `state` by name: just those of `shapes`, each of its shape, as new floats.
+
+    New, because a state may hold the arrays that it is going to be written to.
+    """
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping of arrays, got {type(state).__name__}")
     missing = [name for name in shapes if name not in state]
@@ -122,5 +139,5 @@ def layer_state(state, shapes):
             raise TypeError(f"{name}: expected floats, got {x.dtype!r}")
         if x.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
-        arrays[name] = x
+        arrays[name] = x.astype(dtype)
     return arrays

@@ -30,6 +30,13 @@ def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     return _positions(offset, positions, x), frequencies, layout == "half"
 
 
+def rotary_offset(name, offset, batch_shape):
+    """Positions of first rows: one int for all, or one for each batch entry."""
+    if isinstance(offset, int):
+        batch_shape = ()
+    return per_batch(name, offset, batch_shape, -_FARTHEST, _FARTHEST)
+
+
 def _rotary_dim(name, rotary_dim, head_dim):
     if rotary_dim is None:
         if head_dim % 2:
@@ -75,9 +82,7 @@ def _positions(offset, positions, x):
     batch_shape, length = x.shape[:-3], x.shape[-2]
     if type(offset) is int and positions is None and abs(offset) <= _FARTHEST:
         return np.arange(offset, offset + length, dtype=np.float64)
-    if isinstance(offset, int):
-        batch_shape = ()
-    starts = per_batch("offset", offset, batch_shape, -_FARTHEST, _FARTHEST)
+    starts = rotary_offset("offset", offset, batch_shape)
     if positions is None:
         positions = starts[..., None] + np.arange(length)
     elif starts.any():

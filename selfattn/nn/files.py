@@ -6,6 +6,7 @@ frameworks and Hugging Face's models use).
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import zipfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 _SUFFIXES = (".npz", ".safetensors")
-_RESERVED = ("file", "allow_pickle")  # np.savez's own
+_RESERVED = ("file", "allow_pickle", "__metadata__")  # np.savez's own, and safetensors'
 
 
 def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
@@ -49,7 +50,7 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     >>> layer.load_state_dict(nn.load(path))
     """
     path = _path(path)
-    arrays = _arrays(state)
+    arrays = _arrays(state, path.suffix)
     write = _write_npz if path.suffix == ".npz" else _safetensors().save_file
     # In the same folder, so that it can be moved into place.
     handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
@@ -116,17 +117,22 @@ def _path(path):
     return path
 
 
-def _arrays(state):
-    """The arrays, each in one piece: what safetensors can write."""
+def _arrays(state, suffix):
+    """The arrays, each in one piece, and nothing that would come back as something else."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping of arrays, got {type(state).__name__}")
     arrays = {}
     for name, x in state.items():
         if not isinstance(name, str) or name in _RESERVED:
             raise ValueError(f"state: expected names other than {_RESERVED}, got {name!r}")
+        if "\0" in name:
+            raise ValueError(f"state: expected names without a null character, got {name!r}")
         x = np.asarray(x)
-        if x.dtype.kind not in "biuf" and x.dtype.name != "bfloat16":
-            raise TypeError(f"{name}: expected an array of numbers, got {x.dtype!r}")
+        is_number = x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
+        if not is_number and (x.dtype.name != "bfloat16" or suffix == ".npz"):
+            raise TypeError(
+                f"{name}: expected an array of numbers that a {suffix} file keeps, got {x.dtype!r}"
+            )
         arrays[name] = np.ascontiguousarray(x).reshape(x.shape)
     return arrays
 
@@ -141,8 +147,15 @@ def _read_npz(file, path):
             raise ValueError("it is not a zip file")
         file.seek(0)
         with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+            # By their full names: without ".npy" two may be alike.
+            members = archive.zip.namelist()
+            if strange := [name for name in members if not name.endswith(".npy")]:
+                raise ValueError(f"it holds {strange[0]!r}, which is no array")
+            return {name.removesuffix(".npy"): archive[name] for name in members}
+    except Exception as error:  # a damaged file has many, bz2's OSError without errno too
+        is_of_disk = isinstance(error, OSError) and error.errno not in (None, errno.EINVAL)
+        if is_of_disk or isinstance(error, MemoryError):
+            raise
         raise ValueError(f"path: expected a .npz file, got {path}: {error}") from error
 
 

@@ -136,7 +136,7 @@ class MultiheadAttention:
             self.vdim,
             _args.flag("bias", bias),
         )
-        self.params = self._layout.initial(np.random.default_rng(seed), self.dtype)
+        self.params = self._layout.initial(_args.layer_rng("seed", seed), self.dtype)
         self.grads: dict[str, np.ndarray] = {}
         self._saved: _Saved | None = None
 
@@ -176,9 +176,9 @@ class MultiheadAttention:
         keep = _args.flag("requires_grad", requires_grad)
         options = _args.layer_options("attention_options", attention_options, _ATTENTION)
         inputs, given = self._inputs(x, context)
-        turns = _turns(rope, options)
-        rows = self._rows(inputs, turns)
+        turns = self._turns(rope, options, inputs[0])
         leading = _args.layer_leading(*inputs)
+        rows = self._rows(inputs, turns)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
         result = scaled_dot_product_attention(
             *rows, enable_gqa=True, return_lse=keep, out=self._heads(merged), **options
@@ -275,7 +275,8 @@ class MultiheadAttention:
         """
         options = _args.layer_options("attention_options", attention_options, _WEIGHTS)
         inputs, _ = self._inputs(x, context)
-        query, key, _ = self._rows(inputs, _turns(rope, options))
+        _args.layer_leading(*inputs)
+        query, key, _ = self._rows(inputs, self._turns(rope, options, inputs[0]))
         return attention_weights(query, key, enable_gqa=True, **options)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -300,7 +301,7 @@ class MultiheadAttention:
             `torch.nn.MultiheadAttention.state_dict()` as it is. Where one is wrong, nothing is
             written.
         """
-        arrays = _args.layer_state(state, self._layout.shapes)
+        arrays = _args.layer_state(state, self._layout.shapes, self.dtype)
         for name, x in arrays.items():
             self.params[name][...] = x
 
@@ -322,6 +323,22 @@ class MultiheadAttention:
         """What query, key and value are projected from, and as how many arrays it was given."""
         widths = self.embed_dim, self.kdim, self.vdim
         return _args.layer_inputs(x, context, widths, self.dtype)
+
+    def _turns(self, rope, attention_options, x):
+        """What `rope` gets for queries and for keys; nothing where it is not asked for."""
+        if rope is None:
+            return []
+        of_key = _args.layer_options("rope", rope, _ROPE)
+        if self.head_dim % 2 and of_key.get("rotary_dim") is None:
+            raise ValueError(
+                f"rope: expected a rotary_dim where head_dim is odd, {self.head_dim}, got none"
+            )
+        of_key["num_threads"] = attention_options.get("num_threads")
+        if of_key.get("positions") is not None:
+            return [of_key, of_key]
+        offset = attention_options.get("query_offset", 0)
+        _args.rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
+        return [{**of_key, "offset": offset}, of_key]
 
     def _rows(self, inputs, turns):
         """Query, key and value by heads, turned."""
@@ -349,14 +366,3 @@ def _side_by_side(heads):
     """(..., heads, L, head_dim) as (..., L, heads * head_dim): a view of what lies that way."""
     rows = heads.swapaxes(-3, -2)
     return rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])
-
-
-def _turns(options_of_rope, attention_options):
-    """What `rope` gets for queries and for keys; nothing where it is not asked for."""
-    if options_of_rope is None:
-        return []
-    of_key = _args.layer_options("rope", options_of_rope, _ROPE)
-    of_key["num_threads"] = attention_options.get("num_threads")
-    if of_key.get("positions") is not None:
-        return [of_key, of_key]
-    return [{**of_key, "offset": attention_options.get("query_offset", 0)}, of_key]
