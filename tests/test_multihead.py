@@ -1,5 +1,7 @@
 """nn.MultiheadAttention against the reference: outputs, gradients of inputs and parameters."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from layers import check, close, given, make
@@ -74,6 +76,40 @@ def test_options_are_passed_through(rng, dtype, name):
     assert not np.allclose(out, plain)
 
 
+def test_x_as_a_part_of_its_own_context(rng, dtype):
+    """One product over all three is right only where all three are x."""
+    layer = make(rng, 24, 4, dtype)
+    x, other = given(rng, layer, (2, 5), (2, 5))
+    for context in (x, (x, x), (x, other), (other, x), (other, other)):
+        check(layer, x, context)
+
+
+def test_all_options_together_with_a_context(rng, dtype):
+    layer = make(rng, 24, 4, dtype, num_heads_kv=2)
+    x, context = given(rng, layer, (2, 5), (2, 9))
+    check(
+        layer,
+        x,
+        context,
+        rope={"layout": "interleaved"},
+        attn_mask=rng.standard_normal((2, 1, 5, 9)).astype(dtype),
+        mask_grad=True,
+        is_causal=True,
+        query_offset=np.array([3, 4]),
+        kv_lengths=np.array([8, 9]),
+        window_size=(5, 1),
+        segment_ids=(np.array([0, 0, 0, 1, 1]), np.array([0, 0, 0, 0, 1, 0, 1, 1, 1])),
+        scale=0.4,
+        softcap=2.0,
+        alibi_slopes=np.full(4, 0.1, dtype),
+        sinks=np.ones(4, dtype),
+        sinks_grad=True,
+        dropout_p=0.3,
+        dropout_seed=7,
+        num_threads=2,
+    )
+
+
 def test_gradients_of_options_go_when_they_are_not_asked_for(rng):
     layer = make(rng, 8, 2)
     x, _ = given(rng, layer, (4,))
@@ -92,6 +128,9 @@ def test_gradients_of_options_go_when_they_are_not_asked_for(rng):
         ({}, {}),
         ({"layout": "interleaved", "theta": 100.0}, {"is_causal": True}),
         ({"rotary_dim": 2}, {"query_offset": 3}),
+        ({"layout": "interleaved"}, {"query_offset": np.array([2, 5])}),
+        ({"layout": "interleaved", "positions": np.array([4, 1, 2, 0, 1, 9])}, {}),
+        ({"positions": np.arange(6)}, {"query_offset": 2, "is_causal": True}),
         ({"rotary_dim": 4}, {"query_offset": np.array([2, 5]), "is_causal": True}),
         ({"positions": np.array([0, 1, 2, 0, 1, 2])}, {}),
         ({"positions": np.array([[0, 1, 2, 0, 1, 2]] * 2), "frequencies": np.ones(3)}, {}),
@@ -132,6 +171,7 @@ def test_attention_weights(rng, dtype, pair):
     layer = make(rng, 24, 4, dtype, num_heads_kv=2)
     x, context = given(rng, layer, (2, 5), (2, 7), pair)
     options = {"kv_lengths": np.array([4, 7]), "query_offset": 2, "is_causal": True}
+    options |= {"scale": 2.0, "softcap": 1.5, "alibi_slopes": np.full(4, 0.2, dtype)}
     maps = layer.attention_weights(x, context, rope={}, **options)
     assert maps.shape == (2, 4, 5, 7)
     close(maps.sum(-1), np.ones((2, 4, 5), dtype), "sums")
@@ -157,11 +197,43 @@ def test_inputs_in_any_layout(rng, dtype):
         close(layer.grads[name], x, name)  # NumPy's products, by another path
 
 
+def test_results_are_the_callers_to_write_into(rng):
+    """As `out += x` does, between forward and backward."""
+    layer = make(rng, 24, 4, num_heads_kv=2)
+    x, _ = given(rng, layer, (2, 5))
+    want = layer.backward(np.ones_like(layer.forward(x)))
+    grads = {name: gradient.copy() for name, gradient in layer.grads.items()}
+    out = layer.forward(x)
+    out[...] = np.nan
+    got = layer.backward(np.ones_like(out))
+    np.testing.assert_array_equal(got, want)
+    for name, gradient in grads.items():
+        np.testing.assert_array_equal(layer.grads[name], gradient)
+    got[...] = np.nan
+    np.testing.assert_array_equal(layer.backward(np.ones_like(out)), want)
+
+
+def test_threads_may_call_it_at_once(rng):
+    layer = make(rng, 24, 4, np.float32)
+    inputs = [given(rng, layer, (2, 40))[0] for _ in range(8)]
+
+    def call(x):
+        return layer.forward(x, rope={}, is_causal=True, requires_grad=False)
+
+    want = [call(x) for x in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        for got, expected in zip(pool.map(call, inputs * 4), want * 4, strict=True):
+            close(got, expected, "at once")
+    assert layer._saved is None
+
+
+@pytest.mark.parametrize("rope", [None, {}])
 @pytest.mark.parametrize("options", [{}, {"num_heads_kv": 2}, {"vdim": 9}])
-def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch, options):
+def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch, options, rope):
     from selfattn.nn import multihead, projection
 
     seen = {"projected": [], "merged": [], "rows": [], "gradients": [], "multiplied": []}
+    turned, turned_back = [], []
 
     def watched(module, name, note):
         function = getattr(module, name)
@@ -185,15 +257,24 @@ def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch
         "scaled_dot_product_attention_backward",
         lambda a, k, result: seen["gradients"].extend(result[:3]),
     )
+    watched(multihead, "rope", lambda a, k, result: turned.append(result))
+    watched(multihead, "rope_backward", lambda a, k, result: turned_back.append(result))
     watched(multihead, "write_grads", lambda a, k, result: seen["multiplied"].append(a[0]))
 
     layer = make(rng, 24, 4, np.float32, **options)
     x, context = given(rng, layer, (2, 5), (2, 5) if "vdim" in options else None, pair=True)
-    out = layer.forward(x, context)
+    out = layer.forward(x, context, rope=rope)
+    kept = (*layer._saved.inputs, layer._saved.merged)
+    for array, kept_array in zip((x, *(context or (x, x)), seen["merged"][0]), kept, strict=True):
+        assert np.shares_memory(array, kept_array)
     layer.backward(np.ones_like(out))
     *rows, target = seen["rows"]
-    for row in rows:
+    for row in rows[len(turned) :]:
         assert any(np.shares_memory(row, projected) for projected in seen["projected"])
+    for row, of_rope in zip(rows, turned, strict=False):
+        assert row is of_rope
+    seen["gradients"][: len(turned_back)] = turned_back
+    assert len(turned) == len(turned_back) == (0 if rope is None else 2)
     assert np.shares_memory(target, seen["merged"][0])
     for gradient, multiplied in zip(seen["gradients"], seen["multiplied"][:3], strict=True):
         assert np.shares_memory(gradient, multiplied)

@@ -106,6 +106,19 @@ def test_causal_and_padding(rng, dtype):
     check(layer, x, None, {"key_padding_mask": padding}, {"kv_lengths": lengths})
 
 
+@pytest.mark.parametrize("batch", [(2,), ()], ids=["batched", "unbatched"])
+def test_masks_with_a_context(rng, dtype, batch):
+    """A mask and padding at once, in 3-D and in 2-D."""
+    layer = make(rng, 24, 4, dtype, kdim=10, vdim=14)
+    x, context = given(rng, layer, (*batch, 5), (*batch, 9), pair=True)
+    seen = rng.random((5, 9)) < 0.6
+    seen[:, 0] = True
+    lengths = np.array([4, 9]) if batch else np.array(6)
+    padding = torch.from_numpy(np.arange(9) >= lengths[..., None])
+    theirs = {"attn_mask": torch.from_numpy(~seen), "key_padding_mask": padding}
+    check(layer, x, context, theirs, {"attn_mask": seen, "kv_lengths": lengths})
+
+
 def test_maps(rng):
     layer = make(rng, 24, 4)
     x, context = given(rng, layer, (2, 5), (2, 9))
@@ -138,9 +151,11 @@ def test_states_move_both_ways(rng, options):
     layer.load_state_dict(state)
     for name, x in layer.params.items():
         np.testing.assert_array_equal(x, state[name].numpy())
-    layer.load_state_dict({name: x.half() for name, x in state.items()})
-    for name, x in layer.params.items():
-        np.testing.assert_array_equal(x, state[name].half().float().numpy())
+    for dtype in (torch.float64, torch.float16):
+        layer.load_state_dict({name: x.to(dtype) for name, x in state.items()})
+        for name, x in layer.params.items():
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(x, state[name].to(dtype).float().numpy())
     back = {name: torch.from_numpy(x) for name, x in layer.state_dict().items()}
     theirs.load_state_dict(back)
     x = rng.standard_normal((5, 24)).astype(np.float32)
