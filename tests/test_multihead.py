@@ -197,6 +197,27 @@ def test_inputs_in_any_layout(rng, dtype):
         close(layer.grads[name], x, name)  # NumPy's products, by another path
 
 
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+def test_padding_that_holds_no_numbers(rng, dtype, poison):
+    """What no query sees changes no gradient; it has one of 0."""
+    layer = make(rng, 24, 4, dtype)
+    x, context = given(rng, layer, (2, 5), (2, 9))
+    lengths = np.array([9, 6])
+    context[1, 6:] = 0
+    grad_out = rng.standard_normal(x.shape).astype(dtype)
+    want = layer.forward(x, context, kv_lengths=lengths), *layer.backward(grad_out)
+    grads = {name: gradient.copy() for name, gradient in layer.grads.items()}
+    context[1, 6:] = poison
+    with np.errstate(invalid="ignore"):  # in the products of the padding itself
+        out = layer.forward(x, context, kv_lengths=lengths)
+        got = out, *layer.backward(grad_out)
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for name, gradient in grads.items():
+        close(layer.grads[name], gradient, name)
+    assert not got[2][1, 6:].any()
+
+
 def test_results_are_the_callers_to_write_into(rng):
     """As `out += x` does, between forward and backward."""
     layer = make(rng, 24, 4, num_heads_kv=2)

@@ -159,7 +159,8 @@ class MultiheadAttention:
             all broadcast.
         rope : mapping, optional
             Turn queries and keys by their positions, with these options of `nn.rope`; {} has none.
-            Keys stand at 0 to S - 1 and queries from `query_offset`, or both at `positions`.
+            Keys stand at 0 to S - 1 and queries from `query_offset` (where it is an array, one over
+            x's own leading axes), or both at `positions`.
         requires_grad : bool
             Keep what `backward` needs, by reference: x, context, parameters and arrays among the
             options must stay as they are until then. False keeps nothing, and a call then changes

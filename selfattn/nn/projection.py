@@ -100,9 +100,16 @@ def grad_of_input(grad_y, weight) -> np.ndarray:
 
 
 def write_grads(grad_y, x, grad_weight, grad_bias) -> None:
-    """dW, and db where it is not None, are written."""
+    """dW, and db where it is not None, are written.
+
+    A row whose gradient is 0, as that of a masked key, adds nothing, whatever x holds there.
+    """
     count = math.prod(x.shape[:-1])
     rows_y, rows_x = grad_y.reshape(count, len(grad_weight)), x.reshape(count, x.shape[-1])
-    np.matmul(rows_y.T, rows_x, out=grad_weight)
+    with np.errstate(invalid="ignore"):
+        np.matmul(rows_y.T, rows_x, out=grad_weight)
+    if not np.isfinite(grad_weight).all():  # then 0 * NaN may be in it
+        rows_x = np.where(rows_y.any(-1, keepdims=True), rows_x, rows_x.dtype.type(0))
+        np.matmul(rows_y.T, rows_x, out=grad_weight)
     if grad_bias is not None:
         np.matmul(np.ones(count, x.dtype), rows_y, out=grad_bias)
