@@ -179,7 +179,7 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, suffix, dtype):
 
 
 def test_it_learns():
-    """A third of the demo's training, on made-up nouns, tells what "it" means among real ones."""
+    """Half of the demo's training, on made-up nouns, tells what "it" means among real ones."""
     test = held_out(0, 1000)
     trainer = Trainer(0, 500)
     assert accuracy(trainer.model, test) < 0.3

@@ -14,7 +14,7 @@ from .adam import Adam
 from .model import Batch, Model
 from .sentences import MADE_UP, REAL, Sentence, sentences
 
-STEPS = 1500
+STEPS = 1000
 BATCH = 64  # sentences
 RATE = 3e-3
 
