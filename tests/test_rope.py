@@ -1,7 +1,10 @@
 """nn.rope and its backward: against the reference, its algebra, its bits, its errors."""
 
+import re
+
 import numpy as np
 import pytest
+from arrays import same_bits
 
 from selfattn import nn, reference
 
@@ -102,11 +105,11 @@ def test_a_rows_bits_are_its_own(rng, dtype, layout):
     want = nn.rope(x, offset, layout=layout)
     for i in range(9):  # one row at a time, as decoding does
         got = nn.rope(x[:, :, i : i + 1], offset + i, layout=layout)
-        np.testing.assert_array_equal(got, want[:, :, i : i + 1])
-    np.testing.assert_array_equal(nn.rope(x[1], 100, layout=layout), want[1])
-    np.testing.assert_array_equal(nn.rope(x[2, 3], 7, layout=layout), want[2, 3])
+        assert same_bits(got, want[:, :, i : i + 1])
+    assert same_bits(nn.rope(x[1], 100, layout=layout), want[1])
+    assert same_bits(nn.rope(x[2, 3], 7, layout=layout), want[2, 3])
     positions = offset[:, None] + np.arange(9)
-    np.testing.assert_array_equal(nn.rope(x, positions=positions, layout=layout), want)
+    assert same_bits(nn.rope(x, positions=positions, layout=layout), want)
 
 
 def test_far_positions_change_no_bit_of_near_ones(rng, dtype):
@@ -118,11 +121,11 @@ def test_far_positions_change_no_bit_of_near_ones(rng, dtype):
     for i in range(33):
         row = slice(i, i + 1)
         got = nn.rope(x[:, row], positions=positions[row], frequencies=frequencies)
-        np.testing.assert_array_equal(got, want[:, row])
+        assert same_bits(got, want[:, row])
     for i in range(13):
         pair = x[..., [i, i + 13]]
         got = nn.rope(pair, positions=positions, frequencies=frequencies[i : i + 1])
-        np.testing.assert_array_equal(got, want[..., [i, i + 13]])
+        assert same_bits(got, want[..., [i, i + 13]])
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])
@@ -136,7 +139,7 @@ def test_bits_of_every_set_at_any_number_of_threads(each_isa, rng, dtype, layout
                 options = {"layout": layout, "rotary_dim": rotary_dim, "num_threads": threads}
                 got = nn.rope(x, 9, **options), nn.rope_backward(x.swapaxes(1, 2), 9, **options)
                 for a, b in zip(got, want.setdefault(rotary_dim, got), strict=True):
-                    np.testing.assert_array_equal(a, b, err_msg=f"{isa} {threads} {rotary_dim}")
+                    assert same_bits(a, b), f"{isa} {threads} {rotary_dim}"
 
 
 def test_tables_that_are_kept_and_those_that_are_not(rng, monkeypatch):
@@ -147,37 +150,82 @@ def test_tables_that_are_kept_and_those_that_are_not(rng, monkeypatch):
     kept = [nn.rope(x, n) for n in (8, 7, 0)]
     monkeypatch.setattr(rotary, "_KEPT_PAIRS", 34)
     for n, again in zip((8, 7, 0), kept, strict=True):
-        np.testing.assert_array_equal(again, want[n])
-        np.testing.assert_array_equal(nn.rope(x, n), want[n])
+        assert same_bits(again, want[n])
+        assert same_bits(nn.rope(x, n), want[n])
 
 
 def test_any_layout_of_memory(rng, dtype):
     x = rng.standard_normal((9, 3, 2, 20)).astype(dtype)
-    for view in (x.swapaxes(0, 2), x[..., ::2], x[::-1, :, :, ::-1], x[:1].repeat(2, 0)):
+    views = [
+        x.swapaxes(0, 2),
+        x.transpose(1, 3, 0, 2)[..., :2],
+        x.T[..., 1:],
+        x[..., ::2],
+        x[::-1, :, :, ::-1],
+        np.broadcast_to(x[:1], x.shape),
+    ]
+    for view in views:
         want = nn.rope(np.ascontiguousarray(view), 3)
         view.flags.writeable = False
         got = nn.rope(view, 3)
-        np.testing.assert_array_equal(got, want)
-        assert got.flags.c_contiguous == view.flags.c_contiguous or view.strides[-1] != x.itemsize
-    np.testing.assert_array_equal(nn.rope(memoryview(x), 3), nn.rope(x, 3))
+        assert same_bits(got, want)
+        assert got.strides == np.empty_like(view).strides
+        for out in (np.empty_like(view), np.zeros((*view.shape, 3), dtype)[:, ::-1, :, ::-1, 1]):
+            assert nn.rope(view, 3, out=out) is out
+            assert same_bits(out, want)
+    assert same_bits(nn.rope(memoryview(x), 3), nn.rope(x, 3))
 
 
-def test_out(rng, dtype):
+def test_out_is_x(rng, dtype):
     base = rng.standard_normal((3, 8, 10)).astype(dtype)
     want = nn.rope(base[:, 1:], 2, layout="interleaved")
     x = base.copy()
     same = x[:, 1:]
     assert nn.rope(same, 2, layout="interleaved", out=same) is same
-    np.testing.assert_array_equal(same, want)
-    x = base.copy()
-    nn.rope(x[:, 1:], 2, layout="interleaved", out=x[:, :-1])
-    np.testing.assert_array_equal(x[:, :-1], want)
+    assert same_bits(same, want)
+    assert same_bits(x[:, 0], base[:, 0])
+
+
+@pytest.mark.parametrize("layout", ["half", "interleaved"])
+@pytest.mark.parametrize("f", ["rope", "rope_backward"])
+def test_out_overlaps_x(rng, dtype, f, layout):
+    """Whichever way it lies: what is written first must not be read afterwards."""
+    base = rng.standard_normal((3, 8, 10)).astype(dtype)
+    upper, lower, all_of_it = np.s_[:, 1:], np.s_[:, :-1], np.s_[:]
+    backwards, turned_over = np.s_[:, ::-1], np.s_[..., ::-1]
+    for of_x, of_out in (
+        (upper, lower),
+        (lower, upper),
+        (all_of_it, backwards),
+        (all_of_it, turned_over),
+        (all_of_it, all_of_it),
+    ):
+        x = base.copy()
+        want = getattr(nn, f)(base[of_x], 2, layout=layout)
+        getattr(nn, f)(x[of_x], 2, layout=layout, out=x[of_out])
+        assert same_bits(x[of_out], want)
+
+
+def test_the_farthest_positions(rng):
+    """Up to 2**53 float64 has all integers; a row that would stand beyond is refused."""
+    x = rng.standard_normal((2, 3, 5, 8))
+    for first in (-(2**53), 2**53 - 4):
+        want = nn.rope(x, positions=first + np.arange(5))
+        assert same_bits(nn.rope(x, first), want)
+        assert same_bits(nn.rope(x, np.array([first, first])), want)
+        last = nn.rope(x[..., 4:, :], first + 4)
+        assert same_bits(last, np.ascontiguousarray(want[..., 4:, :]))
+    message = f"offset: expected values from {-(2**53)} to {2**53 - 4}, got {2**53 - 3}"
+    for offset in (2**53 - 3, np.array([0, 2**53 - 3])):
+        with pytest.raises(ValueError, match=message):
+            nn.rope(x, offset)
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (2, 0, 4), (0, 2, 3, 4)])
 def test_empty_axes(shape, dtype):
-    got = nn.rope(np.empty(shape, dtype), 3)
-    assert (got.shape, got.dtype) == (shape, dtype)
+    for f in (nn.rope, nn.rope_backward):
+        got = f(np.empty(shape, dtype), 3)
+        assert (got.shape, got.dtype) == (shape, dtype)
 
 
 X = np.ones((2, 3, 5, 8))
@@ -189,21 +237,40 @@ WRONG = [
     (X, {"rotary_dim": 3}, ValueError, "rotary_dim: expected an even number from 0 to .* 8, got 3"),
     (X, {"rotary_dim": 10}, ValueError, "rotary_dim: expected an even number from 0 .* got 10"),
     (X, {"rotary_dim": 4.0}, TypeError, "rotary_dim: expected an int, got float"),
+    (X, {"rotary_dim": True}, TypeError, "rotary_dim: expected an int, got bool"),
+    (X, {"rotary_dim": -2}, ValueError, "rotary_dim: expected an even number from 0 .* got -2"),
     (X, {"layout": "neox"}, ValueError, "layout: expected 'half' or 'interleaved', got 'neox'"),
     (X, {"layout": None}, TypeError, "layout: expected a str, got NoneType"),
     (X, {"theta": 0}, ValueError, "theta: expected a number above 0, got 0"),
+    (X, {"theta": True}, TypeError, "theta: expected a number, got bool"),
+    (X, {"theta": 10**400}, ValueError, "theta: expected a finite number, got one beyond float64"),
     (X, {"theta": "10"}, TypeError, "theta: expected a number, got str"),
     (X, {"theta": np.inf}, ValueError, "theta: expected a finite number, got inf"),
     (X, {"frequencies": np.ones(3)}, ValueError, r"frequencies: expected shape \(4,\), .* \(3,\)"),
     (X, {"frequencies": np.ones(4, int)}, TypeError, "frequencies: expected float32 or float64"),
     (X, {"frequencies": np.full(4, np.nan)}, ValueError, "frequencies: expected finite numbers"),
+    (X, {"frequencies": np.full(4, np.inf)}, ValueError, "frequencies: expected .*, got .inf"),
+    (X, {"frequencies": [1.0] * 4}, TypeError, "frequencies: expected an array, got list"),
     (X, {"offset": 1.5}, TypeError, "offset: expected an int or an array of ints, got"),
     (X, {"offset": np.zeros(3, int)}, ValueError, "offset: expected a shape that broadcasts to"),
     (X, {"offset": 2**60}, ValueError, "offset: expected values from"),
+    (X, {"offset": True}, TypeError, "offset: expected an int or an array of ints, got bool"),
+    (X, {"offset": np.array([0, -(2**60)])}, ValueError, f"offset: .*, got {-(2**60)}"),
     (X, {"positions": np.zeros(5)}, TypeError, "positions: expected an array of ints, got"),
     (X, {"positions": np.zeros(4, int)}, ValueError, "positions: expected a shape that broadcasts"),
     (X, {"positions": np.full(5, 2**60)}, ValueError, "positions: expected values from"),
+    (X, {"positions": np.full(5, -(2**60))}, ValueError, f"positions: .*, got {-(2**60)}"),
+    (X, {"positions": np.array(3)}, ValueError, r"positions: expected a shape .*, got \(\)"),
+    (X, {"positions": np.zeros((3, 5), int)}, ValueError, r"positions: .* got \(3, 5\)"),
     (X, {"positions": np.arange(5), "offset": 1}, ValueError, "offset: expected none beside"),
+    (
+        X,
+        {"positions": np.arange(5), "offset": np.array([0, 1])},
+        ValueError,
+        "offset: expected none beside positions, got",
+    ),
+    (X, {"num_threads": 0}, ValueError, "num_threads: expected 1 to .*, got 0"),
+    (X, {"out": [0.0]}, TypeError, "out: expected a NumPy array, got list"),
     (X, {"out": np.zeros((2, 3, 5, 8), np.float32)}, TypeError, "out: expected dtype"),
     (X, {"out": np.zeros((3, 5, 8))}, ValueError, "out: expected shape"),
 ]
@@ -211,9 +278,10 @@ WRONG = [
 
 @pytest.mark.parametrize(("x", "options", "error", "message"), WRONG)
 def test_errors(x, options, error, message):
-    out = np.zeros(np.shape(x))
-    with pytest.raises(error, match=message):
-        nn.rope(x, **{"out": out, **options})
-    assert not out.any()
-    with pytest.raises(error, match=message.replace("x:", "grad_out:")):
-        nn.rope_backward(x, **{"out": out, **options})
+    options = {"out": np.zeros(np.shape(x)), **options}
+    with pytest.raises(error, match=f"^{message}"):
+        nn.rope(x, **options)
+    message = re.sub("^x:", "grad_out:", message)
+    with pytest.raises(error, match=f"^{message}"):
+        nn.rope_backward(x, **options)
+    assert not np.any(options["out"])

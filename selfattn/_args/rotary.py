@@ -30,11 +30,11 @@ def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     return _positions(offset, positions, x), frequencies, layout == "half"
 
 
-def rotary_offset(name, offset, batch_shape):
-    """Positions of first rows: one int for all, or one for each batch entry."""
+def rotary_offset(name, offset, batch_shape, length=1):
+    """Positions of the first of `length` rows: one int for all, or one for each batch entry."""
     if isinstance(offset, int):
         batch_shape = ()
-    return per_batch(name, offset, batch_shape, -_FARTHEST, _FARTHEST)
+    return per_batch(name, offset, batch_shape, -_FARTHEST, _FARTHEST + 1 - max(length, 1))
 
 
 def _rotary_dim(name, rotary_dim, head_dim):
@@ -80,9 +80,9 @@ def _geometric(theta, rotary_dim):
 def _positions(offset, positions, x):
     """float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs."""
     batch_shape, length = x.shape[:-3], x.shape[-2]
-    if type(offset) is int and positions is None and abs(offset) <= _FARTHEST:
+    if type(offset) is int and positions is None and abs(offset) <= _FARTHEST - length:
         return np.arange(offset, offset + length, dtype=np.float64)
-    starts = rotary_offset("offset", offset, batch_shape)
+    starts = rotary_offset("offset", offset, batch_shape, length)
     if positions is None:
         positions = starts[..., None] + np.arange(length)
     elif starts.any():

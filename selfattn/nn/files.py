@@ -6,6 +6,7 @@ frameworks and Hugging Face's models use).
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -54,13 +55,14 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     write = _write_npz if path.suffix == ".npz" else _safetensors().save_file
     # In the same folder, so that it can be moved into place.
     handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
     try:
+        os.close(handle)
         write(arrays, temporary)
         os.chmod(temporary, _mode(path))
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # interrupted when it was in place already
+            os.unlink(temporary)
         raise
 
 
