@@ -3,8 +3,9 @@
     python bench/layer.py [--threads N] [--repeats N] [--json FILE]
 
 Per shape: the layer forward alone (nothing kept for gradients), the layer forward and backward to
-input and parameters, and rope over the queries of such a layer. Equal results are checked first.
-Contestants are sampled in turn (sampling.py), a figure is a median, a ratio that of two. The
+input and parameters, and rope over the queries of such a layer, with the tables of cosines and
+sines of an earlier call (as a model's layers share them) and with new ones. Equal results are
+checked first. Contestants are sampled in turn (sampling.py), a figure is a median, a ratio that of two. The
 products of both are their BLAS's. Without torch, selfattn alone is timed. Run by hand.
 """
 
@@ -20,6 +21,7 @@ import sampling
 from report import describe
 
 from selfattn import nn
+from selfattn.nn import rotary
 
 try:
     import torch
@@ -73,6 +75,7 @@ def works(batch, length, embed_dim, heads, is_causal):
         "forward": lambda: [layer.forward(x, is_causal=is_causal, requires_grad=False)],
         "forward + backward": both,
         "rope": lambda: [nn.rope(queries)],
+        "rope, new tables": lambda: [rope_anew(queries)],
     }
     theirs = {} if torch is None else peers(layer, x, grad_out, queries, is_causal)
     return {
@@ -81,10 +84,22 @@ def works(batch, length, embed_dim, heads, is_causal):
     }
 
 
+def rope_anew(queries):
+    """With cosines and sines that no earlier call has left."""
+    rotary._kept_angles.cache_clear()
+    return nn.rope(queries)
+
+
 def peers(layer, x, grad_out, queries, is_causal):
     """The same by PyTorch, of the same numbers."""
-    twin = torch.nn.MultiheadAttention(layer.embed_dim, layer.num_heads, batch_first=True)
-    twin.load_state_dict({name: torch.from_numpy(x) for name, x in layer.state_dict().items()})
+    state = {name: torch.from_numpy(x) for name, x in layer.state_dict().items()}
+    twin, inferring = (
+        torch.nn.MultiheadAttention(layer.embed_dim, layer.num_heads, batch_first=True)
+        for _ in range(2)
+    )
+    twin.load_state_dict(state)
+    inferring.load_state_dict(state)
+    inferring.eval()  # which lets it take its fast path
     given, grad = torch.from_numpy(x), torch.from_numpy(grad_out)
     leaf = given.clone().requires_grad_()
     length, head_dim = queries.shape[-2:]
@@ -92,30 +107,39 @@ def peers(layer, x, grad_out, queries, is_causal):
     if is_causal:
         mask = torch.nn.Transformer.generate_square_subsequent_mask(length)
 
-    def attend(x):
-        return twin(x, x, x, need_weights=False, attn_mask=mask, is_causal=is_causal)[0]
+    def attend(module, x):
+        return module(x, x, x, need_weights=False, attn_mask=mask, is_causal=is_causal)[0]
 
     def forward():
         with torch.inference_mode():
-            return [attend(given).numpy()]
+            return [attend(inferring, given).numpy()]
 
     def both():
         leaf.grad = None
         twin.zero_grad()
-        attend(leaf).backward(grad)
+        attend(twin, leaf).backward(grad)
         return [leaf.grad.numpy(), *(p.grad.numpy() for p in twin.parameters())]
 
     rows = torch.from_numpy(queries)
     frequencies = 10000.0 ** (-torch.arange(0, head_dim, 2) / head_dim)
 
-    def rope():
-        """As models do it: angles, cosines and sines once, then two products and a sum."""
-        with torch.inference_mode():
-            angles = torch.outer(torch.arange(length), frequencies).repeat(1, 2)
-            a, b = rows.chunk(2, -1)
-            return [(rows * angles.cos() + torch.cat((-b, a), -1) * angles.sin()).numpy()]
+    def tables():
+        angles = torch.outer(torch.arange(length), frequencies).repeat(1, 2)
+        return angles.cos(), angles.sin()
 
-    return {"forward": forward, "forward + backward": both, "rope": rope}
+    def rope(cos, sin):
+        """As models do it: two products and a sum."""
+        with torch.inference_mode():
+            a, b = rows.chunk(2, -1)
+            return [(rows * cos + torch.cat((-b, a), -1) * sin).numpy()]
+
+    kept = tables()
+    return {
+        "forward": forward,
+        "forward + backward": both,
+        "rope": lambda: rope(*kept),
+        "rope, new tables": lambda: rope(*tables()),
+    }
 
 
 def same(what, calls):

@@ -59,11 +59,10 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="train a small model from random weights, in under a minute, and show what it learned",
     )
-    demo.add_argument("--seed", type=_seed, default=0, help="of the training (default: 0)")
+    demo.add_argument("--seed", type=_seed, help="of the training (default: 0)")
     demo.add_argument(
         "--png",
         metavar="FILE",
-        default="attention.png",
         help="where --train writes its picture (default: attention.png)",
     )
     demo.set_defaults(run=_demo, parser=demo)
@@ -78,26 +77,35 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from selfattn import demo
 
-    if arguments.train and (arguments.sentence or arguments.word) is not None:
+    of_demo, of_training = (arguments.sentence, arguments.word), (arguments.seed, arguments.png)
+    if arguments.train and of_demo != (None, None):
         arguments.parser.error("--train takes no sentence and no --word")
+    if not arguments.train and of_training != (None, None):
+        arguments.parser.error("--seed and --png go with --train")
     try:
         if arguments.train:
-            from selfattn.demo import learn
-
-            learn.run(seed=arguments.seed, png=arguments.png)
-        else:
-            demo.run(arguments.sentence, arguments.word)
+            return _train(arguments)
+        demo.run(arguments.sentence, arguments.word)
     except demo.DemoError as error:
         return _fail(str(error))
-    except OSError as error:
-        if error.filename is None:  # not the picture's file, but standard output's end
-            raise
-        return _fail(f"--png: {error.strerror}: {error.filename}")
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_NEEDS:
             raise
         return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[demo]"')
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from selfattn.demo import learn
+
+    png = arguments.png or "attention.png"
+    try:
+        learn.run(seed=arguments.seed or 0, png=png)
+    except OSError as error:
+        if error.filename != png:  # not the picture's
+            raise
+        return _fail(f"--png: {error.strerror}: {error.filename}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import os
 
 import arrays
+import layers
 import numpy as np
 import pytest
 
@@ -44,6 +45,15 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def layer(rng):
+    """A learnable layer that has run forward and backward once."""
+    layer = layers.make(rng, 8, 2)
+    x, _ = layers.given(rng, layer, (3, 5))
+    layer.backward(layer.forward(x))
+    return layer
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from selfattn import cli, nn
+from selfattn import demo as cli_demo
 from selfattn.demo import learn
 from selfattn.demo.learn import sentences as text
 from selfattn.demo.learn.adam import Adam
@@ -178,6 +179,18 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, suffix, dtype):
         assert x.tobytes() == got[name].tobytes(), name
 
 
+def test_no_step_beyond_the_last():
+    """Its rate would be below 0."""
+    trainer = Trainer(0, 2)
+    for _ in range(2):
+        trainer.step()
+    before = trainer.state_dict()
+    with pytest.raises(ValueError, match="expected a trainer of more steps than 2"):
+        trainer.step()
+    for name, x in before.items():
+        np.testing.assert_array_equal(trainer.state_dict()[name], x)
+
+
 def test_it_learns():
     """Half of the demo's training, on made-up nouns, tells what "it" means among real ones."""
     test = held_out(0, 1000)
@@ -256,6 +269,9 @@ def test_seeds_differ(shown):
     [
         (["a sentence", "--train"], "--train takes no sentence and no --word"),
         (["--train", "--word", "it"], "--train takes no sentence and no --word"),
+        (["", "--train"], "--train takes no sentence and no --word"),
+        (["--seed", "0"], "--seed and --png go with --train"),
+        (["a sentence", "--png", "a.png"], "--seed and --png go with --train"),
         (["--train", "--seed", "x"], "argument --seed: invalid"),
         (["--train", "--seed", "-1"], "argument --seed: expected 0 or more, got -1"),
     ],
@@ -275,6 +291,35 @@ def test_a_picture_that_cannot_be_written_is_told_before_the_training(capsys, tm
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"selfattn: --png: No such file or directory: {path}\n"
+
+
+def test_another_file_that_is_missing_is_not_the_pictures(monkeypatch):
+    pytest.importorskip("rich")
+    error = FileNotFoundError(2, "No such file or directory", "model.safetensors")
+
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(cli_demo, "run", fail)
+    monkeypatch.setattr(learn, "run", fail)
+    for arguments in (["demo"], ["demo", "--train"]):
+        with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+            cli.main(arguments)
+
+
+def test_looking_whether_a_picture_can_be_written_changes_nothing(tmp_path):
+    pytest.importorskip("matplotlib")
+    from selfattn.demo.learn import picture
+
+    link = tmp_path / "link.png"
+    link.symlink_to("nothing.png")
+    picture.check(link)
+    picture.check(tmp_path / "new.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["link.png"]
+    assert link.is_symlink()
+    (tmp_path / "old.png").write_bytes(b"old")
+    picture.check(tmp_path / "old.png")
+    assert (tmp_path / "old.png").read_bytes() == b"old"
 
 
 def test_matplotlib_is_missing():

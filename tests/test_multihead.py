@@ -130,6 +130,7 @@ def test_gradients_of_options_go_when_they_are_not_asked_for(rng):
         ({"rotary_dim": 2}, {"query_offset": 3}),
         ({"layout": "interleaved"}, {"query_offset": np.array([2, 5])}),
         ({"layout": "interleaved", "positions": np.array([4, 1, 2, 0, 1, 9])}, {}),
+        ({"positions": None}, {"query_offset": 4}),
         ({"positions": np.arange(6)}, {"query_offset": 2, "is_causal": True}),
         ({"rotary_dim": 4}, {"query_offset": np.array([2, 5]), "is_causal": True}),
         ({"positions": np.array([0, 1, 2, 0, 1, 2])}, {}),
@@ -216,6 +217,39 @@ def test_padding_that_holds_no_numbers(rng, dtype, poison):
     for name, gradient in grads.items():
         close(layer.grads[name], gradient, name)
     assert not got[2][1, 6:].any()
+
+
+def test_padding_of_its_own_segment_may_hold_nan(rng, dtype):
+    """In self-attention padded rows are queries too: they must not see what they pad."""
+    layer = make(rng, 24, 4, dtype)
+    x, _ = given(rng, layer, (2, 7))
+    grad_out = rng.standard_normal(x.shape).astype(dtype)
+    x[1, 5:] = grad_out[1, 5:] = 0
+    lengths = np.array([7, 5])
+    options = {"kv_lengths": lengths, "segment_ids": (np.arange(7) >= lengths[:, None]).astype(int)}
+    out, want = layer.forward(x, **options), layer.backward(grad_out)
+    grads = {name: gradient.copy() for name, gradient in layer.grads.items()}
+    x[1, 5:] = np.nan
+    poisoned, got = layer.forward(x, **options), layer.backward(grad_out)
+    for a, b in ((poisoned, out), (got, want)):
+        np.testing.assert_array_equal(a[0], b[0])
+        np.testing.assert_array_equal(a[1, :5], b[1, :5])
+    assert not got[1, 5:].any()
+    for name, gradient in grads.items():
+        close(layer.grads[name], gradient, name)
+
+
+def test_maps_need_no_values(rng, monkeypatch):
+    from selfattn.nn import projection
+
+    seen, project = [], projection.project
+    monkeypatch.setattr(projection, "project", lambda *a: seen.append(project(*a)) or seen[-1])
+    for options, context_shape in (({"num_heads_kv": 2}, None), ({"vdim": 9}, (2, 5))):
+        layer = make(rng, 24, 4, np.float32, **options)
+        seen.clear()
+        layer.attention_weights(*given(rng, layer, (2, 5), context_shape, pair=True))
+        width = 24 + layer.num_heads_kv * 6  # of queries and keys
+        assert sum(y.shape[-1] for y in seen) == width
 
 
 def test_results_are_the_callers_to_write_into(rng):

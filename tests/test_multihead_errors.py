@@ -4,19 +4,9 @@ import copy
 
 import numpy as np
 import pytest
-from layers import given, make
+from layers import given
 
 from selfattn.nn import multihead
-
-
-@pytest.fixture
-def layer(rng):
-    """A layer that has run forward and backward once."""
-    layer = make(rng, 8, 2)
-    x, _ = given(rng, layer, (3, 5))
-    layer.backward(layer.forward(x))
-    return layer
-
 
 X = np.zeros((3, 5, 8))
 WRONG_OPTIONS = [

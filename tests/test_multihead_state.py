@@ -11,15 +11,6 @@ from layers import given, make
 from selfattn import nn
 
 
-@pytest.fixture
-def layer(rng):
-    """A layer that has run forward and backward once."""
-    layer = make(rng, 8, 2)
-    x, _ = given(rng, layer, (3, 5))
-    layer.backward(layer.forward(x))
-    return layer
-
-
 def snapshot(layer):
     return copy.deepcopy((layer.params, layer.grads)), layer._saved
 
@@ -151,14 +142,30 @@ def test_a_state_of_the_layers_own_arrays(rng):
 
 
 def test_a_number_beyond_the_dtype_changes_nothing(rng):
-    """NumPy warns of it; where warnings are errors no parameter has been written by then."""
+    """It would be an infinity; one that is given stays one."""
     layer = make(rng, 8, 2, np.float32)
     state = {name: x.astype(np.float64) + 1 for name, x in layer.params.items()}
     state["out_proj.bias"][3] = 1e300
     before = snapshot(layer)
-    with pytest.raises(RuntimeWarning, match="overflow"):
+    with pytest.raises(ValueError, match=r"out_proj\.bias: expected numbers that float32 can hold"):
         layer.load_state_dict(state)
     assert_unchanged(layer, before)
+    state["out_proj.bias"][3] = np.inf
+    layer.load_state_dict(state)
+    assert layer.params["out_proj.bias"][3] == np.inf
+
+
+def test_loading_forgets_the_call(layer):
+    """Its rows are those of other weights."""
+    layer.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="backward: expected a forward"):
+        layer.backward(X)
+
+
+def test_parameters_have_gradients_beside_those_of_options(layer):
+    layer.forward(X, sinks=np.ones(2))
+    layer.backward(X + 1, sinks_grad=True)
+    assert set(layer.grads) == {*layer.params, "sinks"}
 
 
 WRONG_SIZES = [

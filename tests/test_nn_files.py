@@ -3,7 +3,6 @@
 import os
 import stat
 import sys
-import tempfile
 import zipfile
 
 import numpy as np
@@ -201,6 +200,10 @@ def test_other_suffixes(path):
             "x: expected an array of numbers .*, got dtype",
         ),
         ({"__metadata__": np.ones(2)}, ValueError, "names other than .*, got '__metadata__'"),
+        ({"n" * 65001: np.ones(2)}, ValueError, "state: expected names of up to 65000 bytes"),
+        ({"\ud800": np.ones(2)}, ValueError, "state: expected names that are valid text"),
+        ({"x": [1.0]}, TypeError, "x: expected an array, got list"),
+        ({"x": np.ma.array([1, 2], mask=[0, 1])}, TypeError, "x: expected .* without a mask"),
         ({"a\0b": np.ones(2)}, ValueError, "state: expected names without a null character"),
     ],
 )
@@ -259,15 +262,26 @@ def test_an_interrupt_after_the_last_step_stays_one(path, monkeypatch):
     np.testing.assert_array_equal(nn.load(path)["x"], np.ones(3))
 
 
-def test_the_file_is_written_beside_its_place_and_closed(path, monkeypatch):
+def test_the_file_is_written_beside_its_place(path, monkeypatch):
     """A folder of temporary files may be on another disk, from which nothing moves at once."""
-    make, made = tempfile.mkstemp, []
-    monkeypatch.setattr(tempfile, "tempdir", str(path.parent / "nowhere"))
-    monkeypatch.setattr(tempfile, "mkstemp", lambda **k: made.append(make(**k)) or made[0])
+    moves, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: moves.append((a, b)) or replace(a, b))
+    descriptors = "/proc/self/fd"
+    before = len(os.listdir(descriptors)) if os.path.exists(descriptors) else 0
     nn.save({"x": np.ones(3)}, path)
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(made[0][0])
+    assert before == (len(os.listdir(descriptors)) if before else 0)  # closed
+    assert [(a.parent, b) for a, b in moves] == [(path.parent, path)]
     np.testing.assert_array_equal(nn.load(path)["x"], np.ones(3))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_the_file_behind_a_link(path):
+    link = path.with_name(f"link{path.suffix}")
+    nn.save({"x": np.ones(3)}, path)
+    link.symlink_to(path.name)
+    nn.save({"x": np.zeros(3)}, link)
+    assert link.is_symlink()
+    assert not nn.load(path)["x"].any()
 
 
 def test_a_folder_in_its_place(path):

@@ -142,6 +142,15 @@ def test_bits_of_every_set_at_any_number_of_threads(each_isa, rng, dtype, layout
                     assert same_bits(a, b), f"{isa} {threads} {rotary_dim}"
 
 
+def test_tables_without_pairs_are_not_kept_without_end(monkeypatch):
+    from selfattn.nn import rotary
+
+    monkeypatch.setattr(rotary, "_KEPT_PAIRS", 34)
+    before = rotary._kept_angles.cache_info()
+    nn.rope(np.ones((35, 4)), rotary_dim=0)
+    assert rotary._kept_angles.cache_info() == before
+
+
 def test_tables_that_are_kept_and_those_that_are_not(rng, monkeypatch):
     from selfattn.nn import rotary
 
@@ -244,6 +253,13 @@ WRONG = [
     (X, {"theta": 0}, ValueError, "theta: expected a number above 0, got 0"),
     (X, {"theta": True}, TypeError, "theta: expected a number, got bool"),
     (X, {"theta": 10**400}, ValueError, "theta: expected a finite number, got one beyond float64"),
+    (
+        X,
+        {"theta": 5e-324, "frequencies": None},
+        ValueError,
+        "theta: expected a number not so close",
+    ),
+    (X, {"frequencies": np.full(4, 1e300)}, ValueError, r"frequencies: .* up to 2\*\*900"),
     (X, {"theta": "10"}, TypeError, "theta: expected a number, got str"),
     (X, {"theta": np.inf}, ValueError, "theta: expected a finite number, got inf"),
     (X, {"frequencies": np.ones(3)}, ValueError, r"frequencies: expected shape \(4,\), .* \(3,\)"),

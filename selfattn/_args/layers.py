@@ -82,8 +82,9 @@ def layer_inputs(x, context, widths, dtype):
             f"context: expected a pair of arrays (..., rows, {kdim}) and (..., rows, {vdim}), got "
             f"{'none' if given == 1 else 'one array'}"
         )
-    of_key = layer_input("context", context[0], kdim, dtype)
-    of_value = of_key if given < 3 else layer_input("context", context[1], vdim, dtype)
+    names = ("context[0]", "context[1]") if given == 3 else ("context", "context")
+    of_key = layer_input(names[0], context[0], kdim, dtype)
+    of_value = of_key if given < 3 else layer_input(names[1], context[1], vdim, dtype)
     if of_key.shape[-2] != of_value.shape[-2]:
         raise ValueError(
             f"context: expected a pair of as many rows, got {of_key.shape[-2]} and "
@@ -139,5 +140,8 @@ def layer_state(state, shapes, dtype):
             raise TypeError(f"{name}: expected floats, got {x.dtype!r}")
         if x.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
-        arrays[name] = x.astype(dtype)
+        with np.errstate(over="ignore"):
+            arrays[name] = x.astype(dtype)
+        if (np.isinf(arrays[name]) & np.isfinite(x)).any():
+            raise ValueError(f"{name}: expected numbers that {dtype} can hold, got larger ones")
     return arrays

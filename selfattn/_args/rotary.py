@@ -12,6 +12,7 @@ from .options import broadcast, ints, per_batch
 
 _LAYOUTS = ("half", "interleaved")
 _FARTHEST = 2**53  # the integers up to here are float64s, as angles need
+_FASTEST = 2.0**900  # radians a position: the angles of all positions are finite then
 
 
 def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
@@ -58,7 +59,10 @@ def _frequencies(frequencies, theta, rotary_dim):
     if theta <= 0:
         raise ValueError(f"theta: expected a number above 0, got {theta}")
     if frequencies is None:
-        return _geometric(theta, rotary_dim)
+        frequencies = _geometric(theta, rotary_dim)
+        if frequencies.max(initial=0) > _FASTEST:
+            raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
+        return frequencies
     frequencies = as_array("frequencies", frequencies)
     if frequencies.dtype not in (np.float32, np.float64):
         raise TypeError(f"frequencies: expected float32 or float64, got {frequencies.dtype!r}")
@@ -67,14 +71,16 @@ def _frequencies(frequencies, theta, rotary_dim):
             f"frequencies: expected shape ({rotary_dim // 2},), one for each pair, got "
             f"{frequencies.shape}"
         )
-    if not np.isfinite(frequencies).all():
-        raise ValueError(f"frequencies: expected finite numbers, got {frequencies}")
-    return frequencies.astype(np.float64)
+    frequencies = frequencies.astype(np.float64)
+    if not (np.abs(frequencies) <= _FASTEST).all():
+        raise ValueError(f"frequencies: expected finite numbers up to 2**900, got {frequencies}")
+    return frequencies
 
 
 @functools.lru_cache(maxsize=16)
 def _geometric(theta, rotary_dim):
-    return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
+    with np.errstate(over="ignore"):
+        return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
 
 
 def _positions(offset, positions, x):

@@ -9,14 +9,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from .._args.arrays import as_array
+
 _SUFFIXES = (".npz", ".safetensors")
+_LONGEST_NAME = 65000  # bytes; a zip file counts them in 16 bits
 _RESERVED = ("file", "allow_pickle", "__metadata__")  # np.savez's own, and safetensors'
 
 
@@ -53,13 +56,15 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     path = _path(path)
     arrays = _arrays(state, path.suffix)
     write = _write_npz if path.suffix == ".npz" else _safetensors().save_file
-    # In the same folder, so that it can be moved into place.
-    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
+    # In the same folder, so that it can be moved into place: that of the file behind a link.
+    target = Path(os.path.realpath(path))
+    temporary = _new_file(target)
     try:
-        os.close(handle)
+        like = target if target.exists() else temporary
+        mode = like.stat().st_mode & 0o7777
         write(arrays, temporary)
-        os.chmod(temporary, _mode(path))
-        os.replace(temporary, path)
+        os.chmod(temporary, mode)
+        os.replace(temporary, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # interrupted when it was in place already
             os.unlink(temporary)
@@ -129,7 +134,14 @@ def _arrays(state, suffix):
             raise ValueError(f"state: expected names other than {_RESERVED}, got {name!r}")
         if "\0" in name:
             raise ValueError(f"state: expected names without a null character, got {name!r}")
-        x = np.asarray(x)
+        if len(name.encode(errors="replace")) > _LONGEST_NAME:
+            raise ValueError(
+                f"state: expected names of up to {_LONGEST_NAME} bytes, got one that begins with "
+                f"{name[:40]!r}"
+            )
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ValueError(f"state: expected names that are valid text, got {name!r}")
+        x = as_array(name, x)
         is_number = x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
         if not is_number and (x.dtype.name != "bfloat16" or suffix == ".npz"):
             raise TypeError(
@@ -167,11 +179,12 @@ def _safetensors():
     return safetensors.numpy
 
 
-def _mode(path):
-    """The permissions of the file that is there, else those that a new one gets."""
+def _new_file(target):
+    """The path of a new, empty file beside `target`, with the permissions that new files get."""
+    name = f".{target.stem[:40]}.{secrets.token_hex(8)}{target.suffix}"
+    temporary = target.with_name(name)
     try:
-        return path.stat().st_mode & 0o7777
-    except FileNotFoundError:
-        mask = os.umask(0)
-        os.umask(mask)
-        return 0o666 & ~mask
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(target)) from None
+    return temporary

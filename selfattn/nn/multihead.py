@@ -61,7 +61,8 @@ class MultiheadAttention:
     num_heads : int
         Heads of the query, each of head_dim `embed_dim / num_heads`.
     num_heads_kv : int, optional
-        Heads of key and value, which groups of query heads share; `num_heads` unless given.
+        Heads of key and value, which groups of query heads share: a number that divides
+        `num_heads`, which it is unless given.
     bias : bool
         Add a bias to each projection.
     kdim, vdim : int, optional
@@ -79,6 +80,7 @@ class MultiheadAttention:
         The parameters, under torch's names; an optimiser writes into these arrays.
     grads : dict of str to array
         Their gradients, under the same names, after a `backward`; the next one overwrites them.
+        Those of an attention mask and of sinks stand beside them where they were asked for.
     embed_dim, num_heads, num_heads_kv, head_dim, kdim, vdim : int
     dtype : numpy.dtype
 
@@ -96,7 +98,12 @@ class MultiheadAttention:
     `scaled_dot_product_attention` has it, and lengths of padded sequences go to `kv_lengths`;
     dropout is an option of each call, and `attention_weights` returns the maps.
 
-    Attention has the same bits whatever the batch; BLAS, which projects, promises no such thing.
+    Attention has the same bits whatever the batch; BLAS, which projects, promises no such thing,
+    and has threads of its own, which `num_threads` does not count.
+
+    Padding that holds NaN changes nothing where it is a context's and `kv_lengths` leaves it out.
+    In self-attention padded rows are queries too, and a NaN query that sees keys makes their
+    gradients NaN: give padding a segment of its own (`segment_ids`) besides.
 
     Examples
     --------
@@ -108,8 +115,8 @@ class MultiheadAttention:
     >>> grad_x = layer.backward(np.ones_like(out))
     >>> out.shape, grad_x.shape, list(layer.grads)[0]
     ((3, 5, 8), (3, 5, 8), 'in_proj_weight')
-    >>> for name, gradient in layer.grads.items():
-    ...     layer.params[name] -= 0.1 * gradient
+    >>> for name, x in layer.params.items():
+    ...     x -= 0.1 * layer.grads[name]
     """
 
     def __init__(
@@ -196,7 +203,9 @@ class MultiheadAttention:
     def backward(
         self, grad_out: Array, *, mask_grad: bool = False, sinks_grad: bool = False
     ) -> Any:
-        """The gradients of `sum(grad_out * out)`, for `out` of the last `forward`.
+        """The gradients of `sum(grad_out * out)`, for `out` of the last `forward` that kept any.
+
+        That is the last one with `requires_grad` that returned; `load_state_dict` forgets it.
 
         Those of the parameters are written to `grads`; nothing is added to what was there.
 
@@ -216,7 +225,7 @@ class MultiheadAttention:
         Raises
         ------
         RuntimeError
-            When there was no `forward`, or none that kept anything.
+            When there was no such `forward`.
         """
         if self._saved is None:
             raise RuntimeError("backward: expected a forward(..., requires_grad=True) before it")
@@ -277,7 +286,7 @@ class MultiheadAttention:
         options = _args.layer_options("attention_options", attention_options, _WEIGHTS)
         inputs, _ = self._inputs(x, context)
         _args.layer_leading(*inputs)
-        query, key, _ = self._rows(inputs, self._turns(rope, options, inputs[0]))
+        query, key = self._rows(inputs[:2], self._turns(rope, options, inputs[0]))
         return attention_weights(query, key, enable_gqa=True, **options)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -305,6 +314,7 @@ class MultiheadAttention:
         arrays = _args.layer_state(state, self._layout.shapes, self.dtype)
         for name, x in arrays.items():
             self.params[name][...] = x
+        self._saved = None
 
     def __repr__(self) -> str:
         given = [f"{self.embed_dim}, {self.num_heads}"]
@@ -342,7 +352,7 @@ class MultiheadAttention:
         return [{**of_key, "offset": offset}, of_key]
 
     def _rows(self, inputs, turns):
-        """Query, key and value by heads, turned."""
+        """Query, key and, where its input is given, value by heads, turned."""
         rows = [self._heads(y) for y in self._layout.project(inputs, self.params)]
         for n, turn in enumerate(turns):
             rows[n] = rope(rows[n], **turn)

@@ -82,14 +82,20 @@ class Layout:
         return arrays["out_proj.weight"], arrays.get("out_proj.bias")
 
     def project(self, inputs, params) -> list[np.ndarray]:
-        """Query, key and value rows of three inputs: by one product where they are one array."""
+        """Query, key and value rows of three inputs, or query and key rows of two.
+
+        One product where the inputs are one array.
+        """
         x, *others = inputs
+        count = len(inputs)
         if self.is_packed and all(other is x for other in others):
-            y = project(x, params["in_proj_weight"], params.get("in_proj_bias"))
-            return [y[..., rows] for rows in self.rows]
+            wanted = slice(0, self.rows[count - 1].stop)
+            bias = params["in_proj_bias"][wanted] if self.bias else None
+            y = project(x, params["in_proj_weight"][wanted], bias)
+            return [y[..., rows] for rows in self.rows[:count]]
         return [
             project(x, weight, bias)
-            for x, (weight, bias) in zip(inputs, self.of_inputs(params), strict=True)
+            for x, (weight, bias) in zip(inputs, self.of_inputs(params)[:count], strict=True)
         ]
 
 
@@ -102,13 +108,13 @@ def grad_of_input(grad_y, weight) -> np.ndarray:
 def write_grads(grad_y, x, grad_weight, grad_bias) -> None:
     """dW, and db where it is not None, are written.
 
-    A row whose gradient is 0, as that of a masked key, adds nothing, whatever x holds there.
+    A row whose gradient is all 0, as that of a masked key, adds nothing, whatever x holds there.
     """
     count = math.prod(x.shape[:-1])
     rows_y, rows_x = grad_y.reshape(count, len(grad_weight)), x.reshape(count, x.shape[-1])
     with np.errstate(invalid="ignore"):
         np.matmul(rows_y.T, rows_x, out=grad_weight)
-    if not np.isfinite(grad_weight).all():  # then 0 * NaN may be in it
+    if not np.isfinite(grad_weight).all():  # 0 * NaN may be in it, or a NaN that belongs there
         rows_x = np.where(rows_y.any(-1, keepdims=True), rows_x, rows_x.dtype.type(0))
         np.matmul(rows_y.T, rows_x, out=grad_weight)
     if grad_bias is not None:

@@ -71,9 +71,10 @@ def rope(
     Notes
     -----
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding" (2021). Angles, sines
-    and cosines are float64, whatever x is, and rounded to its dtype at the end: positions far from
-    0 are as exact as those near it. The last few tables of them are kept, those of up to 2**18
-    pairs (4 MB): the layers of a model ask for the same.
+    and cosines are float64, whatever x is, and rounded to its dtype at the end. The angle is off by
+    its size times 1e-16: in float32 that shows from positions of about 10**9 on; beyond 2**53
+    positions are refused. The last few tables are kept, those of up to 2**18 pairs (4 MB): the
+    layers of a model ask for the same.
 
     Examples
     --------
@@ -87,9 +88,8 @@ def rope(
     >>> np.isclose(near, far)
     np.True_
     """
-    return _turned(
-        "x", x, offset, positions, layout, theta, rotary_dim, frequencies, out, num_threads, False
-    )
+    pairing = offset, positions, layout, theta, rotary_dim, frequencies
+    return _turned("x", x, pairing, out, num_threads, is_backward=False)
 
 
 def rope_backward(
@@ -125,38 +125,13 @@ def rope_backward(
     >>> np.allclose(nn.rope_backward(nn.rope(x, 7), 7), x)
     True
     """
-    return _turned(
-        "grad_out",
-        grad_out,
-        offset,
-        positions,
-        layout,
-        theta,
-        rotary_dim,
-        frequencies,
-        out,
-        num_threads,
-        True,
-    )
+    pairing = offset, positions, layout, theta, rotary_dim, frequencies
+    return _turned("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
 
 
-def _turned(
-    name,
-    x,
-    offset,
-    positions,
-    layout,
-    theta,
-    rotary_dim,
-    frequencies,
-    out,
-    num_threads,
-    is_backward,
-):
+def _turned(name, x, pairing, out, num_threads, is_backward):
     x = _args.array(name, x)
-    positions, frequencies, is_half = _args.rotary(
-        name, x, offset, positions, layout, theta, rotary_dim, frequencies
-    )
+    positions, frequencies, is_half = _args.rotary(name, x, *pairing)
     pairs = frequencies.size
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
     if is_backward:  # with its elements in the other order a pair turns the other way
@@ -179,7 +154,7 @@ def _turned(
 
 def _angles(positions, frequencies, dtype):
     """The cosines of all pairs, then the sines, for each position: (..., L, 2 * pairs)."""
-    if positions.size * frequencies.size > _KEPT_PAIRS:
+    if positions.size * max(frequencies.size, 1) > _KEPT_PAIRS:
         return _computed_angles(positions, frequencies, dtype)
     return _kept_angles(positions.tobytes(), positions.shape, frequencies.tobytes(), dtype)
 

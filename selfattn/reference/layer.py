@@ -101,7 +101,7 @@ def _rows(params, x, context, num_heads, num_heads_kv, rope, options):
     ]
     turns = []
     if rope is not None:
-        offset = 0 if "positions" in rope else options.get("query_offset", 0)
+        offset = 0 if rope.get("positions") is not None else options.get("query_offset", 0)
         turns = [{"offset": offset, **rope}, rope]
     for n, turn in enumerate(turns):
         rows[n] = turned(rows[n], **turn)

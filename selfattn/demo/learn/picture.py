@@ -5,6 +5,7 @@ A panel for each sentence, before training and after it. Called by `__init__.py`
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +20,12 @@ _LEFT, _RIGHT = 0.36, 0.72  # where the words end, and where "it" stands
 
 def check(path: Path) -> None:
     """OSError where no picture can be written to `path`; nothing is changed."""
-    is_new = not path.exists()
+    target = Path(os.path.realpath(path))
+    is_new = not target.exists()
     with open(path, "ab"):
         pass
     if is_new:
-        path.unlink()
+        target.unlink()
 
 
 def draw(

@@ -42,13 +42,14 @@ def task(console: Console, trainer: Trainer, test: list[Sentence]) -> None:
 
 def _examples(console, some):
     for sentence in some:
-        words = str(sentence).split()
-        for place, style in ((sentence.it, "bold"), (sentence.antecedent, "bold green")):
-            words[place] = Text(words[place], style)
         line = Text("    ")
-        for word in words:
-            line = line.append(word if isinstance(word, Text) else Text(word)).append(" ")
+        for place, word in enumerate(str(sentence).split()):
+            line.append(word, _style(sentence, place)).append(" ")
         console.print(line)
+
+
+def _style(sentence, place):
+    return {sentence.it: "bold", sentence.antecedent: "bold green"}.get(place, "")
 
 
 @contextmanager
@@ -90,9 +91,8 @@ def attention(
         for name in ("before", "after"):
             table.add_column(Text(f"{name} "), justify="right", width=_CELL, no_wrap=True)
         for place, word in enumerate(sentence.words):
-            style = {sentence.it: "bold", sentence.antecedent: "bold green"}.get(place, "")
             cells = (tables.shaded(weights[place], _CELL) for weights, _ in (first, last))
-            table.add_row(Text(word, style), *cells)
+            table.add_row(Text(word, _style(sentence, place)), *cells)
         answers = (tables.short(sentence.words[answer]) for _, answer in (first, last))
         table.add_row(Text("answers", "dim"), *(Text(f"{answer} ") for answer in answers))
         console.print(table)

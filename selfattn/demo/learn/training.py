@@ -30,6 +30,8 @@ class Trainer:
     def step(self) -> float:
         """Train on one more batch; its loss before that."""
         done = self.optimiser.steps
+        if done >= self.steps:
+            raise ValueError(f"expected a trainer of more steps than {self.steps}, which are done")
         loss, grads = self.model.loss(Batch.of(self.sentences(done)))
         self.optimiser.step(grads, RATE * (1 - done / self.steps))
         return loss
