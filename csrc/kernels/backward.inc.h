@@ -69,7 +69,7 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
     block_keys parts[MAX_PARTS];
     int num_parts = 0, all_safe = keys->safe && g->q_finite && g->grad_out_finite;
     for (int first = 0, n; first < x->tile.n; first += n) {
-        n = at_most(x->tile.n - first, MAX_N);
+        n = at_most(x->tile.n - first, TILE_N);
         block_keys part = *keys;
         if (is_ragged(keys)) part = keys_of_vectors(&x->tile, keys, first, n);
         if (!all_safe) part.ranges = keys->ranges; /* marks are needed */

@@ -70,11 +70,11 @@ static void rows_of_keys(const block_keys *parts, int num_parts, int rows, int b
             if (first > i) first = i;
             last = i + 1;
         }
-    *row_begin = first * MAX_N * LANES;
-    *row_end = last * MAX_N * LANES < rows ? last * MAX_N * LANES : rows;
+    *row_begin = first * TILE_N * LANES;
+    *row_end = last * TILE_N * LANES < rows ? last * TILE_N * LANES : rows;
 }
 
-/* parts: which of the keys MAX_N vectors of rows see, each. */
+/* parts: which of the keys TILE_N vectors of rows see, each. */
 static void grad_key_and_value(const sa_gradient_tile *g, const backward_scratch *x,
                                const block_keys *keys, const block_keys *parts, int num_parts) {
     const sa_tile *t = &g->seen;

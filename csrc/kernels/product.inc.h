@@ -42,36 +42,40 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 /* What becomes of each accumulator at the end of a chunk. The sum of chunks grows in C itself, or
  * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator after
  * another: all sums first and then all stores reads better, and costs 2 to 7 % of the whole. */
-#define FOLD(to, expression)          \
-    SA_UNROLL                         \
-    for (int i = 0; i < M; ++i) {     \
-        SA_UNROLL                     \
-        for (int j = 0; j < n; ++j) { \
-            vec sum = acc[i][j];      \
-            v_store(to, expression);  \
-        }                             \
+#define FOLD(to, expression)                     \
+    SA_UNROLL                                    \
+    for (int i = 0; i < M; ++i, c_at += c_row) { \
+        SA_UNROLL                                \
+        for (int j = 0; j < n; ++j) {            \
+            vec sum = acc[i][j];                 \
+            v_store(to, expression);             \
+        }                                        \
     }
-#define C_AT (c + i * p->c_row + j * LANES)
-#define SUM_AT (p->sums + (i * n + j) * LANES)
+#define C_AT (c_at + j * LANES)
+#define SUM_AT (sums + (i * n + j) * LANES)
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
-/* M rows and n vectors of C, in registers: both must be constants where it is inlined. */
+/* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
+ * keeps in registers is few as well: integers that find no room would be put into vectors' registers, and
+ * wait there for the products before them. */
 SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
     uintptr_t soon = p->soon;
-    const char *b = p->b;
-    int64_t k = 0, chunk = p->chunk - p->phase;
+    const char *b = p->b, *third[6]; /* every third row of A */
+    SA_UNROLL
+    for (int i = 0; i < M; i += 3) third[i / 3] = a + i * p->a_row;
+    int64_t left = p->k, chunk = p->chunk - p->phase;
     do {
-        int first = k == 0, last = p->k - k <= chunk;
-        int64_t end = last ? p->k : k + chunk;
-        chunk = p->chunk;
+        const int64_t count = chunk < left ? chunk : left;
         vec acc[16][MAX_N];
         SA_UNROLL
         for (int i = 0; i < M; ++i) {
             SA_UNROLL
             for (int j = 0; j < n; ++j) acc[i][j] = v_zero();
         }
-        for (; k < end; ++k, a += p->a_k, b += p->b_k) {
+        ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
+        left -= count;
+        for (int64_t k = 0; k < count; ++k) {
             vec bk[MAX_N];
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
@@ -81,11 +85,19 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
             if (fetch) soon += (uintptr_t)p->soon_k;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
-                vec x = v_broadcast(a + i * p->a_row);
+                vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
                 SA_UNROLL
                 for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
             }
+            SA_UNROLL
+            for (int i = 0; i < M; i += 3) third[i / 3] += a_k;
+            b += b_k;
         }
+        chunk = p->chunk;
+        const int first = left + count == p->k, last = left == 0;
+        real *c_at = c, *const sums = p->sums;
+        ptrdiff_t c_row = p->c_row;
+        SA_OPAQUE(c_row);
         if (p->kind == BETA_ZERO || p->kind == BETA_ONE) {
             if (first && p->kind == BETA_ZERO)
                 FOLD(C_AT, sum)
@@ -112,7 +124,7 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
             else
                 FOLD(C_AT, v_fma(v_load(C_AT), v_set(beta[i]), WHOLE))
         }
-    } while (k < p->k);
+    } while (left > 0);
 }
 
 /* All rows: strips of the set's height, then 8, 4, 2 and 1. */

@@ -43,7 +43,7 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
 }
 
 _Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
-_Static_assert(MAX_N *LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
+_Static_assert(TILE_N <= MAX_N && TILE_N * LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
 _Static_assert(SA_GRADIENT_TILE_M % LANES == 0, "a tile of the backward pass is whole vectors");
 _Static_assert(DELTA_CHUNK % LANES == 0 && MASK_KEYS % LANES == 0,
                "its sums are cut alike by all sets");
@@ -56,7 +56,7 @@ _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hol
 
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
-    .tile = {.max_rows = MAX_N * LANES,
+    .tile = {.max_rows = TILE_N * LANES,
              .scratch_size = tile_scratch_size,
              .partial_size = tile_partial_size,
              .begin = tile_begin,

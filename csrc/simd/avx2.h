@@ -36,6 +36,7 @@ typedef __m128i uvec;
 
 /* 12 accumulators, n operands and a broadcast fit the 16 registers. */
 #define MAX_N 3
+#define TILE_N 3
 #define STRIP_M(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
 
 SA_INLINE __m256i first(int n) {

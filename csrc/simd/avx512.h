@@ -32,6 +32,7 @@ typedef __m256i uvec;
 
 /* 24 to 16 accumulators and n operands fit the 32 registers. */
 #define MAX_N 4
+#define TILE_N 3
 #define STRIP_M(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
 
 SA_INLINE vmask first(int n) { return (vmask)((1u << n) - 1); }

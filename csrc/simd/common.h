@@ -5,6 +5,7 @@
  *     real, vec, vmask     the scalar, LANES of them, a truth value for each
  *     uvec                 LANES words of 32 bits, without a sign
  *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
+ *     TILE_N               of a tile whose lanes are queries: what suits its products best
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_round v_ldexp v_frexp
@@ -38,6 +39,14 @@
 #define SA_UNROLL _Pragma("GCC unroll 64")
 #else
 #define SA_UNROLL
+#endif
+
+/* From here on the compiler knows nothing of x, so it computes nothing from x ahead of time, which it
+ * would have to keep in registers. */
+#if defined(__GNUC__)
+#define SA_OPAQUE(x) __asm__("" : "+r"(x))
+#else
+#define SA_OPAQUE(x) ((void)(x))
 #endif
 
 /* Ask for a cache line that is needed soon; it may lie anywhere, even outside of any array. */

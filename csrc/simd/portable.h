@@ -11,6 +11,7 @@
 
 #define LANES (128 / SA_REAL_BITS)
 #define MAX_N 4
+#define TILE_N 4
 #define STRIP_M(n) ((n) >= 3 ? 4 : 8)
 
 typedef struct {
