@@ -38,31 +38,43 @@ static void splits_of(const sa_plan *plan, const sa_tile *t, int64_t *first, int
     *last = *first + 1;
 }
 
-static int whole_tile(forward_call *c, int64_t tile, char *scratch, sa_finite *finite, int worker) {
+static int whole_tile(forward_call *c, const sa_tile *t, char *scratch, int worker) {
     char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
-    sa_tile t;
-    t.finite = finite;
-    if (!sa_plan_tile(c->plan, tile, &t)) return 1;
-    const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, &t);
-    kernel->begin(&t, scratch);
+    const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, t);
+    kernel->begin(t, scratch);
     int64_t first, last;
-    splits_of(c->plan, &t, &first, &last);
+    splits_of(c->plan, t, &first, &last);
     for (int64_t i = first; i < last; ++i) {
-        split(kernel, &t, scratch, i, i == first ? total : part);
-        if (i > first) kernel->merge(&t, scratch, total, part);
+        split(kernel, t, scratch, i, i == first ? total : part);
+        if (i > first) kernel->merge(t, scratch, total, part);
         if (sa_must_stop(&c->stop, worker)) return 0;
     }
-    kernel->finish(&t, scratch, total);
+    kernel->finish(t, scratch, total);
     return 1;
+}
+
+/* Plan the first tile from *tile on that has rows; 0 if there is none before `end`. */
+static int plan_next(const sa_plan *plan, int64_t *tile, int64_t end, sa_tile *t) {
+    while (*tile < end)
+        if (sa_plan_tile(plan, (*tile)++, t)) return 1;
+    return 0;
 }
 
 static void whole_tiles(void *arg, int worker) {
     forward_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
     sa_finite finite = {0};
+    sa_tile tiles[2], *t = &tiles[0], *next = &tiles[1];
+    t->finite = next->finite = &finite;
     for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
-        for (; tile < end; ++tile)
-            if (!whole_tile(c, tile, scratch, &finite, worker)) return;
+        for (int more = plan_next(c->plan, &tile, end, t); more;) {
+            int64_t this = tile - 1;
+            more = plan_next(c->plan, &tile, end, next);
+            sa_plan_ahead(c->plan, this, end, more ? next : NULL, t);
+            if (!whole_tile(c, t, scratch, worker)) return;
+            sa_tile *done = t;
+            t = next, next = done;
+        }
 }
 
 static char *partial_of(const sa_plan *plan, char *partials, int64_t split) {

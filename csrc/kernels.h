@@ -50,10 +50,20 @@ typedef struct {
     int64_t begin, end;
 } sa_finite;
 
+/* What the worker's next tiles read, to be fetched while this one is computed: the next tile's queries,
+ * and this tile's share of the keys and values of the next head, so many of each. */
+typedef struct {
+    int rows;
+    const char *const *q;
+    int64_t keys;
+    const char *k, *v;
+} sa_ahead;
+
 typedef struct {
     int rows;
     int64_t head_dim, head_dim_v;
     sa_scoring scoring;
+    sa_ahead ahead;
     sa_finite *finite; /* the worker's, from tile to tile: of V, in the backward pass of K */
     const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];

@@ -11,7 +11,7 @@
 #include "mask.h"
 
 /* Turns that a thread has on average: enough for those that are slowed to be relieved. */
-enum { TURNS_PER_THREAD = 32 };
+enum { TURNS_PER_THREAD = 8 };
 
 /* Work below which waking a thread costs more than it saves. */
 static const double FLOPS_PER_THREAD = 150e3;

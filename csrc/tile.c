@@ -190,8 +190,35 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     return 1;
 }
 
+/* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has room for
+ * them beside those in use. */
+enum { AHEAD_BYTES = 256 * 1024 };
+
+/* The share of a tile in the keys of the next head, which are all fetched when its first tile begins. */
+static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
+    const sa_problem *p = plan->problem;
+    if (p->cu_seqlens_q) return;
+    int64_t slots = sa_first_tile(plan, 1), next_head = tile / slots + 1;
+    int64_t keys = p->seqlen_k, size = p->dtype == SA_f64 ? sizeof(double) : sizeof(float);
+    if (next_head * slots >= end || keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size)
+        return;
+    int64_t begin = tile % slots * keys / slots;
+    int64_t b = next_head / p->num_heads_kv, head = next_head % p->num_heads_kv;
+    t->ahead.keys = (tile % slots + 1) * keys / slots - begin;
+    t->ahead.k = sa_row_of(p, &p->key, b, head, begin);
+    t->ahead.v = sa_row_of(p, &p->value, b, head, begin);
+}
+
+void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
+                   sa_tile *t) {
+    t->ahead = (sa_ahead){0};
+    if (next) t->ahead.rows = next->rows, t->ahead.q = next->q;
+    fill_keys_ahead(plan, tile, end, t);
+}
+
 void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t) {
     const sa_problem *p = plan->problem;
+    t->ahead = (sa_ahead){0};
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;
     t->scoring = plan->scoring;

@@ -80,7 +80,7 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
         }
         hide_part(x, keys->begin, part.begin, first, n);
         hide_part(x, part.end, keys->end, first, n);
-        tile_scores(t, &x->tile, &part, first, n);
+        tile_scores(t, &x->tile, &part, first, n, NULL);
         grad_weights(g, x, &part, first, n);
         for (int i = first; i < first + n; ++i) weights_of_vector(g, x, &part, i);
         if (wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &part, first, n);

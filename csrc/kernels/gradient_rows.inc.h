@@ -157,7 +157,7 @@ static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_
         for (int i = 0; i < x.tile.n; ++i) {
             int at = i * LANES;
             if (!v_lane_bits(counted_lanes(&x, i))) continue;
-            tile_scores(t, &x.tile, &keys, i, 1);
+            tile_scores(t, &x.tile, &keys, i, 1, NULL);
             tile_see(t, &x.tile, &keys, i);
             softmax_column(u, x.tile.s + at, x.row, keys.begin, keys.end, x.sums.row_max + at,
                            x.sums.row_sum + at, x.tile.rescale + at);

@@ -36,7 +36,7 @@ SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec fact
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
         square[r] = v_mul(factor, v_load(rows[r] + offset));
-        SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
+        if (soon) SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
     }
     v_transpose(square);
     SA_UNROLL

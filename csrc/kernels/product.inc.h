@@ -28,6 +28,7 @@ typedef struct {
     const real *beta;
     real factor;
     real *sums;     /* room for SUMS_ROOM elements, but for the first two kinds */
+    ahead *ahead;   /* to fetch meanwhile; may be NULL */
     uintptr_t soon; /* needed after this product: n vectors for each k, if asked to fetch them */
     ptrdiff_t soon_k;
 } product_args;
@@ -133,8 +134,10 @@ SA_INLINE void product_rows(const int n, const int fetch, const product_args *p)
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
+    if (p->ahead) ahead_divide(p->ahead, (left + STRIP_M(n) - 1) / STRIP_M(n));
 #define STRIPS(M)                                              \
     while (left >= (M)) {                                      \
+        if (p->ahead) ahead_fetch(p->ahead);                   \
         product_strip(M, n, fetch, p, a, c, beta);             \
         left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
         if (p->kind == BETA_OF_ROW) beta += (M);               \

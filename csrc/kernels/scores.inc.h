@@ -20,7 +20,7 @@ static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block,
     }
     /* Added even where it is 0 for all rows of the block: a score of -0 becomes 0 with any company. */
     if (mask_adds(t)) keys.elements = SA_RAGGED;
-    tile_scores(t, x, &keys, 0, x->n);
+    tile_scores(t, x, &keys, 0, x->n, NULL);
     tile_block_ranges(t, x, block);
     for (int i = 0; i < x->n; ++i) tile_see(t, x, &keys, i);
     hide_keys(x, 0, keys.begin);

@@ -8,6 +8,7 @@
 #include "../mask.h"
 #include "math.inc.h"
 #include "pack.inc.h"
+#include "ahead.inc.h"
 #include "product.inc.h"
 #include "softmax.inc.h"
 #include "partial.inc.h"

@@ -55,9 +55,27 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
+/* A block's part in what the tile fetches ahead, and in the last block what follows it at once: its own
+ * results' rows, which are written, and the next tile's queries. */
+static ahead tile_ahead(const sa_tile *t, int64_t block) {
+    const sa_ahead *next = &t->ahead;
+    int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
+    int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
+    int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
+    int64_t begin = next->keys * done / all, keys = next->keys * (done + of_block) / all - begin;
+    ahead a = {{{.rows = keys, .bytes = t->head_dim * size, .row = t->k_row},
+                {.rows = keys, .bytes = t->head_dim_v * size, .row = t->v_row}}};
+    if (keys) a.parts[0].at = next->k + begin * t->k_row;
+    if (keys) a.parts[1].at = next->v + begin * t->v_row;
+    if (left > SA_BLOCK_N) return a;
+    a.parts[2] = (rows_ahead){next->rows, t->head_dim * size, .list = next->q};
+    a.parts[3] = (rows_ahead){t->rows, t->head_dim_v * size, .list = (const char *const *)t->out};
+    return a;
+}
+
 /* S for vectors [first, first + n). */
 static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n) {
+                        int n, ahead *ahead) {
     product(n, &(product_args){
                    .m = keys->end - keys->begin,
                    .k = t->head_dim,
@@ -70,6 +88,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                    .c = x->s + keys->begin * x->row + first * LANES,
                    .c_row = x->row,
                    .kind = BETA_ZERO,
+                   .ahead = ahead,
                });
 }
 
@@ -164,7 +183,9 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
 static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                          partial total, int first, int n) {
     units u = units_of(&t->scoring);
-    tile_scores(t, x, keys, first, n);
+    ahead soon = {0};
+    if (first == 0) soon = tile_ahead(t, keys->block);
+    tile_scores(t, x, keys, first, n, first == 0 ? &soon : NULL);
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
         tile_see(t, x, keys, i);
