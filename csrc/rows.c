@@ -4,26 +4,36 @@
 #include "dispatch.h"
 #include "pool.h"
 
-/* Elements worth a turn at the shared counter, and worth a thread. */
-enum { ELEMENTS_PER_TURN = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
+/* A usual last-level cache; elements worth a turn at the shared counter, and worth a thread. */
+enum { CACHE_BYTES = 32 << 20, ELEMENTS_PER_TURN = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
 
-typedef struct {
+typedef struct row_call row_call;
+typedef void row_function(row_call *c, int64_t row, int worker);
+
+struct row_call {
     const sa_row_problem *problem;
     const sa_kernels *kernels;
-    void (*compute)(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
-                    int worker);
+    row_function *compute;
     int64_t rows, rows_per_turn;
+    int stream; /* softmax: the result is larger than the caches, and goes around them */
     sa_counter next;
     sa_stop stop;
-} row_call;
+};
 
 static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
     char *at = a->data;
-    for (int i = p->axes - 1; i >= 0; --i) {
+    for (int i = p->axes - 1; i > 0; --i) {
         at += row % p->shape[i] * a->stride[i];
         row /= p->shape[i];
     }
-    return at;
+    return p->axes ? at + row * a->stride[0] : at;
+}
+
+/* Whether the result is larger than a usual cache, so that it should go around it. */
+static int is_streamed(const sa_row_problem *p) {
+    double bytes = (double)p->n * (p->dtype == SA_f64 ? sizeof(double) : sizeof(float));
+    for (int i = 0; i < p->axes; ++i) bytes *= (double)p->shape[i];
+    return bytes > CACHE_BYTES;
 }
 
 /* A row so long that the caller must be asked between its parts whether to go on. */
@@ -40,47 +50,48 @@ static void long_softmax(const sa_row_problem *p, const sa_kernels *k, const cha
         }
 }
 
-static void softmax_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
-                           int worker) {
+static void softmax_of_row(row_call *c, int64_t row, int worker) {
+    const sa_row_problem *p = c->problem;
+    const sa_kernels *k = c->kernels;
     const char *x = row_of(p, &p->a, row);
     char *out = row_of(p, &p->out, row);
     if (p->n <= SA_SOFTMAX_PART)
-        k->softmax_row(x, p->a.col, out, p->out.col, p->n);
+        k->softmax_row(x, p->a.col, out, p->out.col, p->n, c->stream);
     else
-        long_softmax(p, k, x, out, stop, worker);
+        long_softmax(p, k, x, out, &c->stop, worker);
 }
 
-static void merge_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
-                         int worker) {
-    (void)stop, (void)worker;
-    k->merge_row(&(sa_merge_row){.a = row_of(p, &p->a, row),
-                                 .b = row_of(p, &p->b, row),
-                                 .lse_a = row_of(p, &p->lse_a, row),
-                                 .lse_b = row_of(p, &p->lse_b, row),
-                                 .out = row_of(p, &p->out, row),
-                                 .lse = row_of(p, &p->lse, row),
-                                 .a_col = p->a.col,
-                                 .b_col = p->b.col,
-                                 .out_col = p->out.col},
-                 p->n);
+static void merge_of_row(row_call *c, int64_t row, int worker) {
+    const sa_row_problem *p = c->problem;
+    (void)worker;
+    c->kernels->merge_row(&(sa_merge_row){.a = row_of(p, &p->a, row),
+                                          .b = row_of(p, &p->b, row),
+                                          .lse_a = row_of(p, &p->lse_a, row),
+                                          .lse_b = row_of(p, &p->lse_b, row),
+                                          .out = row_of(p, &p->out, row),
+                                          .lse = row_of(p, &p->lse, row),
+                                          .a_col = p->a.col,
+                                          .b_col = p->b.col,
+                                          .out_col = p->out.col},
+                          p->n);
 }
 
-static void turn_of_row(const sa_row_problem *p, const sa_kernels *k, int64_t row, sa_stop *stop,
-                        int worker) {
-    (void)stop, (void)worker;
+static void turn_of_row(row_call *c, int64_t row, int worker) {
+    const sa_row_problem *p = c->problem;
+    (void)worker;
     const char *cos = row_of(p, &p->b, row);
-    k->turn_row(&(sa_turn_row){.x = row_of(p, &p->a, row),
-                               .cos = cos,
-                               .sin = cos + p->pairs * p->b.col,
-                               .out = row_of(p, &p->out, row),
-                               .x_col = p->a.col,
-                               .angle_col = p->b.col,
-                               .out_col = p->out.col,
-                               .pairs = p->pairs,
-                               .step = p->step,
-                               .first = p->first,
-                               .second = p->second},
-                p->n);
+    c->kernels->turn_row(&(sa_turn_row){.x = row_of(p, &p->a, row),
+                                        .cos = cos,
+                                        .sin = cos + p->pairs * p->b.col,
+                                        .out = row_of(p, &p->out, row),
+                                        .x_col = p->a.col,
+                                        .angle_col = p->b.col,
+                                        .out_col = p->out.col,
+                                        .pairs = p->pairs,
+                                        .step = p->step,
+                                        .first = p->first,
+                                        .second = p->second},
+                         p->n);
 }
 
 static void some_rows(void *arg, int worker) {
@@ -88,16 +99,17 @@ static void some_rows(void *arg, int worker) {
     for (int64_t turn; (turn = sa_take(&c->next)) * c->rows_per_turn < c->rows;) {
         int64_t first = turn * c->rows_per_turn, end = first + c->rows_per_turn;
         if (end > c->rows) end = c->rows;
-        for (int64_t row = first; row < end; ++row)
-            c->compute(c->problem, c->kernels, row, &c->stop, worker);
+        for (int64_t row = first; row < end; ++row) c->compute(c, row, worker);
         if (sa_must_stop(&c->stop, worker)) return;
     }
 }
 
-static sa_status run(const sa_row_problem *p,
-                     void (*compute)(const sa_row_problem *, const sa_kernels *, int64_t, sa_stop *,
-                                     int)) {
-    row_call c = {.problem = p, .kernels = sa_kernels_for(p->dtype), .compute = compute, .rows = 1};
+static sa_status run(const sa_row_problem *p, row_function *compute, int stream) {
+    row_call c = {.problem = p,
+                  .kernels = sa_kernels_for(p->dtype),
+                  .compute = compute,
+                  .rows = 1,
+                  .stream = stream};
     sa_enter(&c.stop, p->interrupt);
     for (int i = 0; i < p->axes; ++i) c.rows *= p->shape[i];
     c.rows_per_turn = p->n < ELEMENTS_PER_TURN ? ELEMENTS_PER_TURN / (p->n + 1) : 1;
@@ -109,11 +121,13 @@ static sa_status run(const sa_row_problem *p,
     return sa_leave(&c.stop);
 }
 
-sa_status sa_softmax(const sa_row_problem *p) { return p->n ? run(p, softmax_of_row) : SA_OK; }
+sa_status sa_softmax(const sa_row_problem *p) {
+    return p->n ? run(p, softmax_of_row, is_streamed(p)) : SA_OK;
+}
 
-sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row); }
+sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row, 0); }
 
-sa_status sa_turn(const sa_row_problem *p) { return run(p, turn_of_row); }
+sa_status sa_turn(const sa_row_problem *p) { return run(p, turn_of_row, 0); }
 
 void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n) {
     sa_kernels_for(dtype)->apply(f, x, y, n);

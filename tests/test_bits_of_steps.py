@@ -72,3 +72,24 @@ def test_weighted_sum_over_threads_slices_and_sets(each_isa, dtype):
         for head in range(4):
             alone = selfattn.weighted_sum(weights[1, head], value[1, head // 2])
             assert same_bits(alone, want[1, head]), (isa, head)
+
+
+@pytest.mark.parametrize("length", [4099, 31, 9000])
+def test_softmax_of_more_than_the_caches_hold(isa, dtype, length):
+    """Results that large are stored around the caches: wherever they begin, and no byte beside them."""
+    itemsize = np.dtype(dtype).itemsize
+    rows = (34 << 20) // (itemsize * length)
+    x = normal(rows, length, dtype=dtype)
+    memory = np.full(rows * length + 17, 7, dtype)
+    for shift in (0, 5):
+        out = memory[shift : shift + rows * length].reshape(rows, length)
+        assert selfattn.softmax(x, out=out) is out
+        for first in (0, rows // 2, rows - 3):
+            assert same_bits(out[first : first + 3], selfattn.softmax(x[first : first + 3])), shift
+        assert (memory[:shift] == 7).all()
+        assert (memory[shift + rows * length :] == 7).all()
+        memory[:] = 7
+    unaligned = np.zeros(rows * length * itemsize + 1, np.uint8)[1:].view(dtype)
+    out = unaligned.reshape(rows, length)
+    selfattn.softmax(x, out=out)
+    assert same_bits(out[-3:].copy(), selfattn.softmax(x[-3:]))

@@ -11,8 +11,8 @@
 
 enum {
     FEW_ROWS = LANES / 2,               /* with more, a query in each lane costs less */
-    FEW_WIDTH = MAX_N * LANES,          /* keys of a panel of K */
-    FEW_LENGTH = 64,                    /* of head_dim, in a panel: a multiple of the chunk */
+    FEW_WIDTH = LANES,                  /* keys of a panel of K */
+    FEW_LENGTH = 128,                   /* of head_dim, in a panel: a multiple of the chunk */
     FEW_S_ROW = SA_BLOCK_N + FEW_WIDTH, /* the last panel may reach past the block */
 };
 
@@ -61,15 +61,16 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* S, a panel of keys at a time. Memory is what it waits for: each
- * panel fetches the next one, and the products with V fetch the next block's K. */
+/* S, a panel of keys at a time. Memory is what it waits for, and never rests: the panels of K fetch the
+ * block's V, and the products with V the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
     int64_t block = keys->block;
     int end = keys->end;
-    uintptr_t soon = FEW_WIDTH * (uintptr_t)t->k_row;
     for (int at = keys->begin; at < end; at += FEW_WIDTH) {
         const char *rows[FEW_WIDTH];
         int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
+        uintptr_t soon = (uintptr_t)(t->v + (block + at + FEW_WIDTH) * t->v_row) -
+                         (uintptr_t)(t->k + (block + at) * t->k_row);
         int64_t d = 0;
         do {
             int length = at_most(t->head_dim - d, FEW_LENGTH);

@@ -78,11 +78,14 @@ SA_INLINE vec v_exp2_scaled(vec x, vec unit, vec zero) {
     return exp2_parts(n, v_fms(x, unit, n));
 }
 
-SA_INLINE vec v_exp(vec x) {
-    x = v_min(v_set(EXP_INF), v_max(v_set(EXP_ZERO), x));
+/* The same for x <= 0 or NaN. */
+SA_INLINE vec v_exp_of_negative(vec x) {
+    x = v_max(v_set(EXP_ZERO), x);
     vec n = v_round(v_mul(x, v_set(log2_e)));
     return exp2_parts(n, v_fma(x, v_set(log2_e_low), v_fms(x, v_set(log2_e), n)));
 }
+
+SA_INLINE vec v_exp(vec x) { return v_exp_of_negative(v_min(v_set(EXP_INF), x)); }
 
 SA_INLINE vec v_tanh(vec x) {
     vec size = v_max(x, v_sub(v_zero(), x)), w = v_mul(x, x);

@@ -1,79 +1,164 @@
 /* softmax of one row of n elements, a step on its own: three passes over the row, each of which may
- * be cut at multiples of CHAINS. Sums run in 16 chains, element mod 16.
+ * be cut at multiples of CHAINS. Sums run in 16 chains, element mod 16, which are halved until one is left.
  * Called by rows.c through the table (kernels.h). */
 
-enum { CHAINS = 16, CHAIN_VECS = CHAINS / LANES };
+enum {
+    CHAINS = 16,
+    CHAIN_VECS = CHAINS / LANES,
+    STREAMED_N = 1 << 13, /* elements: longer rows do not go around the caches */
+};
 
 typedef struct {
-    real max[CHAINS], sum[CHAINS];
+    vec max[CHAIN_VECS], sum[CHAIN_VECS];
 } softmax_state;
 
-SA_INLINE vec load_chains(const char *x, ptrdiff_t col, int64_t i, int64_t n, int v) {
-    int left = at_most(n - i - v * LANES, LANES);
-    if (left == LANES) return load_strided(x + (i + v * LANES) * col, col, LANES);
-    vec y = left > 0 ? load_strided(x + (i + v * LANES) * col, col, left) : v_zero();
+typedef struct {
+    char *at;
+    ptrdiff_t col;
+} row_elements;
+
+/* Vector v of the chains at element i. They are whole where n elements that lie together reach past
+ * them, and else maybe not: beyond the last element is -inf. */
+SA_INLINE vec load_chains(row_elements x, const int whole, int64_t i, int64_t n, int v) {
+    i += v * LANES;
+    if (whole) return v_load(x.at + i * (ptrdiff_t)sizeof(real));
+    int left = at_most(n - i, LANES);
+    vec y = left > 0 ? load_strided(x.at + i * x.col, x.col, left) : v_zero();
     return v_select(v_lt(v_iota(), v_set((real)left)), y, minus_inf());
 }
 
-SA_INLINE void store_chains(char *x, ptrdiff_t col, int64_t i, int64_t n, int v, vec y) {
-    int left = at_most(n - i - v * LANES, LANES);
-    if (left > 0) store_strided(x + (i + v * LANES) * col, col, left, y);
+SA_INLINE void store_chains(row_elements x, const int whole, int64_t i, int64_t n, int v, vec y) {
+    i += v * LANES;
+    int left = at_most(n - i, LANES);
+    if (whole)
+        v_store(x.at + i * (ptrdiff_t)sizeof(real), y);
+    else if (left > 0)
+        store_strided(x.at + i * x.col, x.col, left, y);
 }
 
-static void softmax_clear(softmax_state *state) {
-    for (int c = 0; c < CHAINS; ++c) state->max[c] = -(real)INFINITY, state->sum[c] = 0;
-}
-
-static void softmax_find_max(softmax_state *state, const char *x, ptrdiff_t x_col, int64_t n) {
-    vec top[CHAIN_VECS];
-    for (int v = 0; v < CHAIN_VECS; ++v) top[v] = v_load(state->max + v * LANES);
-    for (int64_t i = 0; i < n; i += CHAINS)
-        for (int v = 0; v < CHAIN_VECS; ++v) top[v] = v_max(load_chains(x, x_col, i, n, v), top[v]);
-    for (int v = 0; v < CHAIN_VECS; ++v) v_store(state->max + v * LANES, top[v]);
-}
-
-static void softmax_sum_exp(softmax_state *state, const char *x, ptrdiff_t x_col, char *out,
-                            ptrdiff_t out_col, int64_t n) {
-    real max = -(real)INFINITY;
-    for (int c = 0; c < CHAINS; ++c) max = state->max[c] > max ? state->max[c] : max;
-    vec safe = finite_max(v_set(max)), sum[CHAIN_VECS];
-    for (int v = 0; v < CHAIN_VECS; ++v) sum[v] = v_load(state->sum + v * LANES);
-    for (int64_t i = 0; i < n; i += CHAINS)
-        for (int v = 0; v < CHAIN_VECS; ++v) {
-            vec p = v_exp(v_sub(load_chains(x, x_col, i, n, v), safe));
-            store_chains(out, out_col, i, n, v, p);
-            sum[v] = v_add(sum[v], p);
-        }
-    for (int v = 0; v < CHAIN_VECS; ++v) v_store(state->sum + v * LANES, sum[v]);
-}
-
-static void softmax_divide(const softmax_state *state, char *out, ptrdiff_t out_col, int64_t n) {
-    real sum[CHAINS];
-    memcpy(sum, state->sum, sizeof sum);
-    for (int half = CHAINS / 2; half > 0; half /= 2)
-        for (int c = 0; c < half; ++c) sum[c] += sum[c + half];
-    vec divisor = v_set(sum[0] == 0 ? 0 : 1 / sum[0]);
-    for (int64_t i = 0; i < n; i += CHAINS)
-        for (int v = 0; v < CHAIN_VECS; ++v)
-            store_chains(out, out_col, i, n, v, v_mul(load_chains(out, out_col, i, n, v), divisor));
-}
-
-static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
+SA_INLINE softmax_state softmax_cleared(void) {
     softmax_state state;
-    softmax_clear(&state);
-    softmax_find_max(&state, x, x_col, n);
-    softmax_sum_exp(&state, x, x_col, out, out_col, n);
-    softmax_divide(&state, out, out_col, n);
+    for (int v = 0; v < CHAIN_VECS; ++v) state.max[v] = minus_inf(), state.sum[v] = v_zero();
+    return state;
+}
+
+/* A step for each element i at which chains begin and each of their vectors v: first for the chains that
+ * are whole. */
+#define EACH_CHAINS(together, n, step)                                \
+    const int64_t all_whole = (together) ? (n) / CHAINS * CHAINS : 0; \
+    for (int64_t i = 0; i < all_whole; i += CHAINS) {                 \
+        const int whole = 1;                                          \
+        SA_UNROLL                                                     \
+        for (int v = 0; v < CHAIN_VECS; ++v) step                     \
+    }                                                                 \
+    for (int64_t i = all_whole; i < (n); i += CHAINS) {               \
+        const int whole = 0;                                          \
+        SA_UNROLL                                                     \
+        for (int v = 0; v < CHAIN_VECS; ++v) step                     \
+    }
+
+SA_INLINE void softmax_find_max(softmax_state *state, const int together, row_elements x,
+                                int64_t n) {
+    EACH_CHAINS(together, n, state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
+}
+
+/* The largest of all, in every lane. */
+SA_INLINE vec max_of_chains(softmax_state state) {
+    for (int half = CHAIN_VECS / 2; half > 0; half /= 2)
+        for (int v = 0; v < half; ++v) state.max[v] = v_max(state.max[v], state.max[v + half]);
+    SA_UNROLL
+    for (int half = LANES / 2; half > 0; half /= 2)
+        state.max[0] = v_max(state.max[0], v_swap(state.max[0], half));
+    return state.max[0];
+}
+
+SA_INLINE vec sum_of_chains(softmax_state state) {
+    for (int half = CHAIN_VECS / 2; half > 0; half /= 2)
+        for (int v = 0; v < half; ++v) state.sum[v] = v_add(state.sum[v], state.sum[v + half]);
+    SA_UNROLL
+    for (int half = LANES / 2; half > 0; half /= 2)
+        state.sum[0] = v_add(state.sum[0], v_swap(state.sum[0], half));
+    return state.sum[0];
+}
+
+SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, row_elements x,
+                               row_elements out, int64_t n) {
+    vec safe = finite_max(max_of_chains(*state));
+    uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* row, as a rule */
+    EACH_CHAINS(together, n, {
+        if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * sizeof(real));
+        vec p = v_exp_of_negative(v_sub(load_chains(x, whole, i, n, v), safe));
+        store_chains(out, whole, i, n, v, p);
+        state->sum[v] = v_add(state->sum[v], p);
+    })
+}
+
+/* What all weights are multiplied by: 0 where there are none. */
+SA_INLINE vec softmax_divisor(softmax_state state) {
+    vec sum = sum_of_chains(state);
+    return v_select(v_eq(sum, v_zero()), v_zero(), v_div(v_set(1), sum));
+}
+
+SA_INLINE void softmax_divide(const softmax_state *state, const int together, row_elements out,
+                              int64_t n) {
+    vec divisor = softmax_divisor(*state);
+    EACH_CHAINS(
+        together, n,
+        store_chains(out, whole, i, n, v, v_mul(load_chains(out, whole, i, n, v), divisor));)
+}
+
+SA_INLINE void softmax_whole(const int together, row_elements x, row_elements out, int64_t n) {
+    softmax_state state = softmax_cleared();
+    softmax_find_max(&state, together, x, n);
+    softmax_sum_exp(&state, together, x, out, n);
+    softmax_divide(&state, together, out, n);
+}
+
+/* A row whose result goes around the caches, which then need not read what it replaces: what lies at
+ * whole vectors' addresses. */
+static void softmax_streamed(row_elements x, char *out, int64_t n) {
+    real weights[STREAMED_N];
+    row_elements between = {(char *)weights, sizeof(real)};
+    softmax_state state = softmax_cleared();
+    softmax_find_max(&state, 1, x, n);
+    softmax_sum_exp(&state, 1, x, between, n);
+    vec divisor = softmax_divisor(state);
+    int64_t first = (int64_t)(-(uintptr_t)out % sizeof(vec) / sizeof(real)), i = 0;
+    for (int width; i < n; i += width, out += width * (ptrdiff_t)sizeof(real)) {
+        width = at_most((i < first ? first : n) - i, LANES);
+        vec p = v_mul(v_load_n(weights + i, width), divisor);
+        if (width == LANES && i >= first)
+            v_stream(out, p);
+        else
+            v_store_n(out, p, width);
+    }
+    v_stream_end();
+}
+
+static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
+                        int stream) {
+    row_elements from = {(char *)x, x_col}, to = {out, out_col};
+    if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
+        softmax_whole(0, from, to, n);
+    else if (stream && n <= STREAMED_N && (uintptr_t)out % sizeof(real) == 0)
+        softmax_streamed(from, out, n);
+    else
+        softmax_whole(1, from, to, n);
 }
 
 /* One pass over a part of a row. */
 static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
-    softmax_state *state = (softmax_state *)memory;
+    row_elements from = {(char *)x, x_col}, to = {out, out_col};
+    softmax_state state;
+    memcpy(&state, memory, sizeof state);
     switch (pass) {
-        case SA_SOFTMAX_CLEAR: softmax_clear(state); break;
-        case SA_SOFTMAX_MAX: softmax_find_max(state, x, x_col, n); break;
-        case SA_SOFTMAX_EXP: softmax_sum_exp(state, x, x_col, out, out_col, n); break;
-        case SA_SOFTMAX_DIVIDE: softmax_divide(state, out, out_col, n); break;
+        case SA_SOFTMAX_CLEAR: state = softmax_cleared(); break;
+        case SA_SOFTMAX_MAX: softmax_find_max(&state, 0, from, n); break;
+        case SA_SOFTMAX_EXP: softmax_sum_exp(&state, 0, from, to, n); break;
+        case SA_SOFTMAX_DIVIDE: softmax_divide(&state, 0, to, n); break;
     }
+    memcpy(memory, &state, sizeof state);
 }
+
+#undef EACH_CHAINS

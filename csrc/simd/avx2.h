@@ -55,6 +55,8 @@ SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
 SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskload)(p, first(n)); }
 SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
+SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
+SA_INLINE void v_stream_end(void) { _mm_sfence(); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { OP(maskstore)(p, first(n), x); }
 
 SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
@@ -137,6 +139,12 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 
 SA_INLINE vec v_iota(void) { return _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0); }
 
+SA_INLINE vec v_swap(vec x, const int half) {
+    return half == 4   ? _mm256_permute2f128_ps(x, x, 1)
+           : half == 2 ? _mm256_permute_ps(x, 0x4e)
+                       : _mm256_permute_ps(x, 0xb1);
+}
+
 /* 8 x 8: pairs, then fours within each half, then the halves. */
 SA_INLINE void v_transpose(vec r[LANES]) {
     __m256d p[8];
@@ -164,6 +172,10 @@ SA_INLINE void v_transpose(vec r[LANES]) {
 #else
 
 SA_INLINE vec v_iota(void) { return _mm256_set_pd(3, 2, 1, 0); }
+
+SA_INLINE vec v_swap(vec x, const int half) {
+    return half == 2 ? _mm256_permute2f128_pd(x, x, 1) : _mm256_permute_pd(x, 0x5);
+}
 
 /* 4 x 4: pairs, then the halves. */
 SA_INLINE void v_transpose(vec r[LANES]) {

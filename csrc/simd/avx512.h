@@ -43,6 +43,8 @@ SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
 SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(first(n), p); }
 SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
+SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
+SA_INLINE void v_stream_end(void) { _mm_sfence(); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, first(n), x); }
 
 SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
@@ -93,6 +95,13 @@ SA_INLINE vec v_iota(void) {
     return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 }
 
+SA_INLINE vec v_swap(vec x, const int half) {
+    return half == 8   ? _mm512_shuffle_f32x4(x, x, 0x4e)
+           : half == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
+           : half == 2 ? _mm512_permute_ps(x, 0x4e)
+                       : _mm512_permute_ps(x, 0xb1);
+}
+
 /* 16 x 16: pairs, then fours within each quarter, then the quarters themselves. */
 SA_INLINE void v_transpose(vec r[LANES]) {
     __m512d p[16];
@@ -126,6 +135,12 @@ SA_INLINE void v_transpose(vec r[LANES]) {
 #else
 
 SA_INLINE vec v_iota(void) { return _mm512_set_pd(7, 6, 5, 4, 3, 2, 1, 0); }
+
+SA_INLINE vec v_swap(vec x, const int half) {
+    return half == 4   ? _mm512_shuffle_f64x2(x, x, 0x4e)
+           : half == 2 ? _mm512_shuffle_f64x2(x, x, 0xb1)
+                       : _mm512_permute_pd(x, 0x55);
+}
 
 /* 8 x 8: pairs, then the quarters. */
 SA_INLINE void v_transpose(vec r[LANES]) {

@@ -44,6 +44,8 @@ SA_INLINE vec v_load_n(const void *p, int n) {
     return r;
 }
 SA_INLINE void v_store(void *p, vec x) { memcpy(p, &x, sizeof x); }
+SA_INLINE void v_stream(void *p, vec x) { v_store(p, x); }
+SA_INLINE void v_stream_end(void) {}
 SA_INLINE void v_store_n(void *p, vec x, int n) { memcpy(p, &x, (size_t)n * sizeof(real)); }
 
 #define LANEWISE(name, expression)     \
@@ -187,6 +189,12 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 SA_INLINE vec v_iota(void) {
     vec r;
     EACH(i) r.x[i] = (real)i;
+    return r;
+}
+
+SA_INLINE vec v_swap(vec x, const int half) {
+    vec r;
+    EACH(i) r.x[i] = x.x[i ^ half];
     return r;
 }
 
