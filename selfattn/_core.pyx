@@ -7,6 +7,7 @@ No policy and no checks: `_args` has made sure of everything that is taken for g
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int64_t, uint64_t
+from libc.math cimport NAN
 from libc.string cimport memset
 
 cnp.import_array()
@@ -175,13 +176,13 @@ cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) 
 cdef class AttentionProblem:
     """A query, keys and perhaps values, and which keys each query sees: valid, not yet solved."""
 
-    cdef sa_problem problem
+    cdef sa_problem problem  # zeros at first, as all of a new object
     cdef readonly cnp.ndarray query
     cdef readonly tuple arrays  # all that is read while the problem is solved: out may overlap it
     cdef readonly tuple lse_shape
     cdef list keep
 
-    def __cinit__(
+    def __init__(
         self,
         cnp.ndarray query,
         cnp.ndarray key,
@@ -189,31 +190,35 @@ cdef class AttentionProblem:
         tuple batch_shape,
         heads_q,
         heads_kv,
-        double scale,
-        double softcap,
     ):
+        fill_batch(&self.problem, batch_shape, heads_q, heads_kv)
+        self.fill_arrays(query, key, value)
+        cdef bint has_heads = query.ndim > 2 or key.ndim > 2 or value is not None and value.ndim > 2
+        self.lse_shape = rows_shape(&self.problem, batch_shape, has_heads)
+
+    cdef void fill_arrays(self, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value):
+        """What is known of the arrays, once the batch and the heads are."""
         cdef sa_problem *p = &self.problem
-        memset(p, 0, sizeof(sa_problem))
         p.dtype = dtype_of(query)
-        fill_batch(p, batch_shape, heads_q, heads_kv)
         fill(&p.query, query, HEAD_ROW_COL, p.batch_axes)
         fill(&p.key, key, HEAD_ROW_COL, p.batch_axes)
         p.seqlen_q = query.shape[query.ndim - 2]
         p.seqlen_k = key.shape[key.ndim - 2]
         p.head_dim = key.shape[key.ndim - 1]
-        p.scale = scale
-        p.softcap = softcap
+        p.scale = NAN
         p.window_left = p.window_right = -1
         self.query = query
-        cdef bint has_heads = query.ndim > 2 or key.ndim > 2
         if value is None:
             self.arrays = (query, key)
         else:
             self.arrays = (query, key, value)
             fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
             p.head_dim_v = value.shape[value.ndim - 1]
-            has_heads = has_heads or value.ndim > 2
-        self.lse_shape = rows_shape(p, batch_shape, has_heads)
+
+    def set_scores(self, double scale, double softcap):
+        """scale: NaN for 1 / sqrt(head_dim)."""
+        self.problem.scale = scale
+        self.problem.softcap = softcap
 
     def set_ranges(self, query_offset, cnp.ndarray kv_lengths, int64_t left, int64_t right):
         """query_offset: an int, or one for each batch entry, as kv_lengths if not None."""
@@ -275,6 +280,14 @@ cdef class AttentionProblem:
         return <const int64_t *>cnp.PyArray_DATA(x)
 
     @property
+    def batch_shape(self):
+        return tuple([self.problem.batch_shape[i] for i in range(self.problem.batch_axes)])
+
+    @property
+    def num_heads_q(self):
+        return self.problem.num_heads_q
+
+    @property
     def out_shape(self):
         return (*self.lse_shape, self.problem.head_dim_v)
 
@@ -329,6 +342,48 @@ cdef class AttentionProblem:
     def weigh(self, cnp.ndarray out, int num_threads):
         """softmax(scores) into `out`."""
         solve(&self.problem, sa_weights, out, num_threads)
+
+
+cdef inline bint is_plain(x) noexcept:
+    """Whether it is a NumPy array, no subclass of it, of a dtype that the kernels compute in."""
+    if type(x) is not cnp.ndarray:
+        return False
+    cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
+    return (
+        (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64)
+        and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>x)
+    )
+
+
+def plain_problem(query, key, value):
+    """The problem of the usual arrays: of one dtype and with the same leading axes, one at least.
+
+    None where they are anything else: then the validator looks closer, which takes its time.
+    """
+    if not (is_plain(query) and is_plain(key) and is_plain(value)):
+        return None
+    cdef cnp.ndarray q = query, k = key, v = value
+    cdef int i, axes = cnp.PyArray_NDIM(q)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(q)
+    cdef cnp.npy_intp *shape_k = cnp.PyArray_DIMS(k)
+    cdef cnp.npy_intp *shape_v = cnp.PyArray_DIMS(v)
+    if axes < 3 or cnp.PyArray_NDIM(k) != axes or cnp.PyArray_NDIM(v) != axes:
+        return None
+    if cnp.PyArray_TYPE(k) != cnp.PyArray_TYPE(q) or cnp.PyArray_TYPE(v) != cnp.PyArray_TYPE(q):
+        return None
+    if shape_k[axes - 1] != shape[axes - 1] or shape_v[axes - 2] != shape_k[axes - 2]:
+        return None
+    for i in range(axes - 2):
+        if shape_k[i] != shape[i] or shape_v[i] != shape[i]:
+            return None
+    cdef AttentionProblem new = AttentionProblem.__new__(AttentionProblem)
+    new.problem.batch_axes = axes - 3
+    for i in range(axes - 3):
+        new.problem.batch_shape[i] = shape[i]
+    new.problem.num_heads_q = new.problem.num_heads_kv = shape[axes - 3]
+    new.fill_arrays(q, k, v)
+    new.lse_shape = (<tuple>query.shape)[: axes - 1]
+    return new
 
 
 cdef class SumProblem:

@@ -98,9 +98,10 @@ def scaled_dot_product(
     array([[  3., -inf],
            [  0.,   3.]])
     """
-    problem = _args.scores_problem(
+    problem = _args.attention_problem(
         query,
         key,
+        _args.NO_VALUE,
         attn_mask,
         is_causal,
         scale,
@@ -254,9 +255,10 @@ def attention_weights(
     array([[1.  , 0.  ],
            [0.33, 0.67]])
     """
-    problem = _args.scores_problem(
+    problem = _args.attention_problem(
         query,
         key,
+        _args.NO_VALUE,
         attn_mask,
         is_causal,
         scale,

@@ -76,7 +76,7 @@ def test_weighted_sum_over_threads_slices_and_sets(each_isa, dtype):
 
 @pytest.mark.parametrize("length", [4099, 31, 9000])
 def test_softmax_of_more_than_the_caches_hold(isa, dtype, length):
-    """Results that large are stored around the caches: wherever they begin, and no byte beside them."""
+    """Results that large go around the caches: wherever they begin, and no byte beside them."""
     itemsize = np.dtype(dtype).itemsize
     rows = (34 << 20) // (itemsize * length)
     x = normal(rows, length, dtype=dtype)

@@ -28,15 +28,16 @@ from .layers import (
 )
 from .options import axis, dropout, flag, num_threads
 from .problems import (
+    NO_VALUE,
     attention_problem,
     merge_operands,
-    scores_problem,
     sum_problem,
     varlen_problem,
 )
 from .rotary import rotary, rotary_offset
 
 __all__ = [
+    "NO_VALUE",
     "array",
     "attention_problem",
     "axis",
@@ -58,7 +59,6 @@ __all__ = [
     "rotary",
     "rotary_offset",
     "same_dtype",
-    "scores_problem",
     "sum_problem",
     "varlen_problem",
     "wanted",

@@ -47,21 +47,25 @@ def compute_into(out, shape, like, inputs, compute):
     `target` is `out`, a new array with the layout of `like`, or a temporary where `out` overlaps
     one of the `inputs`.
     """
-    result, target = _output(out, shape, like, inputs)
-    compute(target)
-    if target is not result:
-        result[...] = target
-    return result
-
-
-def _output(out, shape, like, inputs):
-    """The array to return, and the one to write: a temporary where `out` overlaps an input."""
     if out is None:
-        if like.ndim == len(shape):
-            new = np.empty_like(like, shape=shape, subok=False)
-        else:
-            new = np.empty(shape, like.dtype)
-        return new, new
+        new = _new(shape, like)
+        compute(new)
+        return new
+    target = _checked(out, shape, like, inputs)
+    compute(target)
+    if target is not out:
+        out[...] = target
+    return out
+
+
+def _new(shape, like):
+    if like.flags.c_contiguous or like.ndim != len(shape):
+        return np.empty(shape, like.dtype)
+    return np.empty_like(like, shape=shape, subok=False)
+
+
+def _checked(out, shape, like, inputs):
+    """`out`, or a temporary where it overlaps an input."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
     if out.dtype != like.dtype:
@@ -70,9 +74,10 @@ def _output(out, shape, like, inputs):
         raise ValueError(f"out: expected shape {shape}, got {out.shape}")
     if not out.flags.writeable:
         raise ValueError("out: expected a writeable array, got a read-only one")
-    if _may_overlap_itself(out) or any(np.may_share_memory(out, x) for x in inputs):
-        return out, np.empty(shape, like.dtype)
-    return out, out
+    overlaps_itself = not out.flags.c_contiguous and _may_overlap_itself(out)
+    if overlaps_itself or any(np.may_share_memory(out, x) for x in inputs):
+        return np.empty(shape, like.dtype)
+    return out
 
 
 def _may_overlap_itself(x):

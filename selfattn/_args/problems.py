@@ -8,20 +8,10 @@ from .. import _core
 from . import options
 from .arrays import array, same_dtype
 
-
-def attention_problem(query, key, value, *options_of_scores, **named_options):
-    """The problem that the kernels solve; its options are those of `_dense_problem`."""
-    query, key, value = array("query", query), array("key", key), array("value", value)
-    return _dense_problem(query, key, value, *options_of_scores, **named_options)
+NO_VALUE = object()  # the scores or the weights alone are asked for
 
 
-def scores_problem(query, key, *options_of_scores, **named_options):
-    """That of the scores or the weights alone, without values."""
-    query, key = array("query", query), array("key", key)
-    return _dense_problem(query, key, None, *options_of_scores, **named_options)
-
-
-def _dense_problem(
+def attention_problem(
     query,
     key,
     value,
@@ -37,23 +27,34 @@ def _dense_problem(
     sinks=None,
     segment_ids=None,
 ):
-    same_dtype("key", key, "query", query)
-    if value is not None:
-        same_dtype("value", value, "query", query)
-    leading = _leading_at_once(query.shape, key.shape, None if value is None else value.shape)
-    if not leading or enable_gqa is not False:
-        shapes = _shapes(query, key, value)
-        leading = _leading(shapes, options.flag("enable_gqa", enable_gqa))
-    batch_shape, heads_q, heads_kv = leading
-    problem = _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
-    seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
-    _set_ranges(problem, batch_shape, seqlen_k, is_causal, query_offset, kv_lengths, window_size)
+    """The problem that the kernels solve."""
+    enable_gqa = options.flag("enable_gqa", enable_gqa)
+    problem = _core.plain_problem(query, key, value)
+    if problem is None:
+        problem = _any_problem(query, key, value, enable_gqa)
+    _set_scores(problem, scale, softcap)
+    _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size)
     if attn_mask is not None:
-        problem.set_mask(options.mask(attn_mask, problem.scores_shape, query.dtype))
+        problem.set_mask(options.mask(attn_mask, problem.scores_shape, problem.query.dtype))
     if segment_ids is not None:
-        problem.set_segments(*options.segments(segment_ids, batch_shape, seqlen_q, seqlen_k))
-    _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks)
+        *_, seqlen_q, seqlen_k = problem.scores_shape
+        ids = options.segments(segment_ids, problem.batch_shape, seqlen_q, seqlen_k)
+        problem.set_segments(*ids)
+    _set_heads(problem, alibi_slopes, sinks)
     return problem
+
+
+def _any_problem(query, key, value, enable_gqa):
+    """The problem of arrays of whatever kind and shape."""
+    query, key = array("query", query), array("key", key)
+    same_dtype("key", key, "query", query)
+    if value is NO_VALUE:
+        value = None
+    else:
+        value = array("value", value)
+        same_dtype("value", value, "query", query)
+    leading = _leading(_shapes(query, key, value), enable_gqa)
+    return _core.AttentionProblem(query, key, value, *leading)
 
 
 def varlen_problem(
@@ -99,15 +100,16 @@ def varlen_problem(
     longest_q, longest_k = (
         int(np.diff(cu_seqlens).max(initial=0)) for cu_seqlens in (cu_seqlens_q, cu_seqlens_k)
     )
-    problem = _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
-    _set_ranges(problem, batch_shape, lengths_k, is_causal, query_offset, kv_lengths, window_size)
+    problem = _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv)
+    _set_scores(problem, scale, softcap)
+    _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, lengths_k)
     problem.set_sequences(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
     if attn_mask is not None:
         packed_scores = (heads_q, total_q, longest_k)
         problem.set_mask(options.mask(attn_mask, packed_scores, query.dtype))
     if segment_ids is not None:
         problem.set_segments(*options.segments(segment_ids, (), total_q, total_k))
-    _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks)
+    _set_heads(problem, alibi_slopes, sinks)
     return problem
 
 
@@ -171,15 +173,14 @@ def _two_axes(shapes):
             raise ValueError(f"{name}: expected 2 or more axes, got shape {shape}")
 
 
-def _problem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap):
-    if type(softcap) is not float or softcap != 0.0:
-        softcap = options.softcap_of(softcap)
-    scale = options.scale_of(scale, query.dtype)
-    return _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv, scale, softcap)
+def _set_scores(problem, scale, softcap):
+    if scale is None and type(softcap) is float and softcap == 0.0:
+        return  # as it is: 1 / sqrt(head_dim), and no cap
+    problem.set_scores(options.scale_of(scale, problem.query.dtype), options.softcap_of(softcap))
 
 
-def _set_ranges(problem, batch_shape, seqlen_k, is_causal, query_offset, kv_lengths, window_size):
-    """Causal, window, offset and lengths; `seqlen_k` is a number, or one for each batch entry."""
+def _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, longest=None):
+    """Causal, window, offset and lengths, at most `longest`, each, or the number of keys."""
     if (
         is_causal is False
         and kv_lengths is None
@@ -194,31 +195,24 @@ def _set_ranges(problem, batch_shape, seqlen_k, is_causal, query_offset, kv_leng
         right = 0
     if type(query_offset) is not int or abs(query_offset) > options.FARTHEST:
         query_offset = options.per_batch(
-            "query_offset", query_offset, batch_shape, -options.FARTHEST, options.FARTHEST
+            "query_offset", query_offset, problem.batch_shape, -options.FARTHEST, options.FARTHEST
         )
     if kv_lengths is not None:
-        kv_lengths = options.per_batch("kv_lengths", kv_lengths, batch_shape, 0, seqlen_k)
+        longest = problem.scores_shape[-1] if longest is None else longest
+        kv_lengths = options.per_batch("kv_lengths", kv_lengths, problem.batch_shape, 0, longest)
     problem.set_ranges(query_offset, kv_lengths, left, right)
 
 
-def _set_heads(problem, batch_shape, heads_q, alibi_slopes, sinks):
+def _set_heads(problem, alibi_slopes, sinks):
     """What each query head has."""
-    dtype = problem.query.dtype
     if alibi_slopes is not None:
-        shape = (*batch_shape, heads_q)
-        problem.set_alibi(options.per_head("alibi_slopes", alibi_slopes, shape, dtype))
+        shape = (*problem.batch_shape, problem.num_heads_q)
+        problem.set_alibi(
+            options.per_head("alibi_slopes", alibi_slopes, shape, problem.query.dtype)
+        )
     if sinks is not None:
-        problem.set_sinks(options.per_head("sinks", sinks, (heads_q,), dtype))
-
-
-def _leading_at_once(query, key, value):
-    """What `_leading` returns, where all have the same leading axes, as most do; else None."""
-    leading = query[:-2]
-    if not leading or key[:-2] != leading or key[-1] != query[-1]:
-        return None
-    if value is not None and (value[:-2] != leading or value[-2] != key[-2]):
-        return None
-    return leading[:-1], leading[-1], leading[-1]
+        shape = (problem.num_heads_q,)
+        problem.set_sinks(options.per_head("sinks", sinks, shape, problem.query.dtype))
 
 
 def _leading(shapes, enable_gqa):
