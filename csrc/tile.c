@@ -105,11 +105,15 @@ static void fill_rows(const sa_plan *plan, sa_tile *t, sa_place at) {
     char *q = sa_row_of(p, &p->query, at.b, head, first_q);
     char *out = sa_row_of(p, &p->out, at.b, head, first_q);
     char *lse = sa_row_of(p, &p->lse, at.b, head, first_q);
+    int alike = p->window_left < 0 && p->window_right < 0; /* the ranges of all rows */
     for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         t->q[r] = q + at.g * p->query.head + at.i * p->query.row;
         t->out[r] = out + at.g * p->out.head + at.i * p->out.row;
         t->lse[r] = p->lse.data ? lse + at.g * p->lse.head + at.i * p->lse.row : NULL;
-        sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
+        if (alike && r > 0)
+            t->key_lo[r] = t->key_lo[0], t->key_hi[r] = t->key_hi[0];
+        else
+            sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
     }
 }
 

@@ -255,7 +255,8 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
 static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     partial total = few_partial(total_memory);
-    softmax_end end = end_of_rows(t, 0, v_load(total.row_max), v_load(total.row_sum));
+    vec max = v_load(total.row_max), sum = v_load(total.row_sum);
+    softmax_end end = end_of_rows(t, 0, max, sum);
     end = without_dropped(t, end);
     int64_t row = few_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r) {
@@ -264,5 +265,5 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
             store_strided(t->out[r] + e * t->out_col, t->out_col, at_most(t->head_dim_v - e, LANES),
                           softmax_scaled(v_load(total.o + r * row + e), of_row));
     }
-    write_lse(t, 0, end.lse);
+    write_lse(t, 0, max, sum);
 }

@@ -1,9 +1,8 @@
 /* Between arrays of any strides and panels of whole vectors, by transposes in registers.
  *
  *     gather    panel[x][r] = factor * rows[r][x]     a lane is a row: queries, keys, weights
- *     scatter   rows[r][x]  = panel[x][r]             results back to where the user wants them
  *
- * No byte outside the elements is touched; lanes past the last row are 0. */
+ * The way back is scatter.inc.h. No byte outside the elements is touched; lanes past the last row are 0. */
 
 /* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
 SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
@@ -64,24 +63,6 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
             gather_square(rows, x * col, scale, soon, panel, panel_row);
     for (; x < length; x += LANES, panel += LANES * panel_row)
         gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
-}
-
-/* The inverse, to count rows. */
-static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length, const real *panel,
-                    ptrdiff_t panel_row) {
-    for (int64_t x = 0; x < length; x += LANES, panel += LANES * panel_row) {
-        int width = at_most(length - x, LANES);
-        vec square[LANES];
-        if (width == LANES) {
-            SA_UNROLL
-            for (int i = 0; i < LANES; ++i) square[i] = v_load(panel + i * panel_row);
-        } else {
-            for (int i = 0; i < LANES; ++i)
-                square[i] = i < width ? v_load(panel + i * panel_row) : v_zero();
-        }
-        v_transpose(square);
-        for (int r = 0; r < count; ++r) store_strided(rows[r] + x * col, col, width, square[r]);
-    }
 }
 
 /* Whether rows x cols elements are all finite: 0 x is NaN for the others, and a sum that was NaN once

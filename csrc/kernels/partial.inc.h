@@ -28,17 +28,21 @@ SA_INLINE void softmax_merge(units u, real *row_max, real *row_sum, const real *
 }
 
 /* What the sums of a row become at the end: all are multiplied by `factor`, and 0 where the row saw
- * `none` of the keys, whatever they hold; lse is in natural units. */
+ * `none` of the keys, whatever they hold. */
 typedef struct {
-    vec factor, lse;
+    vec factor;
     vmask none;
 } softmax_end;
 
-/* factor = 1 / l,  lse = n m + log l, with n the scoring's to_natural */
-SA_INLINE softmax_end softmax_finish(vec to_natural, vec max, vec sum) {
+/* factor = 1 / l */
+SA_INLINE softmax_end softmax_finish(vec sum) {
     vmask none = v_eq(sum, v_zero());
-    vec factor = v_div(v_set(1), v_select(none, v_set(1), sum));
-    return (softmax_end){factor, v_fma(max, to_natural, v_log(sum)), none};
+    return (softmax_end){v_div(v_set(1), v_select(none, v_set(1), sum)), none};
+}
+
+/* n m + log l, with n the scoring's to_natural */
+SA_INLINE vec softmax_lse(vec to_natural, vec max, vec sum) {
+    return v_fma(max, to_natural, v_log(sum));
 }
 
 /* The same with a sink, one more term of l in natural units, which no value belongs to:
@@ -58,12 +62,16 @@ SA_INLINE sink_terms join_sink(vec to_natural, vec max, vec sum, vec sink) {
     return t;
 }
 
-/* factor = f / l',  lse = m' + log l' */
+/* factor = f / l' */
 SA_INLINE softmax_end softmax_finish_with_sink(vec to_natural, vec max, vec sum, vec sink) {
     sink_terms t = join_sink(to_natural, max, sum, sink);
-    vmask none = v_eq(sum, v_zero());
-    vec lse = v_select(none, sink, v_add(t.max, v_log(t.sum)));
-    return (softmax_end){v_div(t.keys, t.sum), lse, none};
+    return (softmax_end){v_div(t.keys, t.sum), v_eq(sum, v_zero())};
+}
+
+/* m' + log l' */
+SA_INLINE vec softmax_lse_with_sink(vec to_natural, vec max, vec sum, vec sink) {
+    sink_terms t = join_sink(to_natural, max, sum, sink);
+    return v_select(v_eq(sum, v_zero()), sink, v_add(t.max, v_log(t.sum)));
 }
 
 /* The sink's own share of the distribution, e^(sink - m') / l'. */
@@ -74,11 +82,10 @@ SA_INLINE vec share_of_sink(vec to_natural, vec max, vec sum, vec sink) {
 
 /* That of one row, in all lanes. */
 SA_INLINE softmax_end softmax_end_of_lane(softmax_end end, int lane) {
-    real factor[LANES], lse[LANES];
+    real factor[LANES];
     v_store(factor, end.factor);
-    v_store(lse, end.lse);
     vec none = v_set(v_lane_bits(end.none) >> lane & 1);
-    return (softmax_end){v_set(factor[lane]), v_set(lse[lane]), v_eq(none, v_set(1))};
+    return (softmax_end){v_set(factor[lane]), v_eq(none, v_set(1))};
 }
 
 /* One output element. Adding 0 turns -0 into 0, so that keys without weight cannot be told by a
@@ -97,7 +104,7 @@ static vec sinks_of_rows(const sa_tile *t, int first) {
 /* The end of those rows, whose maxima and sums these are. */
 static softmax_end end_of_rows(const sa_tile *t, int first, vec max, vec sum) {
     vec to_natural = v_set(to_real(t->scoring.to_natural));
-    if (!t->has_sinks) return softmax_finish(to_natural, max, sum);
+    if (!t->has_sinks) return softmax_finish(sum);
     return softmax_finish_with_sink(to_natural, max, sum, sinks_of_rows(t, first));
 }
 
@@ -107,9 +114,13 @@ SA_INLINE softmax_end without_dropped(const sa_tile *t, softmax_end end) {
     return end;
 }
 
-static void write_lse(const sa_tile *t, int first, vec lse) {
+/* The lse of those rows, in natural units, where it is asked for. */
+static void write_lse(const sa_tile *t, int first, vec max, vec sum) {
+    vec to_natural = v_set(to_real(t->scoring.to_natural));
     real lanes[LANES];
-    v_store(lanes, lse);
-    for (int r = 0; r < LANES && first + r < t->rows; ++r)
-        if (t->lse[first + r]) write_real(t->lse[first + r], lanes[r]);
+    if (!t->lse[first]) return;
+    v_store(lanes, t->has_sinks
+                       ? softmax_lse_with_sink(to_natural, max, sum, sinks_of_rows(t, first))
+                       : softmax_lse(to_natural, max, sum));
+    for (int r = 0; r < LANES && first + r < t->rows; ++r) write_real(t->lse[first + r], lanes[r]);
 }

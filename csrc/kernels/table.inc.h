@@ -12,6 +12,7 @@
 #include "product.inc.h"
 #include "softmax.inc.h"
 #include "partial.inc.h"
+#include "scatter.inc.h"
 #include "mask.inc.h"
 #include "dropout.inc.h"
 #include "bias.inc.h"

@@ -243,13 +243,10 @@ static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
     partial total = tile_partial(t, total_memory);
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
-        softmax_end end = end_of_rows(t, i, v_load(total.row_max + i), v_load(total.row_sum + i));
-        end = without_dropped(t, end);
-        real *o = total.o + i;
-        for (int64_t e = 0; e < t->head_dim_v; ++e, o += row)
-            v_store(o, softmax_scaled(v_load(o), end));
-        scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
-                row);
-        write_lse(t, i, end.lse);
+        vec max = v_load(total.row_max + i), sum = v_load(total.row_sum + i);
+        softmax_end end = without_dropped(t, end_of_rows(t, i, max, sum));
+        scatter_scaled(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v,
+                       total.o + i, row, &end);
+        write_lse(t, i, max, sum);
     }
 }

@@ -1,0 +1,42 @@
+/* Results from a panel of whole vectors back to where the user wants them, by transposes in registers:
+ *
+ *     rows[r][x] = panel[x][r], or what becomes of it at the end of a softmax
+ *
+ * The way there is gather, in pack.inc.h. Called by the tiles. */
+
+SA_INLINE vec scattered(const real *panel, const softmax_end *end) {
+    return end ? softmax_scaled(v_load(panel), *end) : v_load(panel);
+}
+
+SA_INLINE void scatter_ended(char *const *rows, int count, ptrdiff_t col, int64_t length,
+                             const real *panel, ptrdiff_t panel_row, const softmax_end *end) {
+    for (int64_t x = 0; x < length; x += LANES, panel += LANES * panel_row) {
+        int width = at_most(length - x, LANES);
+        vec square[LANES];
+        if (width == LANES) {
+            SA_UNROLL
+            for (int i = 0; i < LANES; ++i) square[i] = scattered(panel + i * panel_row, end);
+        } else {
+            for (int i = 0; i < LANES; ++i)
+                square[i] = i < width ? scattered(panel + i * panel_row, end) : v_zero();
+        }
+        v_transpose(square);
+        if (width == LANES && count == LANES && col == (ptrdiff_t)sizeof(real)) {
+            SA_UNROLL
+            for (int r = 0; r < LANES; ++r) v_store(rows[r] + x * col, square[r]);
+            continue;
+        }
+        for (int r = 0; r < count; ++r) store_strided(rows[r] + x * col, col, width, square[r]);
+    }
+}
+
+/* To count rows. */
+static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length, const real *panel,
+                    ptrdiff_t panel_row) {
+    scatter_ended(rows, count, col, length, panel, panel_row, NULL);
+}
+
+static void scatter_scaled(char *const *rows, int count, ptrdiff_t col, int64_t length,
+                           const real *panel, ptrdiff_t panel_row, const softmax_end *end) {
+    scatter_ended(rows, count, col, length, panel, panel_row, end);
+}
