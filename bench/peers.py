@@ -84,6 +84,8 @@ class Reference(Peer):
 def _bind_attention(library, row, arrays, **options):
     """A call of selfattn's function, or of the reference's."""
     options |= {"is_causal": row.is_causal, "enable_gqa": row.is_gqa}
+    if row.query_offset:
+        options["query_offset"] = row.query_offset
     return Call(partial(library.scaled_dot_product_attention, *arrays, **options))
 
 

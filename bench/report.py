@@ -1,6 +1,6 @@
 """Print how fast selfattn is: against the machine's limit in the same run, and against its peers.
 
-    python bench/report.py [--table forward|backward|backward_more|softmax] [--rows bert,long,llama]
+    python bench/report.py [--table forward|forward_more|backward|…] [--rows bert,long,llama]
                            [--dtype float64] [--threads N] [--repeats N] [--json FILE]
 
 Per row and contestant: the time of a call, GF (or GB/s) and its fraction of the FMA peak (or of

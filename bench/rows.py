@@ -1,9 +1,10 @@
 """The benchmark rows as data: shapes, what is counted on each, and arrays with fixed seeds.
 
-A forward row counts floating-point operations, 4 B Hq L S E (half if causal), and is held against
-the FMA peak; a decode row (one query) counts the bytes of K and V, and is held against the memory
-read loop; a backward row counts 2.5 times the forward's operations, which it is also called for
-(3.5) or not; a softmax row counts the bytes read and written. Used by every other file of bench/.
+A forward row counts floating-point operations, 4 B Hq L S E (half if causal, or what an offset lets
+be seen), and is held against the FMA peak; a decode row (one query) counts the bytes of K and V, and
+is held against the memory read loop; a backward row counts 2.5 times the forward's operations, which
+it is also called for (3.5) or not; a softmax row counts the bytes read and written. Used by every
+other file of bench/.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ class Row:
     head_dim: int
     is_causal: bool = False
     dtype: str = "float32"
+    query_offset: int = 0  # of a causal row
+    layout: str = "BHSD"  # or "BSHD": views of arrays whose heads lie behind their positions
 
     task = "attention"
 
     def __str__(self):
         kv = f"/{self.num_heads_kv}" if self.is_gqa else ""
         notes = (", causal" if self.is_causal else "") + (
-            f", {self.dtype}" if self.dtype != "float32" else ""
+            f" from {self.query_offset}" if self.query_offset else ""
         )
+        notes += f", {self.dtype}" if self.dtype != "float32" else ""
+        notes += f", {self.layout}" if self.layout != "BHSD" else ""
         return (
             f"{self.name}: {self.batch}, {self.num_heads_q}{kv}, "
             f"{self.seqlen_q}×{self.seqlen_k}, {self.head_dim}{notes}"
@@ -62,6 +67,9 @@ class Row:
     @property
     def flops(self):
         """4 B Hq L S E, by convention half of it where half of the scores are masked."""
+        if self.query_offset:
+            seen = self.seqlen_q * self.query_offset + self.seqlen_q * self.seqlen_q // 2
+            return 4 * self.batch * self.num_heads_q * seen * self.head_dim
         return 4 * self.num_scores * self.head_dim // (2 if self.is_causal else 1)
 
     @property
@@ -81,6 +89,10 @@ class Row:
             (self.batch, self.num_heads_kv, self.seqlen_k, self.head_dim),
             (self.batch, self.num_heads_kv, self.seqlen_k, self.head_dim),
         )
+        if self.layout == "BSHD":
+            swapped = ((b, n, h, e) for b, h, n, e in shapes)
+            drawn = (rng.standard_normal(shape, dtype=self.dtype) for shape in swapped)
+            return tuple(x.swapaxes(1, 2) for x in drawn)
         # standard_normal draws float32 and float64 itself: no cast, no second copy in memory.
         return tuple(rng.standard_normal(shape, dtype=self.dtype) for shape in shapes)
 
@@ -151,6 +163,24 @@ FORWARD = (
     Row("tiny", 1, 1, 1, 4, 4, 4),
 )
 
+# Shapes of other uses, that no figure is promised for: nothing may be tuned to FORWARD alone.
+FORWARD_MORE = (
+    Row("cross", 8, 12, 12, 77, 1500, 64),
+    Row("dim1", 8, 12, 12, 512, 512, 1),
+    Row("dim33", 4, 12, 12, 512, 512, 33),
+    Row("dim80", 4, 12, 12, 512, 512, 80),
+    Row("dim96", 4, 12, 12, 512, 512, 96),
+    Row("dim256", 1, 8, 8, 1024, 1024, 256),
+    Row("length2", 8, 12, 12, 2, 1024, 64),
+    Row("length17", 64, 12, 12, 17, 17, 64),
+    Row("length65", 32, 12, 12, 65, 65, 64),
+    Row("length333", 8, 12, 12, 333, 333, 64),
+    Row("onehead", 1, 1, 1, 4096, 4096, 64),
+    Row("manyheads", 256, 16, 16, 32, 32, 64),
+    Row("strided", 8, 12, 12, 197, 197, 64, layout="BSHD"),
+    Row("cached", 1, 16, 16, 256, 2048, 64, is_causal=True, query_offset=1792),
+)
+
 
 def backward_of(*shapes):
     """Two rows of each shape: the backward alone, then with the forward."""
@@ -187,6 +217,7 @@ SOFTMAX = (
 
 TABLES = {
     "forward": FORWARD,
+    "forward_more": FORWARD_MORE,
     "backward": BACKWARD,
     "backward_more": BACKWARD_MORE,
     "softmax": SOFTMAX,

@@ -26,9 +26,14 @@ class Torch(Peer):
         torch = _torch(num_threads)
         attend = torch.nn.functional.scaled_dot_product_attention
 
+        mask = {"is_causal": row.is_causal}
+        if row.query_offset:
+            seen = torch.ones(row.seqlen_q, row.seqlen_k, dtype=torch.bool)
+            mask = {"attn_mask": seen.tril(row.query_offset)}
+
         def bind(arrays, lay_out=torch.from_numpy, gqa=row.is_gqa):
             tensors = [lay_out(x) for x in arrays]
-            return Call(partial(attend, *tensors, is_causal=row.is_causal, enable_gqa=gqa))
+            return Call(partial(attend, *tensors, enable_gqa=gqa, **mask))
 
         ways = [Way("BHSD", bind), Way("BSHD", partial(bind, lay_out=_bshd))]
         if row.is_gqa and row.seqlen_q == 1:

@@ -48,7 +48,7 @@ def _of_attention(row, arrays, result):
                 value[b],
                 is_causal=row.is_causal,
                 enable_gqa=row.is_gqa,
-                query_offset=start,
+                query_offset=start + row.query_offset,
             )
             worst = np.maximum(worst, np.abs(result[b, :, strip] - want).max())
     return worst

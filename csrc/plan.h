@@ -1,6 +1,6 @@
 /* How a problem is cut: tiles of query rows, splits of keys, memory. No arithmetic on the data.
  *
- * A tile is up to 64 rows (96 in the backward pass) that share a key/value head of a batch entry. The
+ * A tile is up to 48 rows (96 in the backward pass) that share a key/value head of a batch entry. The
  * query heads of a group fill it together: row = query position * group + head within the group. How
  * rows are cut changes no bit of the result; splits do, and they are constants (kernels.h). Of packed
  * sequences, each is a batch entry of its own length. */

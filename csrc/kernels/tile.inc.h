@@ -55,8 +55,8 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* A block's part in what the tile fetches ahead, and in the last block what follows it at once: its own
- * results' rows, which are written, and the next tile's queries. */
+/* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule, what
+ * follows the tile at once: its own results' rows, to be written, and the next tile's queries. */
 static ahead tile_ahead(const sa_tile *t, int64_t block) {
     const sa_ahead *next = &t->ahead;
     int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
@@ -67,7 +67,8 @@ static ahead tile_ahead(const sa_tile *t, int64_t block) {
                 {.rows = keys, .bytes = t->head_dim_v * size, .row = t->v_row}}};
     if (keys) a.parts[0].at = next->k + begin * t->k_row;
     if (keys) a.parts[1].at = next->v + begin * t->v_row;
-    if (left > SA_BLOCK_N) return a;
+    int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
+    if (!is_last_but_one && all > SA_BLOCK_N) return a;
     a.parts[2] = (rows_ahead){next->rows, t->head_dim * size, .list = next->q};
     a.parts[3] = (rows_ahead){t->rows, t->head_dim_v * size, .list = (const char *const *)t->out};
     return a;

@@ -51,6 +51,10 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #undef _mm512_getmant_pd
 #undef _mm512_shuffle_f32x4
 #undef _mm512_shuffle_f64x2
+#undef _mm512_permute_ps
+#undef _mm512_permute_pd
+#undef _mm512_stream_ps
+#undef _mm512_stream_pd
 #define _mm512_maskz_loadu_ps emulated_maskz_loadu_ps
 #define _mm512_maskz_loadu_pd emulated_maskz_loadu_pd
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
@@ -63,6 +67,10 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #define _mm512_getmant_pd(x, range, sign) emulated_getmant_pd(x)
 #define _mm512_shuffle_f32x4 emulated_shuffle_ps
 #define _mm512_shuffle_f64x2 emulated_shuffle_pd
+#define _mm512_permute_ps emulated_permute_ps
+#define _mm512_permute_pd emulated_permute_pd
+#define _mm512_stream_ps _mm512_storeu_ps
+#define _mm512_stream_pd _mm512_storeu_pd
 
 #elif !defined(SA_EMULATED_COMPILERS_OWN)
 /* SIMDe asks for the compiler's own header. */

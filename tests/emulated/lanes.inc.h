@@ -64,6 +64,18 @@ static inline EMULATED_VEC EMULATED(shuffle)(EMULATED_VEC a, EMULATED_VEC b, int
     return EMULATED_LOAD(r.x);
 }
 
+/* Within each quarter, the elements chosen by as many bits of `which` as number them: for doubles its bits
+ * go on from quarter to quarter, for floats all quarters are alike. */
+static inline EMULATED_VEC EMULATED(permute)(EMULATED_VEC v, int which) {
+    enum { QUARTER = EMULATED_LANES / 4 };
+    EMULATED(lanes) from = EMULATED(split)(v), r;
+    EACH_LANE {
+        int chosen = QUARTER == 4 ? which >> 2 * (i % 4) & 3 : which >> i & 1;
+        r.x[i] = from.x[i / QUARTER * QUARTER + chosen];
+    }
+    return EMULATED_LOAD(r.x);
+}
+
 #undef EACH_LANE
 #undef EMULATED_REAL
 #undef EMULATED_LANES
