@@ -10,8 +10,9 @@
 #include "dispatch.h"
 #include "mask.h"
 
-/* Turns that a thread has on average: enough for those that are slowed to be relieved. */
-enum { TURNS_PER_THREAD = 8 };
+/* A turn is this fraction of a thread's part of the tiles that are left: long at first, so that what
+ * neighbours share stays in a thread's caches, and short in the end, so that nobody waits for long. */
+enum { SHARES_PER_THREAD = 4 };
 
 /* Work below which waking a thread costs more than it saves. */
 static const double FLOPS_PER_THREAD = 150e3;
@@ -120,11 +121,8 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
 
-    plan.tiles_per_turn = plan.tiles / (TURNS_PER_THREAD * plan.num_threads);
-    int64_t of_head = p->cu_seqlens_q || !entries ? 1 : sa_first_tile(&plan, 1);
-    if (plan.tiles_per_turn > of_head && of_head)
-        plan.tiles_per_turn -= plan.tiles_per_turn % of_head;
-    if (plan.tiles_per_turn < 1) plan.tiles_per_turn = 1;
+    plan.tiles_of_head = p->cu_seqlens_q || !entries ? 1 : sa_first_tile(&plan, 1);
+    if (plan.tiles_of_head < 1) plan.tiles_of_head = 1;
 
     int64_t rows = plan.group * p->seqlen_q;
     int few_rows = rows < few->max_rows ? (int)rows : few->max_rows;
@@ -137,10 +135,15 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
 }
 
 int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end) {
-    *first = sa_take(next) * plan->tiles_per_turn;
-    *end =
-        *first + plan->tiles_per_turn < plan->tiles ? *first + plan->tiles_per_turn : plan->tiles;
-    return *first < *end;
+    int64_t begin = *next, to;
+    do {
+        int64_t turn = (plan->tiles - begin) / (SHARES_PER_THREAD * plan->num_threads);
+        to = begin + (turn > 1 ? turn : 1);
+        if (turn > plan->tiles_of_head) to -= to % plan->tiles_of_head;
+    } while (begin < plan->tiles && !sa_move(next, &begin, to));
+    *first = begin;
+    *end = to < plan->tiles ? to : plan->tiles;
+    return begin < plan->tiles;
 }
 
 void *sa_alloc(size_t count, size_t size) {

@@ -18,7 +18,7 @@ typedef struct {
     int64_t tiles;               /* some of packed sequences may be empty */
     int64_t max_rows;            /* of a tile */
     int64_t first_split, splits; /* those in which any query sees a key; one at least */
-    int64_t tiles_per_turn;      /* neighbours, which share keys and values, go to one thread */
+    int64_t tiles_of_head; /* neighbours, which share keys and values; 1 of packed sequences */
     int num_threads;
     int segments_ascend;               /* so that those of a row are a range of keys */
     size_t scratch_size, partial_size; /* multiples of a cache line */
@@ -28,7 +28,7 @@ typedef struct {
  * as_scores: whether the scores themselves are asked for, in natural units. */
 sa_plan sa_plan_make(const sa_problem *problem, int as_scores, int64_t width);
 
-/* What the next worker to ask takes: tiles [first, end); 0 when none is left. */
+/* What the next worker to ask takes: tiles [first, end); 0 when none is left. `next` counts from 0. */
 int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);
 
 /* The tile-th tile: its rows' pointers, key ranges and options. 0 if it has no rows. */

@@ -26,6 +26,17 @@ typedef int64_t sa_counter;
 /* The counter's value, which is then one more. */
 static inline int64_t sa_take(sa_counter *counter) { return (*counter)++; }
 
+/* If the counter is at *seen, it becomes `next`; else *seen becomes what it is at. */
+static inline int sa_move(sa_counter *counter, int64_t *seen, int64_t next) {
+#if SA_THREADS
+    return atomic_compare_exchange_weak(counter, seen, next);
+#else
+    (void)seen;
+    *counter = next;
+    return 1;
+#endif
+}
+
 /* A call, from sa_enter to sa_leave: it computes in the default floating-point environment, and may
  * be told to stop. Every worker asks between two pieces of work; only the caller (worker 0) asks the
  * interrupt, in its own environment, once in a few milliseconds and while it waits for the others. */
