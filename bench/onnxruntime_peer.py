@@ -80,6 +80,7 @@ class OnnxRuntime(Peer):
 
 
 def _bind_heads_first(session, arrays):
+    arrays = tuple(map(np.ascontiguousarray, arrays))  # strides are not told
     out = np.zeros_like(arrays[0])
     return _bind(session, dict(zip("qkv", arrays, strict=True)), {"out": out}, out)
 

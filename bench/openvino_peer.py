@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 from contest import Call, Peer, Way, group_as_rows, holding, positions_first, repeated_heads
 
 
@@ -77,6 +78,7 @@ class _Compiler:
 def _bind(compiler, arrays, *, transpose=False):
     import openvino
 
+    arrays = tuple(map(np.ascontiguousarray, arrays))  # a view's strides mean nothing to a Tensor
     request = compiler.model(arrays, transpose=transpose).create_infer_request()
     for i, x in enumerate(arrays):
         request.set_input_tensor(i, openvino.Tensor(x, shared_memory=True))

@@ -1,10 +1,10 @@
 """The benchmark rows as data: shapes, what is counted on each, and arrays with fixed seeds.
 
-A forward row counts floating-point operations, 4 B Hq L S E (half if causal, or what an offset lets
-be seen), and is held against the FMA peak; a decode row (one query) counts the bytes of K and V, and
-is held against the memory read loop; a backward row counts 2.5 times the forward's operations, which
-it is also called for (3.5) or not; a softmax row counts the bytes read and written. Used by every
-other file of bench/.
+A forward row counts floating-point operations, 4 B Hq L S E (half if causal, or what an offset
+lets be seen), and is held against the FMA peak; a decode row (one query) counts the bytes of K and
+V, and is held against the memory read loop; a backward row counts 2.5 times the forward's
+operations, which it is also called for (3.5) or not; a softmax row counts the bytes read and
+written. Used by every other file of bench/.
 """
 
 from __future__ import annotations
