@@ -7,7 +7,7 @@
 typedef struct {
     int64_t rows, bytes;
     const char *const *list;
-    const char *at;
+    uintptr_t at;
     ptrdiff_t row;
     int64_t at_once; /* rows */
 } rows_ahead;
@@ -28,9 +28,9 @@ static void ahead_fetch(ahead *a) {
     for (int i = 0; i < AHEAD_PARTS; ++i) {
         rows_ahead *r = &a->parts[i];
         for (int64_t n = r->at_once < r->rows ? r->at_once : r->rows; n > 0; --n, --r->rows) {
-            uintptr_t at = (uintptr_t)(r->list ? *r->list++ : r->at);
+            uintptr_t at = r->list ? (uintptr_t)*r->list++ : r->at;
             for (int64_t x = 0; x < r->bytes; x += CACHE_LINE) SA_PREFETCH(at + (uintptr_t)x);
-            r->at += r->row;
+            r->at += (uintptr_t)r->row;
         }
     }
 }

@@ -10,10 +10,9 @@
  * Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_ROWS = LANES / 2,               /* with more, a query in each lane costs less */
-    FEW_WIDTH = LANES,                  /* keys of a panel of K */
-    FEW_LENGTH = 128,                   /* of head_dim, in a panel: a multiple of the chunk */
-    FEW_S_ROW = SA_BLOCK_N + FEW_WIDTH, /* the last panel may reach past the block */
+    FEW_ROWS = LANES / 2,           /* with more, a query in each lane costs less */
+    FEW_LENGTH = 128,               /* of head_dim, in a panel of keys: a multiple of the chunk */
+    FEW_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
 };
 
 typedef struct {
@@ -24,7 +23,7 @@ SA_INLINE int64_t few_o_row(int64_t head_dim_v) { return (head_dim_v + LANES - 1
 
 static size_t few_scratch_size(int rows, int64_t head_dim) {
     size_t fixed =
-        SUMS_ROOM + FEW_ROWS * FEW_S_ROW + FEW_LENGTH * FEW_WIDTH + SA_BLOCK_N * LANES + 2 * LANES;
+        SUMS_ROOM + FEW_ROWS * FEW_S_ROW + FEW_LENGTH * LANES + SA_BLOCK_N * LANES + 2 * LANES;
     return (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
 }
 
@@ -36,7 +35,7 @@ static few_scratch few_layout(void *memory) {
     few_scratch x = {.s = memory};
     x.sums = x.s + FEW_ROWS * FEW_S_ROW;
     x.k_panel = x.sums + SUMS_ROOM;
-    x.v_panel = x.k_panel + FEW_LENGTH * FEW_WIDTH;
+    x.v_panel = x.k_panel + FEW_LENGTH * LANES;
     x.rescale = x.v_panel + SA_BLOCK_N * LANES;
     x.safe_max = x.rescale + LANES;
     x.q = x.safe_max + LANES;
@@ -61,25 +60,20 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* S, a panel of keys at a time. Memory is what it waits for, and never rests: the panels of K fetch the
- * block's V, and the products with V the next block's K. */
+/* S, a panel of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
+ * the panels of K fetch the block's V, and the products with V the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
-    int64_t block = keys->block;
-    int end = keys->end;
-    for (int at = keys->begin; at < end; at += FEW_WIDTH) {
-        const char *rows[FEW_WIDTH];
-        int count = at_most(end - at, FEW_WIDTH), n = (count + LANES - 1) / LANES;
-        uintptr_t soon = (uintptr_t)(t->v + (block + at + FEW_WIDTH) * t->v_row) -
-                         (uintptr_t)(t->k + (block + at) * t->k_row);
-        int64_t d = 0;
+    for (int at = keys->begin; at < keys->end; at += LANES) {
+        const char *rows[LANES];
+        int count = at_most(keys->end - at, LANES);
+        int64_t key = keys->block + at, d = 0;
+        uintptr_t soon = (uintptr_t)t->v + (uintptr_t)(key + LANES) * (uintptr_t)t->v_row -
+                         ((uintptr_t)t->k + (uintptr_t)key * (uintptr_t)t->k_row);
         do {
             int length = at_most(t->head_dim - d, FEW_LENGTH);
-            for (int j = 0; j < count; ++j)
-                rows[j] = t->k + (block + at + j) * t->k_row + d * t->k_col;
-            for (int i = 0; i < n; ++i)
-                gather(rows + i * LANES, at_most(count - i * LANES, LANES), t->k_col, length, 1,
-                       soon, x->k_panel + i * LANES, n * LANES);
-            product(n, &(product_args){
+            for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row + d * t->k_col;
+            gather(rows, count, t->k_col, length, 1, soon, x->k_panel, LANES);
+            product(1, &(product_args){
                            .m = t->rows,
                            .k = length,
                            .chunk = sa_chunk_e(t->head_dim),
@@ -87,7 +81,7 @@ static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys 
                            .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                            .a_k = sizeof(real),
                            .b = (const char *)x->k_panel,
-                           .b_k = n * (ptrdiff_t)sizeof(vec),
+                           .b_k = sizeof(vec),
                            .c = x->s + at,
                            .c_row = FEW_S_ROW,
                            .kind = d == 0 ? BETA_ZERO : BETA_ONE,

@@ -65,8 +65,8 @@ static ahead tile_ahead(const sa_tile *t, int64_t block) {
     int64_t begin = next->keys * done / all, keys = next->keys * (done + of_block) / all - begin;
     ahead a = {{{.rows = keys, .bytes = t->head_dim * size, .row = t->k_row},
                 {.rows = keys, .bytes = t->head_dim_v * size, .row = t->v_row}}};
-    if (keys) a.parts[0].at = next->k + begin * t->k_row;
-    if (keys) a.parts[1].at = next->v + begin * t->v_row;
+    if (keys) a.parts[0].at = (uintptr_t)(next->k + begin * t->k_row);
+    if (keys) a.parts[1].at = (uintptr_t)(next->v + begin * t->v_row);
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return a;
     a.parts[2] = (rows_ahead){next->rows, t->head_dim * size, .list = next->q};
