@@ -14,7 +14,7 @@ typedef struct {
     const sa_plan *plan;
     char *scratch;       /* of each worker: scratch and two partial results */
     size_t scratch_size; /* of one worker */
-    sa_counter next;     /* turn, or with shared splits tile * splits + split */
+    sa_counter next;     /* tile, or with shared splits tile * splits + split */
     sa_stop stop;
     /* Shared splits only. */
     char *partials;   /* of each split of each tile */

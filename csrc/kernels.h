@@ -187,8 +187,8 @@ typedef struct {
     void (*sum_begin)(const sa_tile *t, void *total);
     void (*sum)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *total);
     void (*sum_finish)(const sa_tile *t, void *total);
-    /* softmax of a row at once, its result around the caches if asked to; or of a long one in passes over its parts, in order, which are
-     * multiples of SA_SOFTMAX_PART long but for the last. */
+    /* softmax of a row at once, its result around the caches if asked to; or of a long row in passes
+     * over its parts, in order, which are multiples of SA_SOFTMAX_PART long but for the last. */
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,

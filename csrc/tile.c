@@ -201,11 +201,12 @@ enum { AHEAD_BYTES = 256 * 1024 };
 /* The share of a tile in the keys of the next head, which are all fetched when its first tile begins. */
 static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = plan->problem;
-    if (p->cu_seqlens_q) return;
+    /* Where only some of them are seen, they are not worth it. */
+    if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0) return;
     int64_t slots = sa_first_tile(plan, 1), next_head = tile / slots + 1;
     int64_t keys = p->seqlen_k, size = p->dtype == SA_f64 ? sizeof(double) : sizeof(float);
-    if (next_head * slots >= end || keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size)
-        return;
+    if (next_head * slots >= end || keys > AHEAD_BYTES / size) return;
+    if (keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size) return;
     int64_t begin = tile % slots * keys / slots;
     int64_t b = next_head / p->num_heads_kv, head = next_head % p->num_heads_kv;
     t->ahead.keys = (tile % slots + 1) * keys / slots - begin;

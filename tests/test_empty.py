@@ -184,3 +184,10 @@ def test_project(dtype):
     for rows, width, out in axes(3, (0, 1, 3)):
         y = selfattn.project(np.ones((rows, width), dtype), np.ones((out, width), dtype))
         assert np.array_equal(y, np.full((rows, out), width, dtype))
+
+
+def test_a_window_over_keys_without_end_and_without_width():
+    """Nothing may walk all of the keys, not even to fetch them."""
+    query, key = np.ones((1, 8, 60, 0), np.float32), np.ones((1, 8, 2**40, 0), np.float32)
+    out = selfattn.scaled_dot_product_attention(query, key, key, window_size=(5, 5))
+    assert out.shape == (1, 8, 60, 0)

@@ -61,7 +61,7 @@ static void few_begin(const sa_tile *t, void *memory) {
 }
 
 /* S, a panel of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
- * the panels of K fetch the block's V, and the products with V the next block's K. */
+ * a panel of K fetches the V of the next one's keys, and the products with V the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];

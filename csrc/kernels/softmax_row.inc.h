@@ -5,7 +5,9 @@
 enum {
     CHAINS = 16,
     CHAIN_VECS = CHAINS / LANES,
-    STREAMED_N = 1 << 13, /* elements: longer rows do not go around the caches */
+    /* Elements: neither shorter nor longer rows go around the caches. */
+    LEAST_STREAMED_N = 4 * CHAINS,
+    MOST_STREAMED_N = 1 << 13,
 };
 
 typedef struct {
@@ -117,12 +119,13 @@ SA_INLINE void softmax_whole(const int together, row_elements x, row_elements ou
 /* A row whose result goes around the caches, which then need not read what it replaces: what lies at
  * whole vectors' addresses. */
 static void softmax_streamed(row_elements x, char *out, int64_t n) {
-    real weights[STREAMED_N];
+    real weights[MOST_STREAMED_N];
     row_elements between = {(char *)weights, sizeof(real)};
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, 1, x, n);
     softmax_sum_exp(&state, 1, x, between, n);
     vec divisor = softmax_divisor(state);
+    assert(n >= LANES);
     int64_t first = (int64_t)(-(uintptr_t)out % sizeof(vec) / sizeof(real)), i = 0;
     for (int width; i < n; i += width, out += width * (ptrdiff_t)sizeof(real)) {
         width = at_most((i < first ? first : n) - i, LANES);
@@ -140,7 +143,8 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
     row_elements from = {(char *)x, x_col}, to = {out, out_col};
     if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
         softmax_whole(0, from, to, n);
-    else if (stream && n <= STREAMED_N && (uintptr_t)out % sizeof(real) == 0)
+    else if (stream && n >= LEAST_STREAMED_N && n <= MOST_STREAMED_N &&
+             (uintptr_t)out % sizeof(real) == 0)
         softmax_streamed(from, out, n);
     else
         softmax_whole(1, from, to, n);
