@@ -61,7 +61,9 @@ class Peer:
 
     def unfit(self, row):
         """Why it sits this row out; empty if it does not."""
-        return "" if row.task == "attention" else f"no {row.task} of its own here"
+        if row.task != "attention":
+            return f"no {row.task} of its own here"
+        return "no offset of a causal mask here" if row.query_offset else ""
 
     def attention(self, row, num_threads):
         """Ways to do an attention row."""

@@ -24,8 +24,6 @@ class OnnxRuntime(Peer):
     packages = ("onnxruntime", "onnx")
 
     def unfit(self, row):
-        if row.task == "attention" and row.query_offset:
-            return "no offset of a causal mask here"
         return super().unfit(row) or ("" if row.dtype == "float32" else f"no {row.dtype} attention")
 
     def attention(self, row, num_threads):

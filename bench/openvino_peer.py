@@ -18,8 +18,6 @@ class OpenVino(Peer):
     packages = ("openvino",)
 
     def unfit(self, row):
-        if row.task == "attention" and row.query_offset:
-            return "no offset of a causal mask here"
         return super().unfit(row) or ("" if row.dtype == "float32" else f"no {row.dtype} attention")
 
     def attention(self, row, num_threads):

@@ -64,28 +64,20 @@ SA_INLINE void softmax_find_max(softmax_state *state, const int together, row_el
     EACH_CHAINS(together, n, state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
 }
 
-/* The largest of all, in every lane. */
-SA_INLINE vec max_of_chains(softmax_state state) {
+/* All chains joined, halving them until one is left, in every lane. */
+SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
+    vec x[CHAIN_VECS];
+    for (int v = 0; v < CHAIN_VECS; ++v) x[v] = chains[v];
     for (int half = CHAIN_VECS / 2; half > 0; half /= 2)
-        for (int v = 0; v < half; ++v) state.max[v] = v_max(state.max[v], state.max[v + half]);
+        for (int v = 0; v < half; ++v) x[v] = join(x[v], x[v + half]);
     SA_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2)
-        state.max[0] = v_max(state.max[0], v_swap(state.max[0], half));
-    return state.max[0];
-}
-
-SA_INLINE vec sum_of_chains(softmax_state state) {
-    for (int half = CHAIN_VECS / 2; half > 0; half /= 2)
-        for (int v = 0; v < half; ++v) state.sum[v] = v_add(state.sum[v], state.sum[v + half]);
-    SA_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2)
-        state.sum[0] = v_add(state.sum[0], v_swap(state.sum[0], half));
-    return state.sum[0];
+    for (int half = LANES / 2; half > 0; half /= 2) x[0] = join(x[0], v_swap(x[0], half));
+    return x[0];
 }
 
 SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, row_elements x,
                                row_elements out, int64_t n) {
-    vec safe = finite_max(max_of_chains(*state));
+    vec safe = finite_max(join_chains(state->max, v_max));
     uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* row, as a rule */
     EACH_CHAINS(together, n, {
         if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * sizeof(real));
@@ -97,7 +89,7 @@ SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, row_ele
 
 /* What all weights are multiplied by: 0 where there are none. */
 SA_INLINE vec softmax_divisor(softmax_state state) {
-    vec sum = sum_of_chains(state);
+    vec sum = join_chains(state.sum, v_add);
     return v_select(v_eq(sum, v_zero()), v_zero(), v_div(v_set(1), sum));
 }
 
