@@ -71,7 +71,7 @@ SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
     for (int half = CHAIN_VECS / 2; half > 0; half /= 2)
         for (int v = 0; v < half; ++v) x[v] = join(x[v], x[v + half]);
     SA_UNROLL
-    for (int half = LANES / 2; half > 0; half /= 2) x[0] = join(x[0], v_swap(x[0], half));
+    for (int step = 1; LANES >> step > 0; ++step) x[0] = join(x[0], v_swap(x[0], LANES >> step));
     return x[0];
 }
 
