@@ -156,7 +156,7 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
     int64_t rows = group * sa_num_queries(p, at.b) - first;
     if (rows <= 0) return 0;
     t->seen.rows = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
-    sa_plan_rows(&plan->rows, at, &t->seen);
+    sa_plan_rows(&plan->rows, &at, &t->seen);
 
     t->wanted = job->pass->wanted;
     t->adds_to_query = i > 0 && t->wanted == SA_GRADIENT_QUERY;

@@ -81,7 +81,7 @@ typedef struct {
     ptrdiff_t segment_row;
     int segment_size;
     int64_t segment[SA_MAX_TILE_M];
-    int has_alibi, has_sinks;
+    int has_lse, has_alibi, has_sinks;
     double slope[SA_MAX_TILE_M], sink[SA_MAX_TILE_M];
     int64_t position[SA_MAX_TILE_M]; /* with alibi: each row's among the keys */
     uint32_t drop_low[SA_MAX_TILE_M],

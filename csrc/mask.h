@@ -99,11 +99,11 @@ static inline int64_t sa_segments_below(const char *ids, ptrdiff_t stride, int s
     return low;
 }
 
-/* The tile's summary, once its rows' ranges stand. */
-static inline void sa_summarize_ranges(sa_tile *t) {
+/* The tile's summary, once its rows' ranges stand: those of the first `rows`, which the others' are like. */
+static inline void sa_summarize_ranges(sa_tile *t, int rows) {
     t->begin = t->full_end = INT64_MAX;
     t->end = t->full_begin = 0;
-    for (int r = 0; r < t->rows; ++r) {
+    for (int r = 0; r < rows; ++r) {
         int64_t lo = t->key_lo[r], hi = t->key_hi[r];
         if (lo > t->full_begin) t->full_begin = lo;
         if (hi < t->full_end) t->full_end = hi;

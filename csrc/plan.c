@@ -111,6 +111,7 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     plan.scoring = scoring_of(p, as_scores);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
     plan.max_rows = tile->max_rows;
+    plan.tiles_of_head = (p->seqlen_q * plan.group + plan.max_rows - 1) / plan.max_rows;
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
     plan.segments_ascend = segments_ascend(p, entries);
     plan.first_split = seen.first / SA_SPLIT_N;
@@ -120,9 +121,6 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     double threads = 2.0 * seen.pairs * (double)width * (double)p->num_heads_q / FLOPS_PER_THREAD;
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
-
-    plan.tiles_of_head = p->cu_seqlens_q || !entries ? 1 : sa_first_tile(&plan, 1);
-    if (plan.tiles_of_head < 1) plan.tiles_of_head = 1;
 
     int64_t rows = plan.group * p->seqlen_q;
     int few_rows = rows < few->max_rows ? (int)rows : few->max_rows;
@@ -136,10 +134,11 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
 
 int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end) {
     int64_t begin = *next, to;
+    int packed = plan->problem->cu_seqlens_q != NULL; /* sequences' tiles differ in number */
     do {
         int64_t turn = (plan->tiles - begin) / (SHARES_PER_THREAD * plan->num_threads);
         to = begin + (turn > 1 ? turn : 1);
-        if (turn > plan->tiles_of_head) to -= to % plan->tiles_of_head;
+        if (!packed && turn > plan->tiles_of_head) to -= to % plan->tiles_of_head;
     } while (begin < plan->tiles && !sa_move(next, &begin, to));
     *first = begin;
     *end = to < plan->tiles ? to : plan->tiles;

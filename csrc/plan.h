@@ -18,7 +18,7 @@ typedef struct {
     int64_t tiles;               /* some of packed sequences may be empty */
     int64_t max_rows;            /* of a tile */
     int64_t first_split, splits; /* those in which any query sees a key; one at least */
-    int64_t tiles_of_head; /* neighbours, which share keys and values; 1 of packed sequences */
+    int64_t tiles_of_head; /* neighbours, which share keys and values; not of packed sequences */
     int num_threads;
     int segments_ascend;               /* so that those of a row are a range of keys */
     size_t scratch_size, partial_size; /* multiples of a cache line */
@@ -46,7 +46,7 @@ typedef struct {
 void sa_next_row(const sa_plan *plan, sa_place *at);
 
 /* The same for the t->rows rows that begin there. */
-void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t);
+void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t);
 
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);

@@ -26,7 +26,7 @@ char *sa_row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, in
 int64_t sa_first_tile(const sa_plan *plan, int64_t b) {
     const sa_problem *p = plan->problem;
     if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->max_rows + b;
-    return b * ((p->seqlen_q * plan->group + plan->max_rows - 1) / plan->max_rows);
+    return b * plan->tiles_of_head;
 }
 
 /* The batch entry that has the tile, counted over all heads: the last to start at or before it. */
@@ -98,23 +98,54 @@ static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     return (int)((end < rows ? end : rows) - first);
 }
 
-/* The rows' pointers, and the keys that they see by windows and lengths. */
-static void fill_rows(const sa_plan *plan, sa_tile *t, sa_place at) {
+/* An array's rows, one after the other: those of a group's heads, then those of the next query's. */
+typedef struct {
+    char *at;
+    ptrdiff_t to_head, to_query;
+} row_walk;
+
+static row_walk walk_from(const sa_plan *plan, const sa_array *a, const sa_place *at) {
     const sa_problem *p = plan->problem;
-    int64_t first_q = sa_first_query(p, at.b), head = at.head_kv * plan->group;
-    char *q = sa_row_of(p, &p->query, at.b, head, first_q);
-    char *out = sa_row_of(p, &p->out, at.b, head, first_q);
-    char *lse = sa_row_of(p, &p->lse, at.b, head, first_q);
-    int alike = p->window_left < 0 && p->window_right < 0; /* the ranges of all rows */
+    int64_t head = at->head_kv * plan->group + at->g;
+    return (row_walk){
+        .at = sa_row_of(p, a, at->b, head, sa_first_query(p, at->b) + at->i),
+        .to_head = a->head,
+        .to_query = a->row - (plan->group - 1) * a->head,
+    };
+}
+
+static char *walk_on(row_walk *w, int ends_group) {
+    char *at = w->at;
+    w->at += ends_group ? w->to_query : w->to_head;
+    return at;
+}
+
+static void fill_rows(const sa_plan *plan, sa_tile *t, const sa_place *at) {
+    const sa_problem *p = plan->problem;
+    row_walk q = walk_from(plan, &p->query, at), out = walk_from(plan, &p->out, at), lse = {0};
+    int64_t g = at->g;
+    t->has_lse = p->lse.data != NULL;
+    if (t->has_lse) lse = walk_from(plan, &p->lse, at);
+    for (int r = 0; r < t->rows; ++r) {
+        int ends_group = ++g == plan->group;
+        if (ends_group) g = 0;
+        t->q[r] = walk_on(&q, ends_group);
+        t->out[r] = walk_on(&out, ends_group);
+        if (t->has_lse) t->lse[r] = walk_on(&lse, ends_group);
+    }
+}
+
+/* The keys that the rows see by windows and lengths. Returns whether they are the same for all rows. */
+static int fill_ranges(const sa_plan *plan, sa_tile *t, sa_place at) {
+    const sa_problem *p = plan->problem;
+    int alike = p->window_left < 0 && p->window_right < 0;
     for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
-        t->q[r] = q + at.g * p->query.head + at.i * p->query.row;
-        t->out[r] = out + at.g * p->out.head + at.i * p->out.row;
-        t->lse[r] = p->lse.data ? lse + at.g * p->lse.head + at.i * p->lse.row : NULL;
         if (alike && r > 0)
             t->key_lo[r] = t->key_lo[0], t->key_hi[r] = t->key_hi[0];
         else
             sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
     }
+    return alike;
 }
 
 /* The rows' segments: they narrow the ranges, or are left to the kernels where they do not ascend. */
@@ -190,7 +221,7 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     sa_place at;
     t->rows = find_rows(plan, tile, &at);
     if (!t->rows) return 0;
-    sa_plan_rows(plan, at, t);
+    sa_plan_rows(plan, &at, t);
     return 1;
 }
 
@@ -221,7 +252,7 @@ void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile
     fill_keys_ahead(plan, tile, end, t);
 }
 
-void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t) {
+void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
     const sa_problem *p = plan->problem;
     t->ahead = (sa_ahead){0};
     t->head_dim = p->head_dim;
@@ -233,13 +264,14 @@ void sa_plan_rows(const sa_plan *plan, sa_place at, sa_tile *t) {
     t->v_row = p->value.row;
     t->v_col = p->value.col;
     t->out_col = p->out.col;
-    t->k = sa_row_of(p, &p->key, at.b, at.head_kv, sa_first_key(p, at.b));
-    t->v = sa_row_of(p, &p->value, at.b, at.head_kv, sa_first_key(p, at.b));
+    t->k = sa_row_of(p, &p->key, at->b, at->head_kv, sa_first_key(p, at->b));
+    t->v = sa_row_of(p, &p->value, at->b, at->head_kv, sa_first_key(p, at->b));
     fill_rows(plan, t, at);
-    fill_segments(plan, t, at);
-    fill_options(plan, t, at);
-    fill_dropout(plan, t, at);
-    sa_summarize_ranges(t);
+    int alike = fill_ranges(plan, t, *at) && !p->key_segments.data;
+    fill_segments(plan, t, *at);
+    fill_options(plan, t, *at);
+    fill_dropout(plan, t, *at);
+    sa_summarize_ranges(t, alike ? 1 : t->rows);
 }
 
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t) {

@@ -136,7 +136,7 @@ static int find_lse(sa_tile *t, const backward_scratch *x) {
             any = 1;
         }
     }
-    sa_summarize_ranges(t);
+    sa_summarize_ranges(t, t->rows);
     return any;
 }
 
@@ -173,5 +173,5 @@ static void backward_counted(sa_gradient_tile *g, void *memory) {
         if (!sees_none(t, r) && v_lane_bits(counted_lanes(&x, r / LANES)) >> r % LANES & 1 &&
             x.sums.row_sum[r] == 0)
             forget_keys(t, r);
-    sa_summarize_ranges(t);
+    sa_summarize_ranges(t, t->rows);
 }

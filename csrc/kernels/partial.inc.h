@@ -118,7 +118,7 @@ SA_INLINE softmax_end without_dropped(const sa_tile *t, softmax_end end) {
 static void write_lse(const sa_tile *t, int first, vec max, vec sum) {
     vec to_natural = v_set(to_real(t->scoring.to_natural));
     real lanes[LANES];
-    if (!t->lse[first]) return;
+    if (!t->has_lse) return;
     v_store(lanes, t->has_sinks
                        ? softmax_lse_with_sink(to_natural, max, sum, sinks_of_rows(t, first))
                        : softmax_lse(to_natural, max, sum));
