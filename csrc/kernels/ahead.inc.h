@@ -18,19 +18,38 @@ typedef struct {
     rows_ahead parts[AHEAD_PARTS];
 } ahead;
 
+static rows_ahead rows_of_list(const char *const *list, int64_t rows, int64_t bytes) {
+    return (rows_ahead){.rows = rows, .bytes = bytes, .list = list};
+}
+
+/* Rows that lie together are fetched as the cache lines that they are. */
+static rows_ahead rows_from(const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
+    if (row != bytes) return (rows_ahead){rows, bytes, .at = (uintptr_t)at, .row = row};
+    int64_t lines = (rows * bytes + CACHE_LINE - 1) / CACHE_LINE;
+    return (rows_ahead){lines, CACHE_LINE, .at = (uintptr_t)at, .row = CACHE_LINE};
+}
+
 /* Divide them among so many strips. */
 static void ahead_divide(ahead *a, int64_t strips) {
-    for (int i = 0; i < AHEAD_PARTS; ++i)
-        a->parts[i].at_once = (a->parts[i].rows + strips - 1) / strips;
+    for (rows_ahead *r = a->parts; r < a->parts + AHEAD_PARTS; ++r)
+        if (r->rows) r->at_once = (r->rows + strips - 1) / strips;
+}
+
+SA_INLINE void fetch_row(uintptr_t at, int64_t bytes) {
+    for (uintptr_t end = at + (uintptr_t)bytes; at < end; at += CACHE_LINE) SA_PREFETCH(at);
 }
 
 static void ahead_fetch(ahead *a) {
-    for (int i = 0; i < AHEAD_PARTS; ++i) {
-        rows_ahead *r = &a->parts[i];
-        for (int64_t n = r->at_once < r->rows ? r->at_once : r->rows; n > 0; --n, --r->rows) {
-            uintptr_t at = r->list ? (uintptr_t)*r->list++ : r->at;
-            for (int64_t x = 0; x < r->bytes; x += CACHE_LINE) SA_PREFETCH(at + (uintptr_t)x);
-            r->at += (uintptr_t)r->row;
+    for (rows_ahead *r = a->parts; r < a->parts + AHEAD_PARTS; ++r) {
+        const int64_t n = r->at_once < r->rows ? r->at_once : r->rows;
+        r->rows -= n;
+        if (r->list) {
+            const char *const *end = r->list + n;
+            for (; r->list < end; ++r->list) fetch_row((uintptr_t)*r->list, r->bytes);
+        } else {
+            uintptr_t at = r->at;
+            for (int64_t i = 0; i < n; ++i, at += (uintptr_t)r->row) fetch_row(at, r->bytes);
+            r->at = at;
         }
     }
 }

@@ -63,14 +63,15 @@ static ahead tile_ahead(const sa_tile *t, int64_t block) {
     int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
     int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
     int64_t begin = next->keys * done / all, keys = next->keys * (done + of_block) / all - begin;
-    ahead a = {{{.rows = keys, .bytes = t->head_dim * size, .row = t->k_row},
-                {.rows = keys, .bytes = t->head_dim_v * size, .row = t->v_row}}};
-    if (keys) a.parts[0].at = (uintptr_t)(next->k + begin * t->k_row);
-    if (keys) a.parts[1].at = (uintptr_t)(next->v + begin * t->v_row);
+    ahead a = {0};
+    if (keys) {
+        a.parts[0] = rows_from(next->k + begin * t->k_row, t->k_row, keys, t->head_dim * size);
+        a.parts[1] = rows_from(next->v + begin * t->v_row, t->v_row, keys, t->head_dim_v * size);
+    }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return a;
-    a.parts[2] = (rows_ahead){next->rows, t->head_dim * size, .list = next->q};
-    a.parts[3] = (rows_ahead){t->rows, t->head_dim_v * size, .list = (const char *const *)t->out};
+    a.parts[2] = rows_of_list(next->q, next->rows, t->head_dim * size);
+    a.parts[3] = rows_of_list((const char *const *)t->out, t->rows, t->head_dim_v * size);
     return a;
 }
 
