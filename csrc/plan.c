@@ -32,7 +32,7 @@ static sa_scoring scoring_of(const sa_problem *p, int as_scores) {
     s.in_natural_units = as_scores || p->softcap > 0 || p->alibi_slopes.data ||
                          p->mask_kind == SA_MASK_F32 || p->mask_kind == SA_MASK_F64;
     if (scale != 0) {
-        /* q never grows, and s.scale is 1 at least: so is to_log2, as v_exp2_scaled needs. */
+        /* q never grows, and s.scale is 1 at least, and so is to_log2. */
         int exponent;
         frexp(scale, &exponent);
         if (exponent > 1) exponent = 1;

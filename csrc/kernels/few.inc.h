@@ -139,7 +139,7 @@ static void few_mark_masked(const sa_tile *t, const few_scratch *x, const block_
 static void few_softmax(const sa_tile *t, const few_scratch *x, const block_keys *keys,
                         partial total) {
     int begin = keys->begin, end = keys->end;
-    units u = units_of(&t->scoring);
+    vec u = unit_of(&t->scoring);
     real top[LANES], sum[LANES] = {0};
     vec old = v_load(total.row_max);
     v_store(top, old);
@@ -235,7 +235,7 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
     partial total = few_partial(total_memory), part = few_partial((void *)part_memory);
     real a[LANES], b[LANES];
     vec factor, part_factor;
-    softmax_merge(units_of(&t->scoring), total.row_max, total.row_sum, part.row_max, part.row_sum,
+    softmax_merge(unit_of(&t->scoring), total.row_max, total.row_sum, part.row_max, part.row_sum,
                   &factor, &part_factor);
     v_store(a, factor);
     v_store(b, part_factor);

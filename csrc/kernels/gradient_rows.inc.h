@@ -149,7 +149,7 @@ static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_
                            int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->seen;
-    units u = units_of(&t->scoring);
+    vec u = unit_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;

@@ -58,7 +58,7 @@ typedef struct {
     int any_counted;
     vmask counted;
     vec max;
-    units u;
+    vec u;
     softmax_end end;
     /* With dropout. */
     uvec drop_low, drop_high, drop_below;
@@ -73,7 +73,7 @@ static row_weights weights_of_rows(const sa_tile *t, const backward_scratch *x, 
     w.any_counted = v_lane_bits(w.counted) != 0;
     if (w.any_counted) {
         vec max = v_load(x->sums.row_max + at);
-        w.u = units_of(how);
+        w.u = unit_of(how);
         w.end = end_of_rows(t, at, max, v_load(x->sums.row_sum + at));
         w.max = finite_max(max);
     }

@@ -11,7 +11,6 @@
 
 #if SA_REAL_BITS == 32
 #define EXP2_INF 160 /* 2^x is inf from here up */
-#define EXP_ZERO (-176)
 #define EXP_INF 112
 #define SMALLEST_NORMAL 0x1p-126f
 static const real log2_e = 0x1.715476p+0f, log2_e_low = 0x1.4ae0c0p-26f;
@@ -23,7 +22,6 @@ static const real tanh_t[] = {-0x1.55554ap-2f, 0x1.110d26p-3f, -0x1.b9287ap-5f, 
                               -0x1.9b3046p-8f};
 #else
 #define EXP2_INF 1100
-#define EXP_ZERO (-1418)
 #define EXP_INF 770
 #define SMALLEST_NORMAL 0x1p-1022
 static const real log2_e = 0x1.71547652b82fep+0, log2_e_low = 0x1.777d0ffda0d24p-56;
@@ -41,10 +39,6 @@ static const real tanh_t[] = {-0x1.555555555554fp-2,  0x1.111111111079fp-3,  -0x
                               0x1.5d745a65bd7b7p-14,  -0x1.47110b57cb041p-16};
 #endif
 
-/* 2^x is 0 from here down, and far above it; here its two factors in v_ldexp are 0 themselves, and
- * nothing has to underflow, which takes many cycles. A masked score comes here. */
-#define EXP2_ZERO (-2 * REAL_BIAS)
-
 SA_INLINE vec minus_inf(void) { return v_set(-(real)INFINITY); }
 
 #define COUNT(array) ((int)(sizeof(array) / sizeof *(array)))
@@ -57,31 +51,36 @@ SA_INLINE vec polynomial(const int n, const real *c, vec x) {
     return y;
 }
 
-/* 2^n 2^f */
+/* 2^n 2^f, or 0 for small n, whatever f is. */
 SA_INLINE vec exp2_parts(vec n, vec f) {
     vec q = polynomial(COUNT(exp2_q), exp2_q, f);
     return v_ldexp(v_fma(q, f, v_set(1)), n);
 }
 
-/* NaN passes both clamps, since min and max return their second operand then. */
+/* unit x to nearest, ties to even; for |unit x| < 2^22, or else something as large. 1.5 * 2^mantissa
+ * leaves no room for a fraction. */
+SA_INLINE vec round_scaled(vec x, vec unit) {
+    const vec no_fraction = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
+    return v_sub(v_fma(x, unit, no_fraction), no_fraction);
+}
+
+/* NaN passes, since min returns its second operand then. */
 SA_INLINE vec v_exp2(vec x) {
-    x = v_min(v_set(EXP2_INF), v_max(v_set(EXP2_ZERO), x));
-    vec n = v_round(x);
+    x = v_min(v_set(EXP2_INF), x);
+    vec n = round_scaled(x, v_set(1));
     return exp2_parts(n, v_sub(x, n));
 }
 
-/* 2^(unit x) for x <= 0 or NaN and unit >= 1: what a softmax needs. unit x is never rounded but to
- * find n. zero is EXP2_ZERO / unit. */
-SA_INLINE vec v_exp2_scaled(vec x, vec unit, vec zero) {
-    x = v_max(zero, x);
-    vec n = v_round(v_mul(x, unit));
+/* 2^(unit x) for x <= 0, be it -inf, or NaN: what a softmax needs. unit x is never rounded but to find
+ * n. */
+SA_INLINE vec v_exp2_scaled(vec x, vec unit) {
+    vec n = round_scaled(x, unit);
     return exp2_parts(n, v_fms(x, unit, n));
 }
 
-/* The same for x <= 0 or NaN. */
+/* The same of e^x. */
 SA_INLINE vec v_exp_of_negative(vec x) {
-    x = v_max(v_set(EXP_ZERO), x);
-    vec n = v_round(v_mul(x, v_set(log2_e)));
+    vec n = round_scaled(x, v_set(log2_e));
     return exp2_parts(n, v_fma(x, v_set(log2_e_low), v_fms(x, v_set(log2_e), n)));
 }
 

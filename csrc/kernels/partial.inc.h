@@ -15,7 +15,7 @@ static void partial_clear(partial p, ptrdiff_t row, int64_t rows_of_o) {
 }
 
 /* Two partial results of the same lanes: their new maximum and sum, and the factor for each. */
-SA_INLINE void softmax_merge(units u, real *row_max, real *row_sum, const real *part_max,
+SA_INLINE void softmax_merge(vec u, real *row_max, real *row_sum, const real *part_max,
                              const real *part_sum, vec *factor, vec *part_factor) {
     vec m = v_load(row_max), part_m = v_load(part_max);
     vec max = v_max(m, part_m);

@@ -49,7 +49,7 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
                           const void *total_memory) {
     tile_scratch x = tile_layout(t, memory);
     partial total = tile_partial(t, (void *)total_memory);
-    units u = units_of(&t->scoring);
+    vec u = unit_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);

@@ -10,24 +10,17 @@
 
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, minus_inf()), v_zero(), m); }
 
-/* u, and EXP2_ZERO / u. A factor above the largest number does as well as that. */
-typedef struct {
-    vec to_log2, zero;
-} units;
-
 SA_INLINE real to_real(double x) { return (real)(x < REAL_MAX ? x : REAL_MAX); }
 
-SA_INLINE units units_of(const sa_scoring *scoring) {
-    real to_log2 = to_real(scoring->to_log2);
-    return (units){v_set(to_log2), v_set(EXP2_ZERO / to_log2)};
-}
+/* u. A factor above the largest number does as well as that. */
+SA_INLINE vec unit_of(const sa_scoring *scoring) { return v_set(to_real(scoring->to_log2)); }
 
 /* 2^(u x), the weight of a score that is x less than the maximum. */
-SA_INLINE vec weight(vec x, units u) { return v_exp2_scaled(x, u.to_log2, u.zero); }
+SA_INLINE vec weight(vec x, vec u) { return v_exp2_scaled(x, u); }
 
 /* A column of queries over the block's keys [begin, end), begin a multiple of 4: scores -> weights,
  * and the factor by which what was summed before must be rescaled. */
-static void softmax_column(units u, real *s, ptrdiff_t row, int begin, int end, real *row_max,
+static void softmax_column(vec u, real *s, ptrdiff_t row, int begin, int end, real *row_max,
                            real *row_sum, real *rescale) {
     vec old = v_load(row_max);
     vec top[4] = {old, old, old, old};

@@ -24,7 +24,7 @@
 #include "softmax_row.inc.h"
 #include "turn.inc.h"
 
-SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1), v_set(EXP2_ZERO)); }
+SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1)); }
 
 #define APPLY(f)                                                \
     for (int64_t i = 0; i < n; i += LANES) {                    \

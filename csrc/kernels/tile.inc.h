@@ -184,7 +184,7 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
 /* Vectors [first, first + n) over the keys. */
 static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                          partial total, int first, int n) {
-    units u = units_of(&t->scoring);
+    vec u = unit_of(&t->scoring);
     ahead soon = {0};
     if (first == 0) soon = tile_ahead(t, keys->block);
     tile_scores(t, x, keys, first, n, first == 0 ? &soon : NULL);
@@ -228,7 +228,7 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
     (void)memory;
     partial total = tile_partial(t, total_memory), part = tile_partial(t, (void *)part_memory);
     int row = lane_vectors(t->rows) * LANES;
-    units u = units_of(&t->scoring);
+    vec u = unit_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {
         vec a, b;
         softmax_merge(u, total.row_max + i, total.row_sum + i, part.row_max + i, part.row_sum + i,

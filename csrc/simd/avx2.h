@@ -67,7 +67,6 @@ SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
 SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
 SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
-SA_INLINE vec v_round(vec x) { return OP(round)(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 SA_INLINE vmask v_lt(vec a, vec b) { return OP(cmp)(a, b, _CMP_LT_OQ); }
 SA_INLINE vmask v_le(vec a, vec b) { return OP(cmp)(a, b, _CMP_LE_OQ); }
@@ -114,11 +113,17 @@ SA_INLINE vec power_of_two(__m256i n) {
     return AS_REAL(SI(slli)(SI(add)(n, SET_BITS(REAL_BIAS)), REAL_MANTISSA));
 }
 
-/* In two steps, since 2^n itself may be no normal number; only the last can round. */
+/* Mostly all lanes stay normal numbers. Else in two steps, since 2^n itself may be none; only the last
+ * can round. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
+    vec size = OP(andnot)(v_set((real)-0.0), n);
+    if (v_lane_bits(v_le(size, v_set(REAL_BIAS - 2))) == (1u << LANES) - 1)
+        return AS_REAL(SI(add)(AS_BITS(x), SI(slli)(to_int(n), REAL_MANTISSA)));
+    vmask none = v_lt(n, v_set(LEAST_EXPONENT));
+    n = v_max(n, v_set(LEAST_EXPONENT));
     __m256i half = to_int(v_mul(n, v_set((real)0.5)));
     __m256i rest = SI(sub)(to_int(n), half);
-    return v_mul(v_mul(x, power_of_two(half)), power_of_two(rest));
+    return v_mul(v_mul(v_select(none, v_zero(), x), power_of_two(half)), power_of_two(rest));
 }
 
 SA_INLINE vec v_frexp(vec x, vec *e) {

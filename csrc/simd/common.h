@@ -8,7 +8,7 @@
  *     TILE_N               of a tile whose lanes are queries: what suits its products best
  *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
- *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_round v_ldexp v_frexp
+ *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_ldexp v_frexp
  *     v_stream v_stream_end                   a store around the caches; after the last of them
  *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
  *     v_swap(x, half)      lane i becomes lane i ^ half: a constant, a power of 2
@@ -16,9 +16,9 @@
  *
  * The same names mean the same operation, bit for bit, in every set:
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
- * a * b - c, round once; v_ldexp(x, n) is x * 2^n rounded once, for normal x and whole n of at most
- * 4/3 of the exponent range, and 0 for n = -2 * REAL_BIAS; v_lane_bits has bit i set where lane i is
- * true; v_round is to nearest, ties to even, for |x| < 2^22; v_select(m, a, b) is a where m is true;
+ * a * b - c, round once; v_ldexp(x, n) is x * 2^n rounded once, for x in (1/2, 2) and whole n of at most
+ * 4/3 of the exponent range, and 0 for n < LEAST_EXPONENT, be it -inf, whatever x is, and NaN where both
+ * are; v_lane_bits has bit i set where lane i is true; v_select(m, a, b) is a where m is true;
  * v_negative is true where the sign bit is set, of NaN and 0 too; v_nonzero_bytes reads LANES bytes;
  * v_frexp(x, &e) returns m in [3/4, 3/2), with x = m * 2^e, for normal x > 0. */
 #ifndef SA_SIMD_COMMON_H
@@ -71,6 +71,9 @@ typedef int64_t bits;
 #define REAL_BIAS 1023
 #define REAL_MAX DBL_MAX
 #endif
+
+/* What is less than 2 times 2^n rounds to 0 for all n below. */
+#define LEAST_EXPONENT (-(REAL_BIAS + REAL_MANTISSA + 1))
 
 SA_INLINE real read_real(const char *p) {
     real x;

@@ -88,12 +88,6 @@ SA_INLINE vec v_fms(vec a, vec b, vec c) {
     return v_fma(a, b, c);
 }
 
-/* Adding 1.5 * 2^mantissa leaves no room for a fraction. */
-SA_INLINE vec v_round(vec x) {
-    vec magic = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
-    return v_sub(v_add(x, magic), magic);
-}
-
 SA_INLINE vmask v_both(vmask a, vmask b) {
     EACH(i) a.x[i] &= b.x[i];
     return a;
@@ -166,9 +160,10 @@ SA_INLINE real power_of_two(bits n) { return real_of((n + REAL_BIAS) << REAL_MAN
  * comes with a NaN in x; the conversion must not see it. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
     EACH(i) {
-        bits whole = n.x[i] == n.x[i] ? (bits)n.x[i] : 0;
+        int none = n.x[i] < LEAST_EXPONENT;
+        bits whole = n.x[i] >= LEAST_EXPONENT ? (bits)n.x[i] : 0;
         bits half = whole / 2;
-        x.x[i] = x.x[i] * power_of_two(half) * power_of_two(whole - half);
+        x.x[i] = none ? 0 : x.x[i] * power_of_two(half) * power_of_two(whole - half);
     }
     return x;
 }

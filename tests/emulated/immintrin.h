@@ -43,8 +43,8 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #undef _mm512_maskz_loadu_pd
 #undef _mm512_mask_storeu_ps
 #undef _mm512_mask_storeu_pd
-#undef _mm512_scalef_ps
-#undef _mm512_scalef_pd
+#undef _mm512_maskz_scalef_ps
+#undef _mm512_maskz_scalef_pd
 #undef _mm512_getexp_ps
 #undef _mm512_getexp_pd
 #undef _mm512_getmant_ps
@@ -59,8 +59,8 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #define _mm512_maskz_loadu_pd emulated_maskz_loadu_pd
 #define _mm512_mask_storeu_ps emulated_mask_storeu_ps
 #define _mm512_mask_storeu_pd emulated_mask_storeu_pd
-#define _mm512_scalef_ps emulated_scalef_ps
-#define _mm512_scalef_pd emulated_scalef_pd
+#define _mm512_maskz_scalef_ps emulated_maskz_scalef_ps
+#define _mm512_maskz_scalef_pd emulated_maskz_scalef_pd
 #define _mm512_getexp_ps emulated_getexp_ps
 #define _mm512_getexp_pd emulated_getexp_pd
 #define _mm512_getmant_ps(x, range, sign) emulated_getmant_ps(x)

@@ -24,13 +24,15 @@ static inline void EMULATED(mask_storeu)(void *p, unsigned mask, EMULATED_VEC v)
     EACH_LANE if (mask >> i & 1) memcpy((char *)p + i * sizeof *r.x, &r.x[i], sizeof *r.x);
 }
 
-/* x 2^floor(n), rounded once: ldexp of a double is exact, and then, for floats, the cast rounds. */
-static inline EMULATED_VEC EMULATED(scalef)(EMULATED_VEC v, EMULATED_VEC power) {
+/* x 2^floor(n), rounded once: ldexp of a double is exact, and then, for floats, the cast rounds. 0 where
+ * the mask's bit is not set. */
+static inline EMULATED_VEC EMULATED(maskz_scalef)(unsigned mask, EMULATED_VEC v,
+                                                  EMULATED_VEC power) {
     EMULATED(lanes) r = EMULATED(split)(v), n = EMULATED(split)(power);
     EACH_LANE {
         double whole = fmin(fmax(floor((double)n.x[i]), -9999), 9999); /* NaN: -9999 */
         double scaled = ldexp((double)r.x[i], (int)whole);
-        r.x[i] = (EMULATED_REAL)(isnan(n.x[i]) ? NAN : scaled);
+        r.x[i] = (EMULATED_REAL)(!(mask >> i & 1) ? 0 : isnan(n.x[i]) ? NAN : scaled);
     }
     return EMULATED_LOAD(r.x);
 }
