@@ -181,13 +181,10 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
     return part;
 }
 
-/* Vectors [first, first + n) over the keys. */
-static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                         partial total, int first, int n) {
+/* The scores of vectors [first, first + n) -> weights -> what they add to O. */
+static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                       partial total, int first, int n) {
     vec u = unit_of(&t->scoring);
-    ahead soon = {0};
-    if (first == 0) soon = tile_ahead(t, keys->block);
-    tile_scores(t, x, keys, first, n, first == 0 ? &soon : NULL);
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
         tile_see(t, x, keys, i);
@@ -199,18 +196,42 @@ static void tile_vectors(const sa_tile *t, const tile_scratch *x, const block_ke
     tile_values(t, x, keys, first, n, total.o);
 }
 
+/* Where each vector sees other keys: the scores of those that all of them see are computed at once, and the
+ * rest vector by vector. */
+static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                        partial total, ahead *ahead) {
+    block_keys parts[TILE_N], all = *keys;
+    for (int i = 0; i < x->n; ++i) {
+        parts[i] = keys_of_vectors(x, keys, i, 1);
+        if (parts[i].begin > all.begin) all.begin = parts[i].begin;
+        if (parts[i].end < all.end) all.end = parts[i].end;
+    }
+    if (all.begin < all.end)
+        tile_scores(t, x, &all, 0, x->n, ahead);
+    else
+        all.begin = all.end = keys->end;
+    for (int i = 0; i < x->n; ++i) {
+        block_keys before = parts[i], after = parts[i];
+        if (before.begin >= before.end) continue;
+        if (before.end > all.begin) before.end = all.begin;
+        if (after.begin < all.end) after.begin = all.end;
+        if (before.begin < before.end) tile_scores(t, x, &before, i, 1, NULL);
+        if (after.begin < after.end) tile_scores(t, x, &after, i, 1, NULL);
+        tile_weigh(t, x, &parts[i], total, i, 1);
+    }
+}
+
 static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, int64_t block) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return;
     find_whether_safe(t, &keys);
+    ahead soon = tile_ahead(t, block);
     if (keys.ranges == SA_FULL) {
-        tile_vectors(t, x, &keys, total, 0, x->n);
-        return;
-    }
-    tile_block_ranges(t, x, block);
-    for (int i = 0; i < x->n; ++i) {
-        block_keys part = keys_of_vectors(x, &keys, i, 1);
-        if (part.begin < part.end) tile_vectors(t, x, &part, total, i, 1);
+        tile_scores(t, x, &keys, 0, x->n, &soon);
+        tile_weigh(t, x, &keys, total, 0, x->n);
+    } else {
+        tile_block_ranges(t, x, block);
+        tile_ragged(t, x, &keys, total, &soon);
     }
 }
 
