@@ -136,24 +136,27 @@ static void fill_rows(const sa_plan *plan, sa_tile *t, const sa_place *at) {
 }
 
 /* The keys that the rows see by windows and lengths. Returns whether they are the same for all rows. */
-static int fill_ranges(const sa_plan *plan, sa_tile *t, sa_place at) {
+static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
-    int alike = p->window_left < 0 && p->window_right < 0;
-    for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
-        if (alike && r > 0)
-            t->key_lo[r] = t->key_lo[0], t->key_hi[r] = t->key_hi[0];
-        else
-            sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
+    if (p->window_left < 0 && p->window_right < 0) {
+        int64_t lo, hi;
+        sa_key_range(p, first->b, first->i, &lo, &hi);
+        for (int r = 0; r < t->rows; ++r) t->key_lo[r] = lo, t->key_hi[r] = hi;
+        return 1;
     }
-    return alike;
+    sa_place at = *first;
+    for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at))
+        sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
+    return 0;
 }
 
 /* The rows' segments: they narrow the ranges, or are left to the kernels where they do not ascend. */
-static void fill_segments(const sa_plan *plan, sa_tile *t, sa_place at) {
+static void fill_segments(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
     segment_range keys = {0};
     t->key_segments = NULL;
     if (!p->key_segments.data) return;
+    sa_place at = *first;
     t->segment_size = p->segment_size;
     t->segment_row = p->key_segments.row;
     if (!plan->segments_ascend)
@@ -170,13 +173,14 @@ static void fill_segments(const sa_plan *plan, sa_tile *t, sa_place at) {
 }
 
 /* The rows' masks, slopes and sinks. */
-static void fill_options(const sa_plan *plan, sa_tile *t, sa_place at) {
+static void fill_options(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
     t->mask_kind = p->mask_kind;
     t->mask_col = p->mask.col;
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
     if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
+    sa_place at = *first;
     for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         int64_t head = at.head_kv * plan->group + at.g;
         if (t->mask_kind)
@@ -199,11 +203,12 @@ static uint64_t of_axis(int64_t index, int axis) {
     return (uint64_t)index * (mix64((uint64_t)(axis + 1) * 0x9e3779b97f4a7c15u) | 1);
 }
 
-static void fill_dropout(const sa_plan *plan, sa_tile *t, sa_place at) {
+static void fill_dropout(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
+    if (!t->scoring.has_dropout) return;
+    sa_place at = *first;
     uint64_t of_entry = mix64(p->dropout_seed);
     int64_t b = at.b;
-    if (!t->scoring.has_dropout) return;
     for (int i = p->batch_axes - 1; i >= 0; --i) {
         of_entry += of_axis(b % p->batch_shape[i], p->batch_axes - 1 - i + 2);
         b /= p->batch_shape[i];
@@ -267,10 +272,10 @@ void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
     t->k = sa_row_of(p, &p->key, at->b, at->head_kv, sa_first_key(p, at->b));
     t->v = sa_row_of(p, &p->value, at->b, at->head_kv, sa_first_key(p, at->b));
     fill_rows(plan, t, at);
-    int alike = fill_ranges(plan, t, *at) && !p->key_segments.data;
-    fill_segments(plan, t, *at);
-    fill_options(plan, t, *at);
-    fill_dropout(plan, t, *at);
+    int alike = fill_ranges(plan, t, at) && !p->key_segments.data;
+    fill_segments(plan, t, at);
+    fill_options(plan, t, at);
+    fill_dropout(plan, t, at);
     sa_summarize_ranges(t, alike ? 1 : t->rows);
 }
 
