@@ -11,6 +11,7 @@
 
 enum {
     FEW_ROWS = LANES / 2,           /* with more, a query in each lane costs less */
+    FEW_ROWS_OF_SQUARES = 4,        /* more chains of sums need no help */
     FEW_LENGTH = 128,               /* of head_dim, in a panel of keys: a multiple of the chunk */
     FEW_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
 };
@@ -60,34 +61,79 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* S, a panel of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
- * a panel of K fetches the V of the next one's keys, and the products with V the next block's K. */
+/* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed in
+ * registers, is multiplied where it is; what is needed soon lies so far from each key. */
+SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
+                           uintptr_t soon, real *s) {
+    const int64_t chunk = sa_chunk_e(t->head_dim);
+    vec total[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
+    SA_UNROLL
+    for (int r = 0; r < M; ++r) total[r] = v_zero();
+    for (int64_t d = 0; d < t->head_dim; d += chunk) {
+        SA_UNROLL
+        for (int r = 0; r < M; ++r) acc[r] = v_zero();
+        for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
+            vec square[LANES];
+            load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
+            v_transpose(square);
+            SA_UNROLL
+            for (int i = 0; i < LANES; ++i) {
+                SA_UNROLL
+                for (int r = 0; r < M; ++r)
+                    acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
+            }
+        }
+        SA_UNROLL
+        for (int r = 0; r < M; ++r) total[r] = d == 0 ? acc[r] : v_add(total[r], acc[r]);
+    }
+    SA_UNROLL
+    for (int r = 0; r < M; ++r) v_store(s + r * FEW_S_ROW, total[r]);
+}
+
+/* The same for any keys, rows and strides, by panels of K. */
+static void few_panels(const sa_tile *t, const few_scratch *x, const char *const *rows, int count,
+                       uintptr_t soon, real *s) {
+    for (int64_t d = 0; d == 0 || d < t->head_dim; d += FEW_LENGTH) {
+        const char *from[LANES];
+        int length = at_most(t->head_dim - d, FEW_LENGTH);
+        for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k_col;
+        gather(from, count, t->k_col, length, 1, soon, x->k_panel, LANES);
+        product(1, &(product_args){
+                       .m = t->rows,
+                       .k = length,
+                       .chunk = sa_chunk_e(t->head_dim),
+                       .a = (const char *)(x->q + d),
+                       .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
+                       .a_k = sizeof(real),
+                       .b = (const char *)x->k_panel,
+                       .b_k = sizeof(vec),
+                       .c = s,
+                       .c_row = FEW_S_ROW,
+                       .kind = d == 0 ? BETA_ZERO : BETA_ONE,
+                   });
+    }
+}
+
+/* S, of as many keys as there are lanes at a time. Memory is what it waits for, and never rests: with K, the
+ * V of the next keys is fetched, and the products with V fetch the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+    int are_squares = t->k_col == (ptrdiff_t)sizeof(real) && t->head_dim > 0 &&
+                      t->head_dim % LANES == 0 && sa_chunk_e(t->head_dim) % LANES == 0;
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
-        int64_t key = keys->block + at, d = 0;
+        int64_t key = keys->block + at;
         uintptr_t soon = (uintptr_t)t->v + (uintptr_t)(key + LANES) * (uintptr_t)t->v_row -
                          ((uintptr_t)t->k + (uintptr_t)key * (uintptr_t)t->k_row);
-        do {
-            int length = at_most(t->head_dim - d, FEW_LENGTH);
-            for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row + d * t->k_col;
-            gather(rows, count, t->k_col, length, 1, soon, x->k_panel, LANES);
-            product(1, &(product_args){
-                           .m = t->rows,
-                           .k = length,
-                           .chunk = sa_chunk_e(t->head_dim),
-                           .a = (const char *)(x->q + d),
-                           .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
-                           .a_k = sizeof(real),
-                           .b = (const char *)x->k_panel,
-                           .b_k = sizeof(vec),
-                           .c = x->s + at,
-                           .c_row = FEW_S_ROW,
-                           .kind = d == 0 ? BETA_ZERO : BETA_ONE,
-                       });
-            d += length;
-        } while (d < t->head_dim);
+        real *s = x->s + at;
+        for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row;
+        switch (are_squares && count == LANES ? t->rows : 0) {
+            case 1: few_squares(1, t, x->q, rows, soon, s); break;
+            case 2: few_squares(2, t, x->q, rows, soon, s); break;
+            case 3: few_squares(3, t, x->q, rows, soon, s); break;
+            case 4: few_squares(4, t, x->q, rows, soon, s); break;
+            default: few_panels(t, x, rows, count, soon, s);
+        }
     }
 }
 

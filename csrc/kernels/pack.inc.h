@@ -27,16 +27,23 @@ SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
-/* The LANES elements at an offset in LANES rows -> as many rows of the panel. What is needed soon
- * lies that far from each. */
+/* The LANES elements at an offset in LANES rows. What is needed soon lies that far from each. */
+SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t soon,
+                           vec square[LANES]) {
+    SA_UNROLL
+    for (int r = 0; r < LANES; ++r) {
+        square[r] = v_load(rows[r] + offset);
+        if (soon) SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
+    }
+}
+
+/* They -> as many rows of the panel. */
 SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor, uintptr_t soon,
                              real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
+    load_square(rows, offset, soon, square);
     SA_UNROLL
-    for (int r = 0; r < LANES; ++r) {
-        square[r] = v_mul(factor, v_load(rows[r] + offset));
-        if (soon) SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
-    }
+    for (int r = 0; r < LANES; ++r) square[r] = v_mul(factor, square[r]);
     v_transpose(square);
     SA_UNROLL
     for (int i = 0; i < LANES; ++i) v_store(panel + i * panel_row, square[i]);
