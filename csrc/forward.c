@@ -10,6 +10,9 @@
 #include "plan.h"
 #include "pool.h"
 
+/* Bytes: less needs no allocation, which a small call would wait for. */
+enum { SMALL_SCRATCH = 32 * 1024 };
+
 typedef struct {
     const sa_plan *plan;
     char *scratch;       /* of each worker: scratch and two partial results */
@@ -119,7 +122,9 @@ sa_status sa_attention(const sa_problem *p) {
     int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
     if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
-    c.scratch = sa_alloc((size_t)plan.num_threads, c.scratch_size);
+    _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
+    int is_small = plan.num_threads == 1 && c.scratch_size <= sizeof small;
+    c.scratch = is_small ? small : sa_alloc((size_t)plan.num_threads, c.scratch_size);
     if (!c.scratch) goto out;
     if (shared) {
         c.partials = sa_alloc((size_t)items, plan.partial_size);
@@ -130,7 +135,7 @@ sa_status sa_attention(const sa_problem *p) {
     sa_parallel(plan.num_threads, shared ? shared_splits : whole_tiles, &c, &c.stop);
     status = SA_OK;
 out:
-    sa_free(c.scratch);
+    if (!is_small) sa_free(c.scratch);
     sa_free(c.partials);
     sa_free(c.done);
     sa_status left = sa_leave(&c.stop);

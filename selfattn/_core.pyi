@@ -1,3 +1,5 @@
+from collections.abc import Iterable
+
 import numpy as np
 
 class AttentionProblem:
@@ -39,6 +41,18 @@ class AttentionProblem:
     ) -> None: ...
     def score(self, out: np.ndarray, num_threads: int) -> None: ...
     def weigh(self, out: np.ndarray, num_threads: int) -> None: ...
+
+def plain_problem(query: object, key: object, value: object) -> AttentionProblem | None: ...
+def attend_plainly(
+    query: object,
+    key: object,
+    value: object,
+    out: object,
+    options: tuple[object, ...],
+    defaults: tuple[object, ...],
+    num_threads: int,
+) -> np.ndarray | None: ...
+def may_overlap(out: np.ndarray, arrays: Iterable[np.ndarray]) -> bool: ...
 
 class SumProblem:
     arrays: tuple[np.ndarray, ...]

@@ -2,7 +2,8 @@
 """The bridge: fill one C struct, release the GIL, call, map the status to an exception.
 
 No policy: `_args` has made sure of everything that is taken for granted here. For its sake
-`plain_problem` looks at arrays, and says of the usual ones what it would find out, in less time.
+`plain_problem` looks at arrays, and says of the usual ones what it would find out, in less time;
+`attend_plainly` does all of a call that asks for nothing else.
 """
 
 cimport numpy as cnp
@@ -146,6 +147,23 @@ cdef void fill_batch(sa_problem *p, tuple batch_shape, heads_q, heads_kv) noexce
     p.num_heads_kv = heads_kv
 
 
+cdef void fill_operands(
+    sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value
+) noexcept:
+    """What is known of the arrays, once the batch and the heads are; value may be None."""
+    p.dtype = dtype_of(query)
+    fill(&p.query, query, HEAD_ROW_COL, p.batch_axes)
+    fill(&p.key, key, HEAD_ROW_COL, p.batch_axes)
+    p.seqlen_q = query.shape[query.ndim - 2]
+    p.seqlen_k = key.shape[key.ndim - 2]
+    p.head_dim = key.shape[key.ndim - 1]
+    p.scale = NAN
+    p.window_left = p.window_right = -1
+    if value is not None:
+        fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
+        p.head_dim_v = value.shape[value.ndim - 1]
+
+
 cdef tuple rows_shape(const sa_problem *p, tuple batch_shape, bint has_heads):
     """The axes of a result before its columns: no heads where no operand has an axis of them."""
     if has_heads:
@@ -193,28 +211,14 @@ cdef class AttentionProblem:
         heads_kv,
     ):
         fill_batch(&self.problem, batch_shape, heads_q, heads_kv)
-        self.fill_arrays(query, key, value)
+        fill_operands(&self.problem, query, key, value)
+        self.keep_arrays(query, key, value)
         cdef bint has_heads = query.ndim > 2 or key.ndim > 2 or value is not None and value.ndim > 2
         self.lse_shape = rows_shape(&self.problem, batch_shape, has_heads)
 
-    cdef void fill_arrays(self, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value):
-        """What is known of the arrays, once the batch and the heads are."""
-        cdef sa_problem *p = &self.problem
-        p.dtype = dtype_of(query)
-        fill(&p.query, query, HEAD_ROW_COL, p.batch_axes)
-        fill(&p.key, key, HEAD_ROW_COL, p.batch_axes)
-        p.seqlen_q = query.shape[query.ndim - 2]
-        p.seqlen_k = key.shape[key.ndim - 2]
-        p.head_dim = key.shape[key.ndim - 1]
-        p.scale = NAN
-        p.window_left = p.window_right = -1
+    cdef void keep_arrays(self, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value):
         self.query = query
-        if value is None:
-            self.arrays = (query, key)
-        else:
-            self.arrays = (query, key, value)
-            fill(&p.value, value, HEAD_ROW_COL, p.batch_axes)
-            p.head_dim_v = value.shape[value.ndim - 1]
+        self.arrays = (query, key) if value is None else (query, key, value)
 
     def set_scores(self, double scale, double softcap):
         """scale: NaN for 1 / sqrt(head_dim)."""
@@ -356,35 +360,130 @@ cdef inline bint is_plain(x) noexcept:
     )
 
 
-def plain_problem(query, key, value):
-    """The problem of the usual arrays: of one dtype and with the same leading axes, one at least.
+cdef inline void bounds(cnp.ndarray x, char **low, char **high) noexcept:
+    """The bytes [low, high) between which all elements lie; none of an empty array."""
+    cdef int i
+    cdef Py_ssize_t reach
+    low[0] = high[0] = <char *>cnp.PyArray_DATA(x)
+    if cnp.PyArray_SIZE(x) == 0:
+        return
+    for i in range(cnp.PyArray_NDIM(x)):
+        reach = (cnp.PyArray_DIMS(x)[i] - 1) * cnp.PyArray_STRIDES(x)[i]
+        if reach < 0:
+            low[0] += reach
+        else:
+            high[0] += reach
+    high[0] += cnp.PyArray_ITEMSIZE(x)
 
-    None where they are anything else: then the validator looks closer, which takes its time.
-    """
+
+def may_overlap(cnp.ndarray out, arrays):
+    """Whether the bounds of `out` overlap those of one of the arrays."""
+    cdef char *low
+    cdef char *high
+    cdef char *other_low
+    cdef char *other_high
+    cdef cnp.ndarray x
+    bounds(out, &low, &high)
+    for x in arrays:
+        bounds(x, &other_low, &other_high)
+        if low < other_high and other_low < high:
+            return True
+    return False
+
+
+cdef bint are_plain(query, key, value):
+    """Whether they are the usual arrays: of one dtype, with the same leading axes, one at least."""
     if not (is_plain(query) and is_plain(key) and is_plain(value)):
-        return None
+        return False
     cdef cnp.ndarray q = query, k = key, v = value
     cdef int i, axes = cnp.PyArray_NDIM(q)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(q)
     cdef cnp.npy_intp *shape_k = cnp.PyArray_DIMS(k)
     cdef cnp.npy_intp *shape_v = cnp.PyArray_DIMS(v)
     if axes < 3 or cnp.PyArray_NDIM(k) != axes or cnp.PyArray_NDIM(v) != axes:
-        return None
+        return False
     if cnp.PyArray_TYPE(k) != cnp.PyArray_TYPE(q) or cnp.PyArray_TYPE(v) != cnp.PyArray_TYPE(q):
-        return None
+        return False
     if shape_k[axes - 1] != shape[axes - 1] or shape_v[axes - 2] != shape_k[axes - 2]:
-        return None
+        return False
     for i in range(axes - 2):
         if shape_k[i] != shape[i] or shape_v[i] != shape[i]:
-            return None
-    cdef AttentionProblem new = AttentionProblem.__new__(AttentionProblem)
-    new.problem.batch_axes = axes - 3
+            return False
+    return True
+
+
+cdef void fill_plain(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value) noexcept:
+    cdef int i, axes = cnp.PyArray_NDIM(query)
+    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(query)
+    p.batch_axes = axes - 3
     for i in range(axes - 3):
-        new.problem.batch_shape[i] = shape[i]
-    new.problem.num_heads_q = new.problem.num_heads_kv = shape[axes - 3]
-    new.fill_arrays(q, k, v)
-    new.lse_shape = (<tuple>query.shape)[: axes - 1]
+        p.batch_shape[i] = shape[i]
+    p.num_heads_q = p.num_heads_kv = shape[axes - 3]
+    fill_operands(p, query, key, value)
+
+
+def plain_problem(query, key, value):
+    """The problem of the usual arrays.
+
+    None where they are anything else: then the validator looks closer, which takes its time.
+    """
+    if not are_plain(query, key, value):
+        return None
+    cdef AttentionProblem new = AttentionProblem.__new__(AttentionProblem)
+    fill_plain(&new.problem, query, key, value)
+    new.keep_arrays(query, key, value)
+    new.lse_shape = (<tuple>query.shape)[: query.ndim - 1]
     return new
+
+
+cdef inline bint is_default(x, default):
+    """Whether an option says what its default does; some that do are not recognised."""
+    if type(x) is float and type(default) is float:
+        return <double>x == <double>default
+    return x is default
+
+
+cdef inline bint is_ready(out, cnp.ndarray query, int axes, cnp.npy_intp *shape, tuple inputs):
+    """Whether the result may go into `out` as it is."""
+    if not is_plain(out) or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY):
+        return False
+    cdef cnp.ndarray x = out
+    cdef int i
+    if cnp.PyArray_TYPE(x) != cnp.PyArray_TYPE(query) or cnp.PyArray_NDIM(x) != axes:
+        return False
+    for i in range(axes):
+        if cnp.PyArray_DIMS(x)[i] != shape[i]:
+            return False
+    return not may_overlap(x, inputs)
+
+
+def attend_plainly(
+    query, key, value, out, tuple options, tuple defaults, int num_threads
+):
+    """Attention of the usual arrays, where no option says anything else than its default.
+
+    None where it is not as simple as that: then there is more to check and to allocate.
+    """
+    cdef sa_problem problem
+    cdef cnp.npy_intp shape[SA_MAX_BATCH_AXES + 3]
+    cdef int i, axes
+    for i in range(len(options)):
+        if not is_default(options[i], defaults[i]):
+            return None
+    if not are_plain(query, key, value) or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>query):
+        return None
+    memset(&problem, 0, sizeof(sa_problem))
+    fill_plain(&problem, query, key, value)
+    axes = problem.batch_axes + 3
+    for i in range(axes - 1):
+        shape[i] = cnp.PyArray_DIMS(<cnp.ndarray>query)[i]
+    shape[axes - 1] = problem.head_dim_v
+    if out is None:
+        out = cnp.PyArray_EMPTY(axes, shape, cnp.PyArray_TYPE(<cnp.ndarray>query), 0)
+    elif not is_ready(out, query, axes, shape, (query, key, value)):
+        return None
+    solve(&problem, sa_attention, out, num_threads)
+    return out
 
 
 cdef class SumProblem:

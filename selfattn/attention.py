@@ -133,6 +133,14 @@ def scaled_dot_product_attention(
     array([[3., 4.],
            [3., 4.]])
     """
+    options = (
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, return_lse,
+    )  # fmt: skip
+    num_threads = _args.num_threads(num_threads)
+    result = _core.attend_plainly(query, key, value, out, options, _DEFAULTS, num_threads)
+    if result is not None:
+        return result
     dropout = _args.dropout(dropout_p, dropout_seed)
     problem = _args.attention_problem(
         query,
@@ -151,7 +159,6 @@ def scaled_dot_product_attention(
         segment_ids,
     )
     problem.set_dropout(*dropout)
-    num_threads = _args.num_threads(num_threads)
     with_lse = _args.flag("return_lse", return_lse)
     lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
     result = _args.compute_into(
@@ -162,6 +169,13 @@ def scaled_dot_product_attention(
         lambda target: problem.attend(target, lse, num_threads),
     )
     return result if lse is None else (result, lse)
+
+
+# Of all options but the last, out and num_threads, in their order.
+_DEFAULTS = (
+    *scaled_dot_product_attention.__defaults__,
+    *tuple(scaled_dot_product_attention.__kwdefaults__.values())[:-2],
+)
 
 
 def merge_states(

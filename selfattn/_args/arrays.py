@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import _core
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _PLANNED_DTYPES = ("float16", "bfloat16")
 
@@ -75,7 +77,7 @@ def _checked(out, shape, like, inputs):
     if not out.flags.writeable:
         raise ValueError("out: expected a writeable array, got a read-only one")
     overlaps_itself = not out.flags.c_contiguous and _may_overlap_itself(out)
-    if overlaps_itself or any(np.may_share_memory(out, x) for x in inputs):
+    if overlaps_itself or _core.may_overlap(out, inputs):
         return np.empty(shape, like.dtype)
     return out
 

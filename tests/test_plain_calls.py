@@ -1,0 +1,82 @@
+"""A call of the usual arrays and no options goes a shorter way: to the same bits, and it alone."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+
+import selfattn
+from selfattn import _core, attention
+
+OPTIONS = list(inspect.signature(selfattn.scaled_dot_product_attention).parameters)[3:-2]
+
+
+def arrays(dtype="f4"):
+    return np.random.default_rng(0).standard_normal((3, 2, 3, 7, 5)).astype(dtype)
+
+
+def test_the_defaults_are_in_the_order_of_the_options():
+    parameters = inspect.signature(selfattn.scaled_dot_product_attention).parameters
+    assert tuple(parameters[name].default for name in OPTIONS) == attention._DEFAULTS
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_is_overlooked(name):
+    with pytest.raises((TypeError, ValueError), match=name):
+        selfattn.scaled_dot_product_attention(*arrays(), **{name: object()})
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize("with_out", [False, True])
+def test_same_bits_as_the_long_way(dtype, with_out):
+    query, key, value = arrays(dtype)
+    value = value[..., :4]
+    out = np.empty_like(query[..., :4], order="C") if with_out else None
+    plain = _core.attend_plainly(query, key, value, out, (), (), 1)
+    assert plain is out if with_out else plain is not None
+    long, _ = selfattn.scaled_dot_product_attention(query, key, value, return_lse=True)
+    assert plain.tobytes() == long.tobytes()
+    usual = selfattn.scaled_dot_product_attention(query, key, value)
+    assert usual.tobytes() == long.tobytes()
+
+
+def unusual_outs(query):
+    read_only = np.empty_like(query)
+    read_only.flags.writeable = False
+    yield read_only
+    yield query
+    yield np.empty((*query.shape[:-1], 2 * query.shape[-1]), query.dtype)[..., ::2]
+    yield np.empty(query.shape, "f8")
+    yield np.empty(query.shape[1:], query.dtype)
+    yield np.ma.empty(query.shape, query.dtype)
+    yield [0.0]
+
+
+def test_what_is_not_plain_goes_the_long_way():
+    query, key, value = arrays()
+    for out in unusual_outs(query):
+        assert _core.attend_plainly(query, key, value, out, (), (), 1) is None
+    unusual = [
+        (query.swapaxes(-1, -2).copy().swapaxes(-1, -2), key, value),
+        (query[0, 0], key[0, 0], value[0, 0]),
+        (query, key[:, :1], value[:, :1]),
+        (query, key, value[..., :3, :]),
+        (query, key.astype("f8"), value),
+        (query.astype(">f4"), key.astype(">f4"), value.astype(">f4")),
+        (query.tolist(), key, value),
+    ]
+    for operands in unusual:
+        assert _core.attend_plainly(*operands, None, (), (), 1) is None
+    for option in (object(), 1.0, True, -1):
+        for default in (None, 0.0, False, 0, (-1, -1)):
+            assert _core.attend_plainly(query, key, value, None, (option,), (default,), 1) is None
+
+
+def test_an_out_beside_an_input_does_not_overlap():
+    memory = np.zeros((2, 1, 3, 4), "f4")
+    assert not _core.may_overlap(memory[0], [memory[1]])
+    assert not _core.may_overlap(memory[0, ..., ::-1], [memory[1], memory[1, :, ::-2]])
+    assert _core.may_overlap(memory[0, :, ::-1], [memory[1], memory[0, :, -1:]])
+    assert not _core.may_overlap(memory, [memory[:0]])
