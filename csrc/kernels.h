@@ -33,9 +33,9 @@ static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; 
  * below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs is
  * 2^(to_log2 * (score - max)), and for the lse to_natural * max. */
 typedef struct {
-    double q_factor, scale;     /* scale > 0 */
-    double to_log2, to_natural; /* to_log2 >= 1 */
-    double softcap;             /* 0: none */
+    double q_factor, scale; /* scale > 0 */
+    double to_log2, to_natural;
+    double softcap; /* 0: none */
     int in_natural_units;
     /* Of the weights, those whose number is below are dropped (dropout.inc.h), and the rest are
      * multiplied by keep_factor. */

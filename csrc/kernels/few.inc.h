@@ -10,9 +10,9 @@
  * Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_ROWS = LANES / 2,           /* with more, a query in each lane costs less */
-    FEW_ROWS_OF_SQUARES = 4,        /* more chains of sums need no help */
-    FEW_LENGTH = 128,               /* of head_dim, in a panel of keys: a multiple of the chunk */
+    FEW_ROWS = LANES / 2,    /* with more, a query in each lane costs less */
+    FEW_ROWS_OF_SQUARES = 4, /* a square, their sums and those of their chunks fit the registers */
+    FEW_LENGTH = 128,        /* of head_dim, in a panel of keys: a multiple of the chunk */
     FEW_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
 };
 

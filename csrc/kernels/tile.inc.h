@@ -196,25 +196,25 @@ static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys
     tile_values(t, x, keys, first, n, total.o);
 }
 
-/* Where each vector sees other keys: the scores of those that all of them see are computed at once, and the
- * rest vector by vector. */
+/* Where each vector sees other keys: the scores of the common ones are computed at once, and those of the rest,
+ * before and after them, vector by vector. Nothing is fetched ahead where there are none. */
 static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                         partial total, ahead *ahead) {
-    block_keys parts[TILE_N], all = *keys;
+    block_keys parts[TILE_N], common = *keys;
     for (int i = 0; i < x->n; ++i) {
         parts[i] = keys_of_vectors(x, keys, i, 1);
-        if (parts[i].begin > all.begin) all.begin = parts[i].begin;
-        if (parts[i].end < all.end) all.end = parts[i].end;
+        if (parts[i].begin > common.begin) common.begin = parts[i].begin;
+        if (parts[i].end < common.end) common.end = parts[i].end;
     }
-    if (all.begin < all.end)
-        tile_scores(t, x, &all, 0, x->n, ahead);
+    if (common.begin < common.end)
+        tile_scores(t, x, &common, 0, x->n, ahead);
     else
-        all.begin = all.end = keys->end;
+        common.begin = common.end = keys->end; /* then all of a part is before them */
     for (int i = 0; i < x->n; ++i) {
         block_keys before = parts[i], after = parts[i];
         if (before.begin >= before.end) continue;
-        if (before.end > all.begin) before.end = all.begin;
-        if (after.begin < all.end) after.begin = all.end;
+        if (before.end > common.begin) before.end = common.begin;
+        if (after.begin < common.end) after.begin = common.end;
         if (before.begin < before.end) tile_scores(t, x, &before, i, 1, NULL);
         if (after.begin < after.end) tile_scores(t, x, &after, i, 1, NULL);
         tile_weigh(t, x, &parts[i], total, i, 1);

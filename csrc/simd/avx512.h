@@ -56,7 +56,7 @@ SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
 SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
 SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
 SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
-/* Nothing underflows to 0, which takes some processors 250 cycles. */
+/* What is masked does not underflow, which takes some processors 250 cycles. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
     return OP(maskz_scalef)(CMP(n, v_set(LEAST_EXPONENT), _CMP_NLT_UQ), x, n);
 }

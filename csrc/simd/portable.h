@@ -156,8 +156,8 @@ SA_INLINE vmask u_at_least(uvec a, uvec b) {
 
 SA_INLINE real power_of_two(bits n) { return real_of((n + REAL_BIAS) << REAL_MANTISSA); }
 
-/* In two steps, since 2^n itself may be no normal number; only the last can round. A NaN in n
- * comes with a NaN in x; the conversion must not see it. */
+/* In two steps, since 2^n itself may be no normal number; only the last can round. The
+ * conversion must see neither NaN, which comes with a NaN in x, nor what is too small for it. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
     EACH(i) {
         int none = n.x[i] < LEAST_EXPONENT;
