@@ -8,6 +8,8 @@ class AttentionProblem:
     out_shape: tuple[int, ...]
     scores_shape: tuple[int, ...]
     lse_shape: tuple[int, ...]
+    batch_shape: tuple[int, ...]
+    num_heads_q: int
     def __init__(
         self,
         query: np.ndarray,
@@ -16,9 +18,8 @@ class AttentionProblem:
         batch_shape: tuple[int, ...],
         heads_q: int,
         heads_kv: int,
-        scale: float,
-        softcap: float,
     ) -> None: ...
+    def set_scores(self, scale: float, softcap: float) -> None: ...
     def set_ranges(
         self, query_offset: int | np.ndarray, kv_lengths: np.ndarray | None, left: int, right: int
     ) -> None: ...
