@@ -68,12 +68,14 @@ static void whole_tiles(void *arg, int worker) {
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
     sa_finite finite = {0};
     sa_tile tiles[2], *t = &tiles[0], *next = &tiles[1];
+    const char *last_k = NULL;
     t->finite = next->finite = &finite;
     for (int64_t tile, end; sa_plan_turn(c->plan, &c->next, &tile, &end);)
         for (int more = plan_next(c->plan, &tile, end, t); more;) {
             int64_t this = tile - 1;
             more = plan_next(c->plan, &tile, end, next);
-            sa_plan_ahead(c->plan, this, end, more ? next : NULL, t);
+            sa_plan_ahead(c->plan, this, end, more ? next : NULL, last_k, t);
+            last_k = t->k;
             if (!whole_tile(c, t, scratch, worker)) return;
             sa_tile *done = t;
             t = next, next = done;

@@ -50,13 +50,15 @@ typedef struct {
     int64_t begin, end;
 } sa_finite;
 
-/* What the worker's next tiles read, to be fetched while this one is computed: the next tile's queries,
- * and this tile's share of the keys and values of the next head, so many of each. */
+/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile; the
+ * tile's share of the keys and values of the next head, so many of each; and if the tile is the worker's
+ * first to read its own, those of its next block. */
 typedef struct {
     int rows;
     const char *const *q;
     int64_t keys;
     const char *k, *v;
+    int is_first;
 } sa_ahead;
 
 typedef struct {

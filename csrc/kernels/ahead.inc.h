@@ -16,6 +16,7 @@ enum { AHEAD_PARTS = 4 };
 
 typedef struct {
     rows_ahead parts[AHEAD_PARTS];
+    int products; /* to come */
 } ahead;
 
 static rows_ahead rows_of_list(const char *const *list, int64_t rows, int64_t bytes) {
@@ -29,10 +30,11 @@ static rows_ahead rows_from(const char *at, ptrdiff_t row, int64_t rows, int64_t
     return (rows_ahead){lines, CACHE_LINE, .at = (uintptr_t)at, .row = CACHE_LINE};
 }
 
-/* Divide them among so many strips. */
+/* Divide them among the products to come, the first of which has so many strips. */
 static void ahead_divide(ahead *a, int64_t strips) {
+    int64_t shares = strips * a->products--;
     for (rows_ahead *r = a->parts; r < a->parts + AHEAD_PARTS; ++r)
-        if (r->rows) r->at_once = (r->rows + strips - 1) / strips;
+        if (r->rows) r->at_once = (r->rows + shares - 1) / shares;
 }
 
 SA_INLINE void fetch_row(uintptr_t at, int64_t bytes) {

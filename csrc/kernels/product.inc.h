@@ -134,7 +134,7 @@ SA_INLINE void product_rows(const int n, const int fetch, const product_args *p)
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
-    if (p->ahead) ahead_divide(p->ahead, (left + STRIP_M(n) - 1) / STRIP_M(n));
+    if (p->ahead && left) ahead_divide(p->ahead, (left + STRIP_M(n) - 1) / STRIP_M(n));
 #define STRIPS(M)                                              \
     while (left >= (M)) {                                      \
         if (p->ahead) ahead_fetch(p->ahead);                   \

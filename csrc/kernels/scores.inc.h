@@ -82,7 +82,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
         block_keys keys = {.block = block, .end = end, .safe = 1};
-        tile_values(t, &x, &keys, 0, x.n, total.o);
+        tile_values(t, &x, &keys, 0, x.n, total.o, NULL);
     }
 }
 

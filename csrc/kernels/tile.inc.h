@@ -55,6 +55,12 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
+/* n keys and values. */
+static void ahead_of_keys(const sa_tile *t, const char *k, const char *v, int64_t n, ahead *a) {
+    a->parts[0] = rows_from(k, t->k_row, n, t->head_dim * (int64_t)sizeof(real));
+    a->parts[1] = rows_from(v, t->v_row, n, t->head_dim_v * (int64_t)sizeof(real));
+}
+
 /* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule, what
  * follows the tile at once: its own results' rows, to be written, and the next tile's queries. */
 static ahead tile_ahead(const sa_tile *t, int64_t block) {
@@ -63,11 +69,13 @@ static ahead tile_ahead(const sa_tile *t, int64_t block) {
     int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
     int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
     int64_t begin = next->keys * done / all, keys = next->keys * (done + of_block) / all - begin;
+    int64_t of_next = left - of_block < SA_BLOCK_N ? left - of_block : SA_BLOCK_N;
     ahead a = {0};
-    if (keys) {
-        a.parts[0] = rows_from(next->k + begin * t->k_row, t->k_row, keys, t->head_dim * size);
-        a.parts[1] = rows_from(next->v + begin * t->v_row, t->v_row, keys, t->head_dim_v * size);
-    }
+    if (keys)
+        ahead_of_keys(t, next->k + begin * t->k_row, next->v + begin * t->v_row, keys, &a);
+    else if (next->is_first && of_next)
+        ahead_of_keys(t, t->k + (block + SA_BLOCK_N) * t->k_row,
+                      t->v + (block + SA_BLOCK_N) * t->v_row, of_next, &a);
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return a;
     a.parts[2] = rows_of_list(next->q, next->rows, t->head_dim * size);
@@ -96,7 +104,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
 static void tile_values(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n, real *o) {
+                        int n, real *o, ahead *ahead) {
     product_args p = {
         .m = t->head_dim_v,
         .k = keys->end - keys->begin,
@@ -112,6 +120,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, const block_key
         .kind = BETA_OF_LANE,
         .beta = x->rescale + first * LANES,
         .sums = x->sums,
+        .ahead = ahead,
     };
     keys->safe ? product(n, &p) : product_of_visible(n, &p, MARKED_B, p.b);
 }
@@ -183,7 +192,7 @@ static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys,
 
 /* The scores of vectors [first, first + n) -> weights -> what they add to O. */
 static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                       partial total, int first, int n) {
+                       partial total, int first, int n, ahead *ahead) {
     vec u = unit_of(&t->scoring);
     for (int i = first; i < first + n; ++i) {
         int at = i * LANES;
@@ -193,7 +202,7 @@ static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys
         if (t->scoring.has_dropout) tile_drop(t, keys, x->s + at, x->row, i);
         if (!keys->safe) tile_mark_masked(t, x, keys, i);
     }
-    tile_values(t, x, keys, first, n, total.o);
+    tile_values(t, x, keys, first, n, total.o, ahead);
 }
 
 /* Where each vector sees other keys: the scores of the common ones are computed at once, and those of the rest,
@@ -207,7 +216,7 @@ static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_key
         if (parts[i].end < common.end) common.end = parts[i].end;
     }
     if (common.begin < common.end)
-        tile_scores(t, x, &common, 0, x->n, ahead);
+        ahead->products = 1, tile_scores(t, x, &common, 0, x->n, ahead);
     else
         common.begin = common.end = keys->end; /* then all of a part is before them */
     for (int i = 0; i < x->n; ++i) {
@@ -217,7 +226,7 @@ static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_key
         if (after.begin < common.end) after.begin = common.end;
         if (before.begin < before.end) tile_scores(t, x, &before, i, 1, NULL);
         if (after.begin < after.end) tile_scores(t, x, &after, i, 1, NULL);
-        tile_weigh(t, x, &parts[i], total, i, 1);
+        tile_weigh(t, x, &parts[i], total, i, 1, NULL);
     }
 }
 
@@ -227,8 +236,9 @@ static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, i
     find_whether_safe(t, &keys);
     ahead soon = tile_ahead(t, block);
     if (keys.ranges == SA_FULL) {
+        soon.products = 2;
         tile_scores(t, x, &keys, 0, x->n, &soon);
-        tile_weigh(t, x, &keys, total, 0, x->n);
+        tile_weigh(t, x, &keys, total, 0, x->n, &soon);
     } else {
         tile_block_ranges(t, x, block);
         tile_ragged(t, x, &keys, total, &soon);
