@@ -7,6 +7,7 @@
 #include <assert.h>
 
 #include "dispatch.h"
+#include "packed.h"
 #include "plan.h"
 #include "pool.h"
 
@@ -15,8 +16,9 @@ enum { SMALL_SCRATCH = 32 * 1024 };
 
 typedef struct {
     const sa_plan *plan;
-    char *scratch;       /* of each worker: scratch and two partial results */
+    char *scratch;       /* of each worker: scratch, two partial results, packed keys */
     size_t scratch_size; /* of one worker */
+    size_t packed_size;  /* at its end, for keys and values; not where splits are shared */
     sa_counter next;     /* tile, or with shared splits tile * splits + split */
     sa_stop stop;
     /* Shared splits only. */
@@ -66,6 +68,8 @@ static int plan_next(const sa_plan *plan, int64_t *tile, int64_t end, sa_tile *t
 static void whole_tiles(void *arg, int worker) {
     forward_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    sa_packed packed = {0};
+    if (c->packed_size) packed.memory = scratch + c->scratch_size - c->packed_size;
     sa_finite finite = {0};
     sa_tile tiles[2], *t = &tiles[0], *next = &tiles[1];
     const char *last_k = NULL;
@@ -76,6 +80,7 @@ static void whole_tiles(void *arg, int worker) {
             more = plan_next(c->plan, &tile, end, next);
             sa_plan_ahead(c->plan, this, end, more ? next : NULL, last_k, t);
             last_k = t->k;
+            sa_pack_keys(c->plan, &packed, this, end, t);
             if (!whole_tile(c, t, scratch, worker)) return;
             sa_tile *done = t;
             t = next, next = done;
@@ -123,7 +128,8 @@ sa_status sa_attention(const sa_problem *p) {
     int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;
     int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
     if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
-    c.scratch_size = plan.scratch_size + 2 * plan.partial_size;
+    c.packed_size = shared ? 0 : sa_whole_lines(sa_packed_size(&plan));
+    c.scratch_size = plan.scratch_size + 2 * plan.partial_size + c.packed_size;
     _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
     int is_small = plan.num_threads == 1 && c.scratch_size <= sizeof small;
     c.scratch = is_small ? small : sa_alloc((size_t)plan.num_threads, c.scratch_size);

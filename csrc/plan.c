@@ -18,6 +18,10 @@ static const double FLOPS_PER_THREAD = 150e3;
 
 static const double LOG2_E = 1.4426950408889634;
 
+int64_t sa_real_size(const sa_problem *p) {
+    return p->dtype == SA_f64 ? sizeof(double) : sizeof(float);
+}
+
 size_t sa_whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
 static size_t max_size(size_t a, size_t b) { return a > b ? a : b; }
@@ -112,6 +116,8 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     plan.tiles_of_head = (p->seqlen_q * plan.group + plan.max_rows - 1) / plan.max_rows;
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
     plan.segments_ascend = segments_ascend(p, entries);
+    plan.first_key = seen.first;
+    plan.end_key = seen.last;
     plan.first_split = seen.first / SA_SPLIT_N;
     plan.splits = (seen.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
     if (plan.splits < 1) plan.splits = 1;

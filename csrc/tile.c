@@ -230,6 +230,15 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     return 1;
 }
 
+int64_t sa_tiles_of_same_head(const sa_plan *plan, int64_t tile, int64_t end, int64_t *keys) {
+    int64_t b = entry_of_tile(plan, tile), first = sa_first_tile(plan, b);
+    int64_t slots = sa_first_tile(plan, b + 1) - first;
+    int64_t of_entry = tile - first * plan->problem->num_heads_kv;
+    int64_t left = slots - of_entry % slots;
+    *keys = sa_num_keys(plan->problem, b);
+    return left < end - tile ? left : end - tile;
+}
+
 /* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has room for
  * them beside those in use. */
 enum { AHEAD_BYTES = 256 * 1024 };
@@ -240,7 +249,7 @@ static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_t
     /* Where only some of them are seen, they are not worth it. */
     if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0) return;
     int64_t slots = sa_first_tile(plan, 1), next_head = tile / slots + 1;
-    int64_t keys = p->seqlen_k, size = p->dtype == SA_f64 ? sizeof(double) : sizeof(float);
+    int64_t keys = p->seqlen_k, size = sa_real_size(p);
     if (next_head * slots >= end || keys > AHEAD_BYTES / size) return;
     if (keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size) return;
     int64_t begin = tile % slots * keys / slots;

@@ -1,0 +1,113 @@
+"""Keys and values that lie apart are brought together for a head's tiles: only time may tell.
+
+The heads of a model lie behind their positions. Four tiles of a head or more, from views of such
+arrays: the bits must be those of contiguous copies, which are read in place.
+"""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from arrays import same_bits
+from children import run
+from test_memory import MEMORY
+
+import selfattn
+
+OPTIONS = [
+    {},
+    {"is_causal": True},
+    {"is_causal": True, "query_offset": 101},
+    {"is_causal": True, "query_offset": -30},
+    {"window_size": (70, 9), "query_offset": 200},
+    {"kv_lengths": np.array([395, 3])},
+    {"attn_mask": np.arange(400) % 3 > 0},
+    {"segment_ids": (np.arange(250) // 60, np.arange(400) // 99)},
+]
+
+
+def apart(rng, shape, dtype):
+    """A view whose heads lie behind its positions."""
+    batch, heads, positions, dim = shape
+    return rng.standard_normal((batch, positions, heads, dim)).astype(dtype).swapaxes(1, 2)
+
+
+def attend(*arrays, **options):
+    return selfattn.scaled_dot_product_attention(
+        *arrays, enable_gqa=True, return_lse=True, **options
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
+    query = apart(rng, (2, 4, 250, 24), dtype)
+    key, value = apart(rng, (2, 2, 400, 24), dtype), apart(rng, (2, 2, 400, 40), dtype)
+    value[0, 0, 350, 3] = np.nan
+    key[1, 1, 2, 0] = np.inf
+    copies = [np.ascontiguousarray(x) for x in (query, key, value)]
+    got = attend(query, key, value, num_threads=num_threads, **options)
+    assert same_bits(got, attend(*copies, num_threads=1, **options))
+
+
+@pytest.mark.parametrize("layout", ["keys", "values", "both"])
+def test_either_may_lie_apart(isa, rng, layout):
+    query = apart(rng, (1, 3, 250, 16), "f4")
+    key, value = (apart(rng, (1, 3, 300, 16), "f4") for _ in range(2))
+    want = attend(query, np.ascontiguousarray(key), np.ascontiguousarray(value))
+    if layout == "keys":
+        value = np.ascontiguousarray(value)
+    if layout == "values":
+        key = np.ascontiguousarray(key)
+    assert same_bits(attend(query, key, value), want)
+
+
+def test_keys_on_either_side_of_the_room(isa, rng):
+    """As many as find room, and one more."""
+    room = 2**20 // (2 * 64 * 4)
+    query = apart(rng, (1, 2, 200, 64), "f4")
+    for n in (room, room + 1):
+        key, value = (apart(rng, (1, 2, n, 64), "f4") for _ in range(2))
+        want = attend(query, np.ascontiguousarray(key), np.ascontiguousarray(value))
+        assert same_bits(attend(query, key, value), want), n
+
+
+def test_packed_sequences(isa, dtype, rng):
+    """Long ones, whose keys are brought together, among short and empty ones."""
+    starts = np.cumsum([0, 300, 5, 0, 260, 90])
+    query, key, value = (
+        rng.standard_normal((starts[-1], heads, 16)).astype(dtype) for heads in (4, 2, 2)
+    )
+    got = selfattn.varlen_attention(
+        query, key, value, starts, starts, is_causal=True, enable_gqa=True, num_threads=2
+    )
+    for begin, end in pairwise(starts):
+        each = [np.ascontiguousarray(x[begin:end].swapaxes(0, 1)) for x in (query, key, value)]
+        want, _ = attend(*each, is_causal=True)
+        assert same_bits(got[begin:end], want.swapaxes(0, 1))
+
+
+def test_a_sequence_without_keys_before_others(isa, rng):
+    """It begins where theirs do."""
+    query = rng.standard_normal((600, 2, 16)).astype("f4")
+    key, value = (rng.standard_normal((300, 2, 16)).astype("f4") for _ in range(2))
+    got = selfattn.varlen_attention(query, key, value, [0, 300, 600], [0, 0, 300], num_threads=1)
+    each = [np.ascontiguousarray(x.swapaxes(0, 1)) for x in (query[300:], key, value)]
+    assert same_bits(got[:300], np.zeros_like(got[:300]))
+    assert same_bits(got[300:], attend(*each)[0].swapaxes(0, 1))
+
+
+def test_memory():
+    """At most 1 MiB more for each thread, however many heads and keys there are."""
+    code = """
+    for heads, keys in ((2, 2048), (8, 2048), (2, 20_000)):
+        rng = np.random.default_rng(0)
+        query = rng.random((1, 300, heads, 64), "f4").swapaxes(1, 2)
+        key, value = (rng.random((1, keys, heads, 64), "f4").swapaxes(1, 2) for _ in range(2))
+        out = np.zeros_like(query)
+        for n in (1, 2):
+            attend(query, key, value, out=out, num_threads=n)
+            grown = peak_of(lambda: attend(query, key, value, out=out, num_threads=n))
+            assert grown < n * 2**20 + 1_000_000, (heads, keys, n, grown)
+    """
+    run(MEMORY, code)
