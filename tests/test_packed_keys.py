@@ -91,7 +91,8 @@ def test_a_sequence_without_keys_before_others(isa, rng):
     """It begins where theirs do."""
     query = rng.standard_normal((600, 2, 16)).astype("f4")
     key, value = (rng.standard_normal((300, 2, 16)).astype("f4") for _ in range(2))
-    got = selfattn.varlen_attention(query, key, value, [0, 300, 600], [0, 0, 300], num_threads=1)
+    starts = np.array([0, 300, 600]), np.array([0, 0, 300])
+    got = selfattn.varlen_attention(query, key, value, *starts, num_threads=1)
     each = [np.ascontiguousarray(x.swapaxes(0, 1)) for x in (query[300:], key, value)]
     assert same_bits(got[:300], np.zeros_like(got[:300]))
     assert same_bits(got[300:], attend(*each)[0].swapaxes(0, 1))
