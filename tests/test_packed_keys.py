@@ -88,9 +88,9 @@ def test_packed_sequences(isa, dtype, rng):
 
 
 def test_a_sequence_without_keys_before_others(isa, rng):
-    """It begins where theirs do."""
-    query = rng.standard_normal((600, 2, 16)).astype("f4")
-    key, value = (rng.standard_normal((300, 2, 16)).astype("f4") for _ in range(2))
+    """It begins where theirs do. With a second key head, the rows lie apart."""
+    query = rng.standard_normal((600, 1, 16)).astype("f4")
+    key, value = (rng.standard_normal((300, 2, 16)).astype("f4")[:, :1] for _ in range(2))
     starts = np.array([0, 300, 600]), np.array([0, 0, 300])
     got = selfattn.varlen_attention(query, key, value, *starts, num_threads=1)
     each = [np.ascontiguousarray(x.swapaxes(0, 1)) for x in (query[300:], key, value)]
