@@ -47,7 +47,7 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : array, shape (..., Hq, L, E)
-        float32 or float64; 2-D is one head. Any strides, read in place. A NumPy array, or an
+        float32 or float64; 2-D is one head. Any strides. A NumPy array, or an
         object that offers `__array__`, the buffer protocol or DLPack on the CPU.
     key : array, shape (..., Hkv, S, E)
     value : array, shape (..., Hkv, S, Ev)
