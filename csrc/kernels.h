@@ -51,13 +51,14 @@ typedef struct {
 } sa_finite;
 
 /* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile; the
- * tile's share of the keys and values of the next head, so many of each; and if the tile is the worker's
- * first to read its own, those of its next block. */
+ * tile's share of the keys and values of the next head, so many of each; or where it has none, and is
+ * the worker's first to read its own, those of its next block. */
 typedef struct {
     int rows;
     const char *const *q;
     int64_t keys;
     const char *k, *v;
+    ptrdiff_t k_row, v_row;
     int is_first;
 } sa_ahead;
 

@@ -4,7 +4,9 @@
 
 #include <string.h>
 
-/* With fewer tiles to read them, they are not copied. */
+#include "mask.h"
+
+/* With fewer tiles of a turn to read them, they are not copied. */
 enum { MIN_TILES = 4 };
 
 /* Bytes of a key, and of a value. */
@@ -21,8 +23,9 @@ size_t sa_packed_size(const sa_plan *plan) {
     int64_t k = key_bytes(p), v = value_bytes(p);
     if (!lies_apart(p, &p->key, k) || !lies_apart(p, &p->value, v)) return 0;
     if (!p->cu_seqlens_q && plan->tiles_of_head < MIN_TILES) return 0;
-    if (k + v == 0 || plan->end_key > SA_PACKED_BYTES / (k + v)) return 0;
-    return sa_whole_lines((size_t)(plan->end_key * k)) + (size_t)(plan->end_key * v);
+    if (k + v == 0 || plan->end_key > (SA_PACKED_BYTES - 2 * CACHE_LINE) / (k + v)) return 0;
+    return sa_whole_lines((size_t)(plan->end_key * k)) +
+           sa_whole_lines((size_t)(plan->end_key * v));
 }
 
 static void copy_rows(char *to, int64_t bytes, const char *from, ptrdiff_t row, int64_t begin,
@@ -30,28 +33,32 @@ static void copy_rows(char *to, int64_t bytes, const char *from, ptrdiff_t row, 
     for (int64_t i = begin; i < end; ++i) memcpy(to + i * bytes, from + i * row, (size_t)bytes);
 }
 
+/* The keys and values that queries of batch entry b see, from the start of a block. */
+static void copy_keys(const sa_problem *p, int64_t b, const sa_tile *t, char *k, char *v) {
+    int64_t begin, end, ignored;
+    sa_key_range(p, b, 0, &begin, &ignored);
+    sa_key_range(p, b, sa_num_queries(p, b) - 1, &ignored, &end);
+    begin = begin / SA_BLOCK_N * SA_BLOCK_N;
+    copy_rows(k, key_bytes(p), t->k, t->k_row, begin, end);
+    copy_rows(v, value_bytes(p), t->v, t->v_row, begin, end);
+}
+
 void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = plan->problem;
-    /* Sequences without keys have the address of the next one's. */
-    if (!x->memory || t->begin == t->end) return;
-    int64_t k_row = key_bytes(p), v_row = value_bytes(p);
-    char *v = x->memory + sa_whole_lines((size_t)(plan->end_key * k_row));
-    if (t->k != x->k || t->v != x->v) {
-        int64_t keys, tiles = sa_tiles_of_same_head(plan, tile, end, &keys);
-        int64_t first_key = plan->first_key / SA_BLOCK_N * SA_BLOCK_N; /* that block is read */
-        int64_t end_key = keys < plan->end_key ? keys : plan->end_key;
-        x->k = t->k;
-        x->v = t->v;
-        x->is_used = tiles >= MIN_TILES;
-        if (!x->is_used) return;
-        copy_rows(x->memory, k_row, t->k, t->k_row, first_key, end_key);
-        copy_rows(v, v_row, t->v, t->v_row, first_key, end_key);
-        *t->finite = (sa_finite){0}; /* there were others in memory */
+    if (!x->memory) return;
+    char *v = x->memory + sa_whole_lines((size_t)(plan->end_key * key_bytes(p)));
+    if (tile >= x->end) {
+        int64_t b, end_of_head = sa_end_of_head(plan, tile, &b);
+        int64_t of_turn = end < end_of_head ? end : end_of_head;
+        x->is_used = of_turn - tile >= MIN_TILES;
+        x->end = x->is_used ? end_of_head : of_turn; /* another turn may have more of it */
+        if (x->is_used) copy_keys(p, b, t, x->memory, v);
+        if (x->is_used) *t->finite = (sa_finite){0}; /* there were others in memory */
     }
     if (!x->is_used) return;
     t->k = x->memory;
     t->v = v;
-    t->k_row = k_row;
-    t->v_row = v_row;
+    t->k_row = key_bytes(p);
+    t->v_row = value_bytes(p);
     t->ahead.is_first = 0; /* they are near */
 }

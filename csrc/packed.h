@@ -9,8 +9,8 @@
 #include "plan.h"
 
 typedef struct {
-    char *memory;      /* sa_packed_size bytes, or NULL */
-    const char *k, *v; /* whose keys were last asked for; and whether they are in memory */
+    char *memory; /* sa_packed_size bytes, or NULL */
+    int64_t end;  /* the tiles before this one are of the last head; they read packed keys or not */
     int is_used;
 } sa_packed;
 
@@ -18,7 +18,7 @@ typedef struct {
 enum { SA_PACKED_BYTES = 1 << 20 };
 size_t sa_packed_size(const sa_plan *plan);
 
-/* If it pays, let the tile-th tile, the worker's next of those up to `end`, read packed keys. */
+/* If it pays, let the tile-th tile, the worker's next of a turn up to `end`, read packed keys. */
 void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, sa_tile *t);
 
 #endif

@@ -116,7 +116,6 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     plan.tiles_of_head = (p->seqlen_q * plan.group + plan.max_rows - 1) / plan.max_rows;
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
     plan.segments_ascend = segments_ascend(p, entries);
-    plan.first_key = seen.first;
     plan.end_key = seen.last;
     plan.first_split = seen.first / SA_SPLIT_N;
     plan.splits = (seen.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;

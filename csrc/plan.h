@@ -17,7 +17,7 @@ typedef struct {
     int64_t group;               /* query heads that share a key/value head */
     int64_t tiles;               /* some of packed sequences may be empty */
     int64_t max_rows;            /* of a tile */
-    int64_t first_key, end_key;  /* any query sees only these, by its range */
+    int64_t end_key;             /* any query sees only keys before it, by its range */
     int64_t first_split, splits; /* those in which any query sees a key; one at least */
     int64_t tiles_of_head; /* neighbours, which share keys and values; not of packed sequences */
     int num_threads;
@@ -40,8 +40,8 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);
 void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
                    const char *last_k, sa_tile *t);
 
-/* How many of the tiles up to `end` are of the tile-th one's head, itself among them; and its keys. */
-int64_t sa_tiles_of_same_head(const sa_plan *plan, int64_t tile, int64_t end, int64_t *keys);
+/* Where the tiles of the tile-th one's head end, and its batch entry. */
+int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b);
 
 /* The place of a row: batch entry, key/value head, query, and query head within the group. */
 typedef struct {

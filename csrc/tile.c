@@ -230,13 +230,11 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     return 1;
 }
 
-int64_t sa_tiles_of_same_head(const sa_plan *plan, int64_t tile, int64_t end, int64_t *keys) {
-    int64_t b = entry_of_tile(plan, tile), first = sa_first_tile(plan, b);
-    int64_t slots = sa_first_tile(plan, b + 1) - first;
+int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b) {
+    *b = entry_of_tile(plan, tile);
+    int64_t first = sa_first_tile(plan, *b), slots = sa_first_tile(plan, *b + 1) - first;
     int64_t of_entry = tile - first * plan->problem->num_heads_kv;
-    int64_t left = slots - of_entry % slots;
-    *keys = sa_num_keys(plan->problem, b);
-    return left < end - tile ? left : end - tile;
+    return tile + slots - of_entry % slots;
 }
 
 /* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has room for
@@ -257,6 +255,8 @@ static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_t
     t->ahead.keys = (tile % slots + 1) * keys / slots - begin;
     t->ahead.k = sa_row_of(p, &p->key, b, head, begin);
     t->ahead.v = sa_row_of(p, &p->value, b, head, begin);
+    t->ahead.k_row = p->key.row;
+    t->ahead.v_row = p->value.row;
 }
 
 void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,

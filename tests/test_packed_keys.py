@@ -98,6 +98,21 @@ def test_a_sequence_without_keys_before_others(isa, rng):
     assert same_bits(got[2000:], attend(*each)[0].swapaxes(0, 1))
 
 
+def test_keys_that_overlap(isa, rng):
+    """One sequence's second head begins where the next one's first does."""
+
+    def windows():
+        base = rng.standard_normal((2 * 30 + 300, 20)).astype("f4")[:, :16]
+        view = np.lib.stride_tricks.sliding_window_view(base, 330, axis=0)
+        return view[::30].transpose(2, 0, 1)
+
+    query, key, value = rng.standard_normal((4000, 2, 16)).astype("f4"), windows(), windows()
+    starts = np.array([0, 2000, 4000]), np.array([0, 30, 330])
+    got = selfattn.varlen_attention(query, key, value, *starts, num_threads=1)
+    want = selfattn.varlen_attention(query, key.copy(), value.copy(), *starts, num_threads=1)
+    assert same_bits(got, want)
+
+
 def test_memory():
     """At most 1 MiB more for each thread, however many heads and keys there are."""
     code = """

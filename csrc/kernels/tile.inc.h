@@ -6,7 +6,7 @@
  *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(u (m - m')) + sum over keys of V[key, e] * P[key][lane]
  *
- * K and V are read in place. Where rows see different ranges of a block's keys, each vector of lanes
+ * K and V are read where they lie. Where rows see different ranges of a block's keys, each vector of lanes
  * keeps to its own range. Called by the loops through the table (kernels.h). */
 
 typedef struct {
@@ -55,31 +55,29 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* n keys and values. */
-static void ahead_of_keys(const sa_tile *t, const char *k, const char *v, int64_t n, ahead *a) {
-    a->parts[0] = rows_from(k, t->k_row, n, t->head_dim * (int64_t)sizeof(real));
-    a->parts[1] = rows_from(v, t->v_row, n, t->head_dim_v * (int64_t)sizeof(real));
-}
-
-/* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule, what
- * follows the tile at once: its own results' rows, to be written, and the next tile's queries. */
-static ahead tile_ahead(const sa_tile *t, int64_t block) {
+/* A block's part in what the tile fetches ahead, while so many products are computed; and in the last but
+ * one, which is whole as a rule, what follows the tile at once: its own results' rows, to be written, and the
+ * next tile's queries. */
+static ahead tile_ahead(const sa_tile *t, int64_t block, int products) {
     const sa_ahead *next = &t->ahead;
     int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
     int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
     int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
-    int64_t begin = next->keys * done / all, keys = next->keys * (done + of_block) / all - begin;
-    int64_t of_next = left - of_block < SA_BLOCK_N ? left - of_block : SA_BLOCK_N;
-    ahead a = {0};
-    if (keys)
-        ahead_of_keys(t, next->k + begin * t->k_row, next->v + begin * t->v_row, keys, &a);
-    else if (next->is_first && of_next)
-        ahead_of_keys(t, t->k + (block + SA_BLOCK_N) * t->k_row,
-                      t->v + (block + SA_BLOCK_N) * t->v_row, of_next, &a);
+    int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
+    ahead a = {.products = products};
+    if (next->keys) {
+        int64_t i = next->keys * done / all, n = next->keys * (done + of_block) / all - i;
+        a.parts[0] = rows_from(next->k + i * next->k_row, next->k_row, n, k_bytes);
+        a.parts[1] = rows_from(next->v + i * next->v_row, next->v_row, n, v_bytes);
+    } else if (next->is_first && left > SA_BLOCK_N) {
+        int64_t i = block + SA_BLOCK_N, n = t->end - i < SA_BLOCK_N ? t->end - i : SA_BLOCK_N;
+        a.parts[0] = rows_from(t->k + i * t->k_row, t->k_row, n, k_bytes);
+        a.parts[1] = rows_from(t->v + i * t->v_row, t->v_row, n, v_bytes);
+    }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return a;
-    a.parts[2] = rows_of_list(next->q, next->rows, t->head_dim * size);
-    a.parts[3] = rows_of_list((const char *const *)t->out, t->rows, t->head_dim_v * size);
+    a.parts[2] = rows_of_list(next->q, next->rows, k_bytes);
+    a.parts[3] = rows_of_list((const char *const *)t->out, t->rows, v_bytes);
     return a;
 }
 
@@ -216,7 +214,7 @@ static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_key
         if (parts[i].end < common.end) common.end = parts[i].end;
     }
     if (common.begin < common.end)
-        ahead->products = 1, tile_scores(t, x, &common, 0, x->n, ahead);
+        tile_scores(t, x, &common, 0, x->n, ahead);
     else
         common.begin = common.end = keys->end; /* then all of a part is before them */
     for (int i = 0; i < x->n; ++i) {
@@ -234,9 +232,8 @@ static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, i
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return;
     find_whether_safe(t, &keys);
-    ahead soon = tile_ahead(t, block);
+    ahead soon = tile_ahead(t, block, keys.ranges == SA_FULL ? 2 : 1);
     if (keys.ranges == SA_FULL) {
-        soon.products = 2;
         tile_scores(t, x, &keys, 0, x->n, &soon);
         tile_weigh(t, x, &keys, total, 0, x->n, &soon);
     } else {
