@@ -128,7 +128,7 @@ sa_status sa_attention(const sa_problem *p) {
     int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;
     int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
     if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
-    c.packed_size = shared ? 0 : sa_whole_lines(sa_packed_size(&plan));
+    c.packed_size = shared ? 0 : sa_packed_size(&plan);
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size + c.packed_size;
     _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
     int is_small = plan.num_threads == 1 && c.scratch_size <= sizeof small;

@@ -52,8 +52,10 @@ void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, 
         int64_t of_turn = end < end_of_head ? end : end_of_head;
         x->is_used = of_turn - tile >= MIN_TILES;
         x->end = x->is_used ? end_of_head : of_turn; /* another turn may have more of it */
-        if (x->is_used) copy_keys(p, b, t, x->memory, v);
-        if (x->is_used) *t->finite = (sa_finite){0}; /* there were others in memory */
+        if (x->is_used) {
+            copy_keys(p, b, t, x->memory, v);
+            *t->finite = (sa_finite){0}; /* there were others in memory */
+        }
     }
     if (!x->is_used) return;
     t->k = x->memory;

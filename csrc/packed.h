@@ -14,7 +14,8 @@ typedef struct {
     int is_used;
 } sa_packed;
 
-/* Bytes that each worker needs for it: SA_PACKED_BYTES at most, and 0 where nothing is to be packed. */
+/* Bytes that each worker needs for it, whole lines: SA_PACKED_BYTES at most, and 0 where nothing is to be
+ * packed. */
 enum { SA_PACKED_BYTES = 1 << 20 };
 size_t sa_packed_size(const sa_plan *plan);
 
