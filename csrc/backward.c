@@ -68,19 +68,53 @@ static void clear_keys(const sa_gradient_plan *plan, const sa_job *job) {
         kernel->clear(own.value, value->row, value->col, own.rows, p->head_dim_v);
 }
 
-static int compute_job(worker_state *w, const sa_job *job) {
-    const sa_gradient_plan *plan = w->call->plan;
+/* Where a worker stands in its jobs. */
+typedef struct {
+    sa_job job;
+    int64_t i, tile; /* the next one's */
+    int has_job;
+} place;
+
+/* A tile of a job; or without rows, the job's beginning alone. */
+typedef struct {
+    sa_job job;
+    int begins_job;
     sa_gradient_tile t;
-    clear_keys(plan, job);
-    t.seen.finite = &w->finite;
-    for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
-    for (int64_t i = 0; i < job->pass->broadcast; ++i)
-        for (int64_t tile = job->tile_begin; tile < job->tile_end; ++tile) {
-            if (!sa_gradient_tile_of(plan, job, i, tile, w->sinks, &t)) break;
-            if (!compute_tile(w, job, &t)) return 0;
-        }
-    if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(plan, job, w->sinks);
+} job_step;
+
+static int next_tile(worker_state *w, place *at, sa_gradient_tile *t) {
+    for (; at->i < at->job.pass->broadcast; ++at->i, at->tile = at->job.tile_begin) {
+        if (at->tile >= at->job.tile_end) continue;
+        t->is_first = at->tile == at->job.tile_begin;
+        if (sa_gradient_tile_of(w->call->plan, &at->job, at->i, at->tile++, w->sinks, t)) return 1;
+    }
+    return 0;
+}
+
+/* The next step of the worker, which takes another job where there is none in this; 0 at the end of all. */
+static int next_step(worker_state *w, place *at, job_step *step) {
+    step->t.seen.finite = &w->finite;
+    step->begins_job = 0;
+    if (!at->has_job || !next_tile(w, at, &step->t)) {
+        int64_t i = sa_take(&w->call->next);
+        if (i >= w->call->plan->jobs) return 0;
+        at->job = sa_job_of(w->call->plan, i);
+        at->has_job = step->begins_job = 1;
+        at->i = 0;
+        at->tile = at->job.tile_begin;
+        if (!next_tile(w, at, &step->t)) step->t.seen.rows = 0;
+    }
+    step->job = at->job;
     return 1;
+}
+
+static void begin_job(worker_state *w, const sa_job *job) {
+    clear_keys(w->call->plan, job);
+    for (int64_t g = 0; g < w->call->plan->rows.group; ++g) w->sinks[g] = 0;
+}
+
+static void end_job(worker_state *w, const sa_job *job) {
+    if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(w->call->plan, job, w->sinks);
 }
 
 static void jobs(void *arg, int worker) {
@@ -88,9 +122,16 @@ static void jobs(void *arg, int worker) {
     worker_state w = {.call = c, .worker = worker};
     w.sinks = (double *)(c->scratch + (size_t)worker * c->scratch_size);
     w.scratch = (char *)w.sinks + c->plan->sinks_size;
-    for (int64_t i; (i = sa_take(&c->next)) < c->plan->jobs;) {
-        sa_job job = sa_job_of(c->plan, i);
-        if (!compute_job(&w, &job)) return;
+    place at = {0};
+    job_step steps[2], *step = &steps[0], *next = &steps[1];
+    for (int more = next_step(&w, &at, step); more;) {
+        more = next_step(&w, &at, next);
+        step->t.next = more && next->t.seen.rows ? &next->t : NULL;
+        if (step->begins_job) begin_job(&w, &step->job);
+        if (step->t.seen.rows && !compute_tile(&w, &step->job, &step->t)) return;
+        if (!more || next->begins_job) end_job(&w, &step->job);
+        job_step *done = step;
+        step = next, next = done;
     }
 }
 

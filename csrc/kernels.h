@@ -119,7 +119,7 @@ typedef enum {
 
 /* A tile of the backward pass, whose `seen` is like one of the forward pass, but that its out and
  * lse are read. */
-typedef struct {
+typedef struct sa_gradient_tile {
     sa_tile seen;
     int wanted; /* sa_gradient's, joined; sinks stand alone, and so does the mask */
     const char *grad_out[SA_MAX_TILE_M];
@@ -129,7 +129,9 @@ typedef struct {
     char *grad_k, *grad_v;
     ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
     ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
-    int q_finite, grad_out_finite; /* found by `begin` */
+    int q_finite, grad_out_finite;       /* found by `begin` */
+    int is_first;                        /* of the worker's that have these keys */
+    const struct sa_gradient_tile *next; /* the worker's, whose rows are fetched ahead; or NULL */
 } sa_gradient_tile;
 
 typedef struct {

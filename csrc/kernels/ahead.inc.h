@@ -12,12 +12,15 @@ typedef struct {
     int64_t at_once; /* rows */
 } rows_ahead;
 
-enum { AHEAD_PARTS = 4 };
+enum { AHEAD_PARTS = 8 };
 
 typedef struct {
     rows_ahead parts[AHEAD_PARTS];
+    int num_parts;
     int products; /* to come */
 } ahead;
+
+static void fetch_also(ahead *a, rows_ahead rows) { a->parts[a->num_parts++] = rows; }
 
 static rows_ahead rows_of_list(const char *const *list, int64_t rows, int64_t bytes) {
     return (rows_ahead){.rows = rows, .bytes = bytes, .list = list};
@@ -33,7 +36,7 @@ static rows_ahead rows_from(const char *at, ptrdiff_t row, int64_t rows, int64_t
 /* Divide them among the products to come, the first of which has so many strips. */
 static void ahead_divide(ahead *a, int64_t strips) {
     int64_t shares = strips * a->products--;
-    for (rows_ahead *r = a->parts; r < a->parts + AHEAD_PARTS; ++r)
+    for (rows_ahead *r = a->parts; r < a->parts + a->num_parts; ++r)
         if (r->rows) r->at_once = (r->rows + shares - 1) / shares;
 }
 
@@ -42,7 +45,7 @@ SA_INLINE void fetch_row(uintptr_t at, int64_t bytes) {
 }
 
 static void ahead_fetch(ahead *a) {
-    for (rows_ahead *r = a->parts; r < a->parts + AHEAD_PARTS; ++r) {
+    for (rows_ahead *r = a->parts; r < a->parts + a->num_parts; ++r) {
         const int64_t n = r->at_once < r->rows ? r->at_once : r->rows;
         r->rows -= n;
         if (r->list) {

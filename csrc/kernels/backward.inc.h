@@ -13,10 +13,10 @@
  * (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
 
 enum {
-    KEYS_AT_ONCE = 64, /* of a block: so much of P and dS stays in the nearest cache */
-    KEY_ROWS = 24,     /* rows of keys' gradients, computed at a time */
+    KEY_ROWS = 64,       /* of keys' gradients, computed at a time; fewer where the next are of */
+    KEY_ROWS_APART = 16, /* other rows of the tile */
     MASK_KEYS = 16,
-    MAX_PARTS = SA_GRADIENT_TILE_M / LANES,
+    MAX_VECTORS = SA_GRADIENT_TILE_M / LANES,
 };
 
 /* Where a step that begins there ends: at a multiple of its length, or at the end of all. */
@@ -26,6 +26,7 @@ SA_INLINE int end_of_step(int begin, int length, int end) {
 }
 
 #include "gradient_rows.inc.h"
+#include "gradient_ahead.inc.h"
 #include "gradient_weights.inc.h"
 #include "gradient_keys.inc.h"
 #include "gradient_mask.inc.h"
@@ -41,7 +42,7 @@ static int backward_begin(sa_gradient_tile *g, void *memory) {
 
 /* dQ for vectors [first, first + n). */
 static void grad_query(const sa_gradient_tile *g, const backward_scratch *x, const block_keys *keys,
-                       int first, int n) {
+                       int first, int n, ahead *ahead) {
     const sa_tile *t = &g->seen;
     ptrdiff_t offset = keys->begin * x->row + first * LANES;
     product_args p = {
@@ -57,36 +58,60 @@ static void grad_query(const sa_gradient_tile *g, const backward_scratch *x, con
         .c = x->grad_q + first * LANES,
         .c_row = x->row,
         .kind = BETA_ONE,
+        .ahead = ahead,
     };
     keys->safe ? product(n, &p)
                : product_of_visible(n, &p, MARKED_B, (const char *)(x->marks + offset));
 }
 
-/* Some of a block's keys. */
+/* S and dP for vectors [first, first + n). */
+static void scores_and_grads(const sa_gradient_tile *g, const backward_scratch *x,
+                             const block_keys *keys, int first, int n, ahead *ahead) {
+    if (!has_keys(keys)) return;
+    tile_scores(&g->seen, &x->tile, keys, first, n, ahead);
+    grad_weights(g, x, keys, first, n, ahead);
+}
+
+/* All but keys' gradients for vectors [first, first + n), each of which sees its part of the keys. What
+ * they see in common is computed at once. */
+static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *x,
+                             const block_keys *keys, const block_keys *parts, int first, int n,
+                             ahead *ahead) {
+    block_keys common = common_keys(parts + first, n, keys), all = {.begin = keys->end};
+    scores_and_grads(g, x, &common, first, n, ahead);
+    for (int i = first; i < first + n; ++i) {
+        block_keys part = parts[i];
+        if (!has_keys(&part)) part.begin = part.end = keys->end;
+        hide_part(x, keys->begin, part.begin, i);
+        hide_part(x, part.end, keys->end, i);
+        if (!has_keys(&part)) continue;
+        block_keys before = keys_before(part, &common), after = keys_after(part, &common);
+        scores_and_grads(g, x, &before, i, 1, NULL);
+        scores_and_grads(g, x, &after, i, 1, NULL);
+        weights_of_vector(g, x, &part, i);
+        if (part.begin < all.begin) all.begin = part.begin;
+        if (part.end > all.end) all.end = part.end;
+    }
+    all.block = keys->block;
+    all.safe = keys->safe;
+    if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, ahead);
+}
+
 static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
                           const block_keys *keys) {
-    const sa_tile *t = &g->seen;
-    block_keys parts[MAX_PARTS];
-    int num_parts = 0, all_safe = keys->safe && g->q_finite && g->grad_out_finite;
+    block_keys parts[MAX_VECTORS]; /* of each vector */
+    int all_safe = keys->safe && g->q_finite && g->grad_out_finite;
+    for (int i = 0; i < x->tile.n; ++i) {
+        parts[i] = is_ragged(keys) ? keys_of_vectors(&x->tile, keys, i, 1) : *keys;
+        if (!all_safe) parts[i].ranges = keys->ranges; /* marks are needed */
+    }
+    int products = wants(g, SA_GRADIENT_QUERY) ? 3 : 2;
+    ahead soon = gradient_ahead(g, keys->block, products * ((x->tile.n + TILE_N - 1) / TILE_N));
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = at_most(x->tile.n - first, TILE_N);
-        block_keys part = *keys;
-        if (is_ragged(keys)) part = keys_of_vectors(&x->tile, keys, first, n);
-        if (!all_safe) part.ranges = keys->ranges; /* marks are needed */
-        parts[num_parts++] = part;
-        if (part.begin >= part.end) {
-            hide_part(x, keys->begin, keys->end, first, n);
-            continue;
-        }
-        hide_part(x, keys->begin, part.begin, first, n);
-        hide_part(x, part.end, keys->end, first, n);
-        tile_scores(t, &x->tile, &part, first, n, NULL);
-        grad_weights(g, x, &part, first, n);
-        for (int i = first; i < first + n; ++i) weights_of_vector(g, x, &part, i);
-        if (wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &part, first, n);
+        backward_vectors(g, x, keys, parts, first, n, &soon);
     }
-    if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE))
-        grad_key_and_value(g, x, keys, parts, num_parts);
+    if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) grad_key_and_value(g, x, keys, parts);
     if (wants(g, SA_GRADIENT_MASK)) grad_mask(g, x, keys);
 }
 
@@ -100,10 +125,7 @@ static void backward_block(const sa_gradient_tile *g, const backward_scratch *x,
                     known_finite(t->finite, t->k, t->k_row, t->k_col, block + keys.begin,
                                  block + keys.end, t->head_dim);
     }
-    for (block_keys some = keys; some.begin < keys.end; some.begin = some.end) {
-        some.end = end_of_step(some.begin, KEYS_AT_ONCE, keys.end);
-        backward_keys(g, x, &some);
-    }
+    backward_keys(g, x, &keys);
 }
 
 static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_begin,

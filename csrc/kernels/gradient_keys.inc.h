@@ -25,19 +25,24 @@ typedef struct {
     ptrdiff_t to_row, to_col;
 } key_gradient;
 
-/* For keys [begin, end), from rows [row_begin, row_end) of the tile. What is no whole vector of a
- * row, or lies scattered, goes through a panel. */
-static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t block, int begin,
-                      int end, int row_begin, int row_end) {
+/* Some of a block's keys, and the rows of a tile that see any of them. */
+typedef struct {
+    int begin, end, row_begin, row_end;
+} seen_keys;
+
+/* What is no whole vector of a row, or lies scattered, goes through a panel. */
+static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t block,
+                      const seen_keys *seen) {
     const ptrdiff_t size = sizeof(real);
-    ptrdiff_t offset = begin * x->row + row_begin;
+    const int num_keys = seen->end - seen->begin;
+    ptrdiff_t offset = seen->begin * x->row + seen->row_begin;
     const char *marks = (const char *)(x->marks + offset);
-    char *to = d->to + (block + begin) * d->to_row;
+    char *to = d->to + (block + seen->begin) * d->to_row;
     product_args p = {
-        .m = end - begin,
-        .k = row_end - row_begin,
+        .m = num_keys,
+        .k = seen->row_end - seen->row_begin,
         .chunk = SA_CHUNK_M,
-        .phase = row_begin % SA_CHUNK_M,
+        .phase = seen->row_begin % SA_CHUNK_M,
         .a = (const char *)(d->weights + offset),
         .a_row = x->row * size,
         .a_k = size,
@@ -50,33 +55,48 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
     for (int64_t e = 0, n; e < d->length; e += n * LANES) {
         int in_place = e < whole;
         n = in_place ? at_most((whole - e) / LANES, MAX_N) : 1;
-        p.b = (const char *)(d->rows + row_begin * d->width + e);
+        p.b = (const char *)(d->rows + seen->row_begin * d->width + e);
         p.c = in_place ? (real *)(to + e * size) : x->key_rows;
         p.c_row = in_place ? d->to_row / size : LANES;
         p.kind = in_place ? SUM_SCALED : BETA_ZERO;
         d->safe ? product((int)n, &p) : product_of_visible((int)n, &p, MARKED_A, marks);
         if (!in_place)
-            add_rows(x->key_rows, LANES, end - begin, at_most(d->length - e, LANES), d->factor,
+            add_rows(x->key_rows, LANES, num_keys, at_most(d->length - e, LANES), d->factor,
                      to + e * d->to_col, d->to_row, d->to_col);
     }
 }
 
-/* The rows of the tile, in whole parts, that see any of keys [begin, end). */
-static void rows_of_keys(const block_keys *parts, int num_parts, int rows, int begin, int end,
-                         int *row_begin, int *row_end) {
-    int first = num_parts, last = 0;
-    for (int i = 0; i < num_parts; ++i)
+/* The rows in whole vectors, each of which sees its part of the keys. */
+static seen_keys rows_of_keys(const block_keys *parts, int num_rows, int begin, int end) {
+    int n = lane_vectors(num_rows), first = n, last = 0;
+    for (int i = 0; i < n; ++i)
         if (parts[i].begin < end && begin < parts[i].end) {
             if (first > i) first = i;
             last = i + 1;
         }
-    *row_begin = first * TILE_N * LANES;
-    *row_end = last * TILE_N * LANES < rows ? last * TILE_N * LANES : rows;
+    return (seen_keys){begin, end, first * LANES, at_most(num_rows, last * LANES)};
 }
 
-/* parts: which of the keys TILE_N vectors of rows see, each. */
+/* As many keys from `begin` on as the same rows see, but at most KEY_ROWS. */
+static seen_keys next_seen_keys(const block_keys *keys, const block_keys *parts, int num_rows,
+                                int begin) {
+    int last = end_of_step(begin, KEY_ROWS, keys->end);
+    seen_keys seen = {.end = begin};
+    for (int end = begin; end < last;) {
+        int from = end;
+        end = end_of_step(from, KEY_ROWS_APART, last);
+        seen_keys more = rows_of_keys(parts, num_rows, from, end);
+        if (from > begin && (more.row_begin != seen.row_begin || more.row_end != seen.row_end))
+            break;
+        more.begin = begin;
+        seen = more;
+    }
+    return seen;
+}
+
+/* parts: which of the keys each vector of rows sees. */
 static void grad_key_and_value(const sa_gradient_tile *g, const backward_scratch *x,
-                               const block_keys *keys, const block_keys *parts, int num_parts) {
+                               const block_keys *keys, const block_keys *parts) {
     const sa_tile *t = &g->seen;
     const sa_scoring *how = &t->scoring;
     key_gradient value = {.weights = x->tile.s,
@@ -97,14 +117,11 @@ static void grad_key_and_value(const sa_gradient_tile *g, const backward_scratch
                         .to = g->grad_k,
                         .to_row = g->grad_k_row,
                         .to_col = g->grad_k_col};
-    for (int begin = keys->begin, end; begin < keys->end; begin = end) {
-        int row_begin, row_end;
-        end = end_of_step(begin, KEY_ROWS, keys->end);
-        rows_of_keys(parts, num_parts, t->rows, begin, end, &row_begin, &row_end);
-        if (row_begin >= row_end) continue;
-        if (wants(g, SA_GRADIENT_VALUE))
-            grad_keys(&value, x, keys->block, begin, end, row_begin, row_end);
-        if (wants(g, SA_GRADIENT_KEY))
-            grad_keys(&key, x, keys->block, begin, end, row_begin, row_end);
+    seen_keys seen;
+    for (int begin = keys->begin; begin < keys->end; begin = seen.end) {
+        seen = next_seen_keys(keys, parts, t->rows, begin);
+        if (seen.row_begin >= seen.row_end) continue;
+        if (wants(g, SA_GRADIENT_VALUE)) grad_keys(&value, x, keys->block, &seen);
+        if (wants(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &seen);
     }
 }

@@ -67,9 +67,13 @@ SA_INLINE int wants(const sa_gradient_tile *g, int gradients) {
 
 /* Rows as they lie, each filled up to whole vectors with 0. */
 static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t length, real *to) {
-    for (int r = 0; r < count; ++r)
-        for (int64_t x = 0; x < length; x += LANES, to += LANES)
+    int64_t whole = col == (ptrdiff_t)sizeof(real) ? length / LANES * LANES : 0;
+    for (int r = 0; r < count; ++r) {
+        int64_t x = 0;
+        for (; x < whole; x += LANES, to += LANES) v_store(to, v_load(rows[r] + x * col));
+        for (; x < length; x += LANES, to += LANES)
             v_store(to, load_strided(rows[r] + x * col, col, at_most(length - x, LANES)));
+    }
 }
 
 /* D of the rows whose lanes are vector i. */
@@ -105,8 +109,8 @@ static void pack_tile(sa_gradient_tile *g, void *memory, const backward_scratch 
     const char *q = (const char *)x->q_rows, *grad_out = (const char *)x->grad_out_rows;
     pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);
     pack_rows(g->grad_out, t->rows, g->grad_out_col, t->head_dim_v, x->grad_out_rows);
-    g->q_finite = all_finite(q, x->q_row * col, col, t->rows, t->head_dim);
-    g->grad_out_finite = all_finite(grad_out, x->out_row * col, col, t->rows, t->head_dim_v);
+    g->q_finite = all_finite(q, x->q_row * col, col, t->rows, x->q_row);
+    g->grad_out_finite = all_finite(grad_out, x->out_row * col, col, t->rows, x->out_row);
 }
 
 /* ------------------------------------------------------------------ each row's lse */

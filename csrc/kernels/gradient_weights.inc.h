@@ -10,7 +10,7 @@
 
 /* dP for vectors [first, first + n). */
 static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
-                         const block_keys *keys, int first, int n) {
+                         const block_keys *keys, int first, int n, ahead *ahead) {
     const sa_tile *t = &g->seen;
     product(n, &(product_args){
                    .m = keys->end - keys->begin,
@@ -24,6 +24,7 @@ static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                    .c = x->ds + keys->begin * x->row + first * LANES,
                    .c_row = x->row,
                    .kind = BETA_ZERO,
+                   .ahead = ahead,
                });
 }
 
@@ -40,15 +41,14 @@ static void mark_masked(const backward_scratch *x, const block_keys *keys, int i
     }
 }
 
-/* P and dS are 0, and marked as masked, for keys [begin, end) and vectors [first, first + n). */
-static void hide_part(const backward_scratch *x, int begin, int end, int first, int n) {
-    for (int j = begin; j < end; ++j)
-        for (int i = first; i < first + n; ++i) {
-            ptrdiff_t at = j * x->row + i * LANES;
-            v_store(x->tile.s + at, v_zero());
-            v_store(x->ds + at, v_zero());
-            v_store(x->marks + at, v_set((real)-0.0));
-        }
+/* P and dS are 0, and marked as masked, for keys [begin, end) of vector i. */
+static void hide_part(const backward_scratch *x, int begin, int end, int i) {
+    ptrdiff_t at = begin * x->row + i * LANES;
+    for (int j = begin; j < end; ++j, at += x->row) {
+        v_store(x->tile.s + at, v_zero());
+        v_store(x->ds + at, v_zero());
+        v_store(x->marks + at, v_set((real)-0.0));
+    }
 }
 
 /* What the weights of a vector of rows are made of. */

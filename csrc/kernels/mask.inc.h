@@ -16,6 +16,8 @@ typedef struct {
     int safe;
 } block_keys;
 
+SA_INLINE int has_keys(const block_keys *keys) { return keys->begin < keys->end; }
+
 /* Whether some row does not see some of the keys, or B is added to a score. */
 SA_INLINE int is_ragged(const block_keys *keys) {
     return keys->ranges != SA_FULL || keys->elements != SA_FULL;

@@ -77,6 +77,8 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
 static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     enum { SUMS = 8 };
     vec sum[SUMS];
+    if (row == cols * (ptrdiff_t)sizeof(real) && col == (ptrdiff_t)sizeof(real))
+        cols *= rows, rows = 1; /* one long row */
     for (int i = 0; i < SUMS; ++i) sum[i] = v_zero();
     int64_t whole = col == (ptrdiff_t)sizeof(real) ? cols / (SUMS * LANES) * (SUMS * LANES) : 0;
     for (int64_t r = 0; r < rows; ++r, p += row) {

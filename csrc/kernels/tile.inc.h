@@ -67,17 +67,17 @@ static ahead tile_ahead(const sa_tile *t, int64_t block, int products) {
     ahead a = {.products = products};
     if (next->keys) {
         int64_t i = next->keys * done / all, n = next->keys * (done + of_block) / all - i;
-        a.parts[0] = rows_from(next->k + i * next->k_row, next->k_row, n, k_bytes);
-        a.parts[1] = rows_from(next->v + i * next->v_row, next->v_row, n, v_bytes);
+        fetch_also(&a, rows_from(next->k + i * next->k_row, next->k_row, n, k_bytes));
+        fetch_also(&a, rows_from(next->v + i * next->v_row, next->v_row, n, v_bytes));
     } else if (next->is_first && left > SA_BLOCK_N) {
         int64_t i = block + SA_BLOCK_N, n = t->end - i < SA_BLOCK_N ? t->end - i : SA_BLOCK_N;
-        a.parts[0] = rows_from(t->k + i * t->k_row, t->k_row, n, k_bytes);
-        a.parts[1] = rows_from(t->v + i * t->v_row, t->v_row, n, v_bytes);
+        fetch_also(&a, rows_from(t->k + i * t->k_row, t->k_row, n, k_bytes));
+        fetch_also(&a, rows_from(t->v + i * t->v_row, t->v_row, n, v_bytes));
     }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return a;
-    a.parts[2] = rows_of_list(next->q, next->rows, k_bytes);
-    a.parts[3] = rows_of_list((const char *const *)t->out, t->rows, v_bytes);
+    fetch_also(&a, rows_of_list(next->q, next->rows, k_bytes));
+    fetch_also(&a, rows_of_list((const char *const *)t->out, t->rows, v_bytes));
     return a;
 }
 
@@ -203,27 +203,41 @@ static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys
     tile_values(t, x, keys, first, n, total.o, ahead);
 }
 
-/* Where each vector sees other keys: the scores of the common ones are computed at once, and those of the rest,
- * before and after them, vector by vector. Nothing is fetched ahead where there are none. */
-static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                        partial total, ahead *ahead) {
-    block_keys parts[TILE_N], common = *keys;
-    for (int i = 0; i < x->n; ++i) {
-        parts[i] = keys_of_vectors(x, keys, i, 1);
+/* The keys that all of n vectors see, each its part; no keys, after all of them, if there are none. */
+static block_keys common_keys(const block_keys *parts, int n, const block_keys *keys) {
+    block_keys common = *keys;
+    for (int i = 0; i < n; ++i) {
         if (parts[i].begin > common.begin) common.begin = parts[i].begin;
         if (parts[i].end < common.end) common.end = parts[i].end;
     }
-    if (common.begin < common.end)
-        tile_scores(t, x, &common, 0, x->n, ahead);
-    else
-        common.begin = common.end = keys->end; /* then all of a part is before them */
+    if (!has_keys(&common)) common.begin = common.end = keys->end;
+    return common;
+}
+
+/* What a part has before and after the common keys. */
+static block_keys keys_before(block_keys part, const block_keys *common) {
+    if (part.end > common->begin) part.end = common->begin;
+    return part;
+}
+
+static block_keys keys_after(block_keys part, const block_keys *common) {
+    if (part.begin < common->end) part.begin = common->end;
+    return part;
+}
+
+/* Where each vector sees other keys: the scores of the common ones are computed at once, and those of the rest
+ * vector by vector. Nothing is fetched ahead where there are none in common. */
+static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
+                        partial total, ahead *ahead) {
+    block_keys parts[TILE_N];
+    for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vectors(x, keys, i, 1);
+    block_keys common = common_keys(parts, x->n, keys);
+    if (has_keys(&common)) tile_scores(t, x, &common, 0, x->n, ahead);
     for (int i = 0; i < x->n; ++i) {
-        block_keys before = parts[i], after = parts[i];
-        if (before.begin >= before.end) continue;
-        if (before.end > common.begin) before.end = common.begin;
-        if (after.begin < common.end) after.begin = common.end;
-        if (before.begin < before.end) tile_scores(t, x, &before, i, 1, NULL);
-        if (after.begin < after.end) tile_scores(t, x, &after, i, 1, NULL);
+        if (!has_keys(&parts[i])) continue;
+        block_keys before = keys_before(parts[i], &common), after = keys_after(parts[i], &common);
+        if (has_keys(&before)) tile_scores(t, x, &before, i, 1, NULL);
+        if (has_keys(&after)) tile_scores(t, x, &after, i, 1, NULL);
         tile_weigh(t, x, &parts[i], total, i, 1, NULL);
     }
 }
