@@ -5,12 +5,15 @@
  * in an order that depends on nothing but the problem: so do the bits, whoever takes which job. */
 
 #include "dispatch.h"
+#include "gradient_packed.h"
 #include "gradient_plan.h"
 #include "pool.h"
 
 typedef struct {
     const sa_gradient_plan *plan;
-    char *scratch; /* of each worker: the kernels', and the sums of a group's sinks */
+    sa_packed_layout packed_layout;
+    char
+        *scratch; /* of each worker: the sums of a group's sinks, the kernels' own, packed arrays */
     size_t scratch_size;
     sa_counter next;
     sa_stop stop;
@@ -22,6 +25,7 @@ typedef struct {
     int worker;
     char *scratch;
     double *sinks;
+    sa_packed_job packed;
     sa_finite finite;
 } worker_state;
 
@@ -54,18 +58,6 @@ static int compute_tile(worker_state *w, const sa_job *job, sa_gradient_tile *t)
         return 0;
     if (t->wanted & SA_GRADIENT_QUERY) kernel->finish(t, w->scratch);
     return !sa_must_stop(&w->call->stop, w->worker);
-}
-
-/* Keys' gradients grow where they lie, from 0. */
-static void clear_keys(const sa_gradient_plan *plan, const sa_job *job) {
-    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
-    const sa_problem *p = plan->rows.problem;
-    const sa_array *key = &plan->gradients->key, *value = &plan->gradients->value;
-    int wanted = job->pass->wanted;
-    sa_key_gradients own = sa_key_gradients_of(plan, job);
-    if (wanted & SA_GRADIENT_KEY) kernel->clear(own.key, key->row, key->col, own.rows, p->head_dim);
-    if (wanted & SA_GRADIENT_VALUE)
-        kernel->clear(own.value, value->row, value->col, own.rows, p->head_dim_v);
 }
 
 /* Where a worker stands in its jobs. */
@@ -108,27 +100,42 @@ static int next_step(worker_state *w, place *at, job_step *step) {
     return 1;
 }
 
+/* Keys' gradients grow from 0. */
 static void begin_job(worker_state *w, const sa_job *job) {
-    clear_keys(w->call->plan, job);
-    for (int64_t g = 0; g < w->call->plan->rows.group; ++g) w->sinks[g] = 0;
+    const sa_gradient_plan *plan = w->call->plan;
+    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
+    const sa_problem *p = plan->rows.problem;
+    const sa_array *key = &plan->gradients->key, *value = &plan->gradients->value;
+    sa_key_gradients grow = sa_begin_packed(&w->packed, job);
+    if (job->pass->wanted & SA_GRADIENT_KEY)
+        kernel->clear(grow.key, grow.key_row, key->col, grow.rows, p->head_dim);
+    if (job->pass->wanted & SA_GRADIENT_VALUE)
+        kernel->clear(grow.value, grow.value_row, value->col, grow.rows, p->head_dim_v);
+    for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
 }
 
 static void end_job(worker_state *w, const sa_job *job) {
+    sa_end_packed(&w->packed, job);
     if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(w->call->plan, job, w->sinks);
 }
 
 static void jobs(void *arg, int worker) {
     backward_call *c = arg;
-    worker_state w = {.call = c, .worker = worker};
+    worker_state w = {
+        .call = c, .worker = worker, .packed = {.plan = c->plan, .layout = &c->packed_layout}};
     w.sinks = (double *)(c->scratch + (size_t)worker * c->scratch_size);
     w.scratch = (char *)w.sinks + c->plan->sinks_size;
+    w.packed.memory = w.scratch + c->plan->rows.scratch_size;
     place at = {0};
     job_step steps[2], *step = &steps[0], *next = &steps[1];
     for (int more = next_step(&w, &at, step); more;) {
         more = next_step(&w, &at, next);
         step->t.next = more && next->t.seen.rows ? &next->t : NULL;
         if (step->begins_job) begin_job(&w, &step->job);
-        if (step->t.seen.rows && !compute_tile(&w, &step->job, &step->t)) return;
+        if (step->t.seen.rows) {
+            sa_use_packed(&w.packed, &step->t);
+            if (!compute_tile(&w, &step->job, &step->t)) return;
+        }
         if (!more || next->begins_job) end_job(&w, &step->job);
         job_step *done = step;
         step = next, next = done;
@@ -141,7 +148,8 @@ sa_status sa_attention_backward(const sa_problem *p, const sa_gradients *gradien
     sa_enter(&c.stop, p->interrupt);
     sa_gradient_plan plan = sa_gradient_plan_make(p, gradients);
     c.plan = &plan;
-    c.scratch_size = plan.sinks_size + plan.rows.scratch_size;
+    c.packed_layout = sa_packed_layout_make(&plan);
+    c.scratch_size = plan.sinks_size + plan.rows.scratch_size + c.packed_layout.size;
     c.scratch = sa_alloc((size_t)plan.rows.num_threads, c.scratch_size);
     if (!c.scratch) goto out;
     sa_parallel(plan.rows.num_threads, jobs, &c, &c.stop);

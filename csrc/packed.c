@@ -13,24 +13,23 @@ enum { MIN_TILES = 4 };
 static int64_t key_bytes(const sa_problem *p) { return p->head_dim * sa_real_size(p); }
 static int64_t value_bytes(const sa_problem *p) { return p->head_dim_v * sa_real_size(p); }
 
-/* Elements lie side by side and rows apart, but not all in one place. */
-static int lies_apart(const sa_problem *p, const sa_array *a, int64_t bytes) {
-    return a->col == sa_real_size(p) && a->row != bytes && a->row != 0;
+int sa_lies_apart(const sa_problem *p, const sa_array *a, int64_t bytes) {
+    return a->col == sa_real_size(p) && a->row != bytes && a->row != 0; /* nor all in one place */
 }
 
 size_t sa_packed_size(const sa_plan *plan) {
     const sa_problem *p = plan->problem;
     int64_t k = key_bytes(p), v = value_bytes(p);
-    if (!lies_apart(p, &p->key, k) || !lies_apart(p, &p->value, v)) return 0;
+    if (!sa_lies_apart(p, &p->key, k) || !sa_lies_apart(p, &p->value, v)) return 0;
     if (!p->cu_seqlens_q && plan->tiles_of_head < MIN_TILES) return 0;
     if (k + v == 0 || plan->end_key > (SA_PACKED_BYTES - 2 * CACHE_LINE) / (k + v)) return 0;
     return sa_whole_lines((size_t)(plan->end_key * k)) +
            sa_whole_lines((size_t)(plan->end_key * v));
 }
 
-static void copy_rows(char *to, int64_t bytes, const char *from, ptrdiff_t row, int64_t begin,
-                      int64_t end) {
-    for (int64_t i = begin; i < end; ++i) memcpy(to + i * bytes, from + i * row, (size_t)bytes);
+void sa_copy_rows(char *to, ptrdiff_t to_row, const char *from, ptrdiff_t from_row, int64_t bytes,
+                  int64_t rows) {
+    for (; rows > 0; --rows, to += to_row, from += from_row) memcpy(to, from, (size_t)bytes);
 }
 
 /* The keys and values that queries of batch entry b see, from the start of a block. */
@@ -39,8 +38,9 @@ static void copy_keys(const sa_problem *p, int64_t b, const sa_tile *t, char *k,
     sa_key_range(p, b, 0, &begin, &ignored);
     sa_key_range(p, b, sa_num_queries(p, b) - 1, &ignored, &end);
     begin = begin / SA_BLOCK_N * SA_BLOCK_N;
-    copy_rows(k, key_bytes(p), t->k, t->k_row, begin, end);
-    copy_rows(v, value_bytes(p), t->v, t->v_row, begin, end);
+    int64_t of_k = key_bytes(p), of_v = value_bytes(p);
+    sa_copy_rows(k + begin * of_k, of_k, t->k + begin * t->k_row, t->k_row, of_k, end - begin);
+    sa_copy_rows(v + begin * of_v, of_v, t->v + begin * t->v_row, t->v_row, of_v, end - begin);
 }
 
 void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, sa_tile *t) {

@@ -1,0 +1,78 @@
+/* Packed keys, values and gradients: see gradient_packed.h. */
+
+#include "gradient_packed.h"
+
+#include "mask.h"
+#include "packed.h"
+
+/* With fewer tiles of a job, they are not packed. */
+enum { MIN_TILES = 3 };
+
+enum { KEYS, VALUES, GRAD_KEYS, GRAD_VALUES };
+
+static int64_t bytes_of_row(const sa_problem *p, int i) {
+    return (i == KEYS || i == GRAD_KEYS ? p->head_dim : p->head_dim_v) * sa_real_size(p);
+}
+
+sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {
+    const sa_problem *p = plan->rows.problem;
+    const sa_gradients *g = plan->gradients;
+    const sa_array *arrays[SA_PACKED_ARRAYS] = {&p->key, &p->value, &g->key, &g->value};
+    sa_packed_layout x = {0};
+    for (int i = 0; i < SA_PACKED_ARRAYS; ++i) {
+        int64_t bytes = bytes_of_row(p, i);
+        if (!bytes || !sa_lies_apart(p, arrays[i], bytes)) continue;
+        if (p->seqlen_k > SA_PACKED_BYTES / bytes) return (sa_packed_layout){0};
+        x.is_packed[i] = 1;
+        x.at[i] = x.size;
+        x.size += sa_whole_lines((size_t)(p->seqlen_k * bytes));
+    }
+    return x.size <= 2 * SA_PACKED_BYTES ? x : (sa_packed_layout){0};
+}
+
+static char *memory_of(const sa_packed_job *x, int i) {
+    return x->is_used && x->layout->is_packed[i] ? x->memory + x->layout->at[i] : NULL;
+}
+
+sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
+    const sa_problem *p = x->plan->rows.problem;
+    x->own = sa_key_gradients_of(x->plan, job);
+    /* Sinks need no keys; and rows that are counted again need all of them. */
+    x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
+                 job->pass->wanted != SA_GRADIENT_SINKS &&
+                 sa_tiles_of_job(x->plan, job) >= MIN_TILES;
+    sa_key_gradients grow = x->own;
+    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
+    if (key) grow.key = key, grow.key_row = bytes_of_row(p, GRAD_KEYS);
+    if (value) grow.value = value, grow.value_row = bytes_of_row(p, GRAD_VALUES);
+    return grow;
+}
+
+void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t) {
+    const sa_problem *p = x->plan->rows.problem;
+    if (!x->is_used) return;
+    char *k = memory_of(x, KEYS), *v = memory_of(x, VALUES);
+    int64_t k_bytes = bytes_of_row(p, KEYS), v_bytes = bytes_of_row(p, VALUES);
+    if (t->is_first) {
+        if (k) sa_copy_rows(k, k_bytes, t->seen.k, t->seen.k_row, k_bytes, x->own.rows);
+        if (v) sa_copy_rows(v, v_bytes, t->seen.v, t->seen.v_row, v_bytes, x->own.rows);
+        *t->seen.finite = (sa_finite){0}; /* there were others in memory */
+        t->is_first = 0;                  /* they are near */
+    }
+    if (k) t->seen.k = k, t->seen.k_row = k_bytes;
+    if (v) t->seen.v = v, t->seen.v_row = v_bytes;
+    char *grad_k = memory_of(x, GRAD_KEYS), *grad_v = memory_of(x, GRAD_VALUES);
+    if (grad_k) t->grad_k = grad_k, t->grad_k_row = k_bytes;
+    if (grad_v) t->grad_v = grad_v, t->grad_v_row = v_bytes;
+}
+
+void sa_end_packed(const sa_packed_job *x, const sa_job *job) {
+    const sa_problem *p = x->plan->rows.problem;
+    const sa_key_gradients *own = &x->own;
+    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
+    int64_t k_bytes = bytes_of_row(p, GRAD_KEYS), v_bytes = bytes_of_row(p, GRAD_VALUES);
+    if (key && job->pass->wanted & SA_GRADIENT_KEY)
+        sa_copy_rows(own->key, own->key_row, key, k_bytes, k_bytes, own->rows);
+    if (value && job->pass->wanted & SA_GRADIENT_VALUE)
+        sa_copy_rows(own->value, own->value_row, value, v_bytes, v_bytes, own->rows);
+}

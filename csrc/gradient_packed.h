@@ -1,0 +1,39 @@
+/* The keys and values of a job of the backward pass and their gradients, brought together for its tiles:
+ * as packed.h does for the forward pass, and more is won here, since gradients are read and written by
+ * tile after tile. They grow in the worker's memory and are then copied to where they belong. Called by
+ * backward.c. */
+#ifndef SA_GRADIENT_PACKED_H
+#define SA_GRADIENT_PACKED_H
+
+#include "gradient_plan.h"
+
+enum { SA_PACKED_ARRAYS = 4 }; /* keys, values, and the gradients of both */
+
+/* How each worker's memory holds them. */
+typedef struct {
+    int is_packed[SA_PACKED_ARRAYS]; /* those whose rows lie apart */
+    size_t at[SA_PACKED_ARRAYS];
+    size_t size; /* whole lines: twice SA_PACKED_BYTES at most, and 0 where nothing is packed */
+} sa_packed_layout;
+
+sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan);
+
+/* What a worker knows from tile to tile of a job. */
+typedef struct {
+    const sa_gradient_plan *plan;
+    const sa_packed_layout *layout;
+    char *memory;
+    int is_used;
+    sa_key_gradients own; /* of the job, in their arrays */
+} sa_packed_job;
+
+/* Where a job's gradients of keys and values grow: in their arrays, or packed if that pays. */
+sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job);
+
+/* Let a tile of the job read packed keys and add to packed gradients. */
+void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t);
+
+/* Copy the job's gradients to where they belong. */
+void sa_end_packed(const sa_packed_job *x, const sa_job *job);
+
+#endif
