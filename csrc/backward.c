@@ -119,6 +119,14 @@ static void end_job(worker_state *w, const sa_job *job) {
     if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(w->call->plan, job, w->sinks);
 }
 
+/* The keys' gradients that are written between a job's last tile and the next one, to be fetched ahead. */
+static sa_key_gradients written_soon(const worker_state *w, const job_step *next) {
+    sa_key_gradients own = sa_written_by_end(&w->packed);
+    if (own.rows || !next || !(next->job.pass->wanted & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))
+        return own;
+    return sa_key_gradients_of(w->call->plan, &next->job);
+}
+
 static void jobs(void *arg, int worker) {
     backward_call *c = arg;
     worker_state w = {
@@ -130,13 +138,15 @@ static void jobs(void *arg, int worker) {
     job_step steps[2], *step = &steps[0], *next = &steps[1];
     for (int more = next_step(&w, &at, step); more;) {
         more = next_step(&w, &at, next);
-        step->t.next = more && next->t.seen.rows ? &next->t : NULL;
+        int is_last = !more || next->begins_job;
         if (step->begins_job) begin_job(&w, &step->job);
         if (step->t.seen.rows) {
+            step->t.next = more && next->t.seen.rows ? &next->t : NULL;
+            step->t.soon = is_last ? written_soon(&w, more ? next : NULL) : (sa_key_gradients){0};
             sa_use_packed(&w.packed, &step->t);
             if (!compute_tile(&w, &step->job, &step->t)) return;
         }
-        if (!more || next->begins_job) end_job(&w, &step->job);
+        if (is_last) end_job(&w, &step->job);
         job_step *done = step;
         step = next, next = done;
     }

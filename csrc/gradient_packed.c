@@ -66,6 +66,11 @@ void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t) {
     if (grad_v) t->grad_v = grad_v, t->grad_v_row = v_bytes;
 }
 
+sa_key_gradients sa_written_by_end(const sa_packed_job *x) {
+    int is_packed = memory_of(x, GRAD_KEYS) || memory_of(x, GRAD_VALUES);
+    return is_packed ? x->own : (sa_key_gradients){0};
+}
+
 void sa_end_packed(const sa_packed_job *x, const sa_job *job) {
     const sa_problem *p = x->plan->rows.problem;
     const sa_key_gradients *own = &x->own;

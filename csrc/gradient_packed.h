@@ -33,6 +33,9 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job);
 /* Let a tile of the job read packed keys and add to packed gradients. */
 void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t);
 
+/* The gradients that the job's end writes: none if nothing is packed. */
+sa_key_gradients sa_written_by_end(const sa_packed_job *x);
+
 /* Copy the job's gradients to where they belong. */
 void sa_end_packed(const sa_packed_job *x, const sa_job *job);
 

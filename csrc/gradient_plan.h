@@ -52,12 +52,6 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
 int64_t sa_tiles_of_job(const sa_gradient_plan *plan, const sa_job *job);
 
 /* The rows of key's and value's gradients that the job owns. */
-typedef struct {
-    char *key, *value;
-    ptrdiff_t key_row, value_row;
-    int64_t rows;
-} sa_key_gradients;
-
 sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job *job);
 
 void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const double *sinks);

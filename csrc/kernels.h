@@ -117,6 +117,13 @@ typedef enum {
     SA_GRADIENT_SINKS = 16,
 } sa_gradient;
 
+/* Rows of keys' and values' gradients. */
+typedef struct {
+    char *key, *value;
+    ptrdiff_t key_row, value_row;
+    int64_t rows;
+} sa_key_gradients;
+
 /* A tile of the backward pass, whose `seen` is like one of the forward pass, but that its out and
  * lse are read. */
 typedef struct sa_gradient_tile {
@@ -129,9 +136,11 @@ typedef struct sa_gradient_tile {
     char *grad_k, *grad_v;
     ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
     ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
-    int q_finite, grad_out_finite;       /* found by `begin` */
-    int is_first;                        /* of the worker's that have these keys */
-    const struct sa_gradient_tile *next; /* the worker's, whose rows are fetched ahead; or NULL */
+    int q_finite, grad_out_finite; /* found by `begin` */
+    /* What is fetched ahead. */
+    int is_first;                        /* of the worker's tiles that have these keys */
+    const struct sa_gradient_tile *next; /* of them; or NULL */
+    sa_key_gradients soon;               /* written between the two */
 } sa_gradient_tile;
 
 typedef struct {

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from arrays import same_bits
 from children import run
-from test_memory import MEMORY
+from test_memory import MEMORY, linux
 
 import selfattn
 
@@ -113,6 +113,7 @@ def test_keys_that_overlap(isa, rng):
     assert same_bits(got, want)
 
 
+@linux
 def test_memory():
     """At most 1 MiB more for each thread, however many heads and keys there are."""
     code = """

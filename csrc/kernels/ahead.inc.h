@@ -12,13 +12,19 @@ typedef struct {
     int64_t at_once; /* rows */
 } rows_ahead;
 
-enum { AHEAD_PARTS = 8 };
+enum { AHEAD_PARTS = 10 };
 
 typedef struct {
     rows_ahead parts[AHEAD_PARTS];
     int num_parts;
     int products; /* to come */
 } ahead;
+
+/* Nothing, as yet, during so many products. */
+static void ahead_begin(ahead *a, int products) {
+    a->num_parts = 0;
+    a->products = products;
+}
 
 static void fetch_also(ahead *a, rows_ahead rows) { a->parts[a->num_parts++] = rows; }
 

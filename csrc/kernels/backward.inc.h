@@ -106,7 +106,8 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
         if (!all_safe) parts[i].ranges = keys->ranges; /* marks are needed */
     }
     int products = wants(g, SA_GRADIENT_QUERY) ? 3 : 2;
-    ahead soon = gradient_ahead(g, keys->block, products * ((x->tile.n + TILE_N - 1) / TILE_N));
+    ahead soon;
+    gradient_ahead(g, keys->block, products * ((x->tile.n + TILE_N - 1) / TILE_N), &soon);
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = at_most(x->tile.n - first, TILE_N);
         backward_vectors(g, x, keys, parts, first, n, &soon);
