@@ -1,7 +1,7 @@
 """Keys, values and their gradients that lie apart are brought together: only time may tell.
 
-As test_packed_keys.py has it for the forward pass; here three tiles of 96 rows make it worth while. The
-bits must be those of contiguous copies, whose gradients grow where they lie.
+As test_packed_keys.py has it for the forward pass; here three tiles of 96 rows make it worth while.
+The bits must be those of contiguous copies, whose gradients grow where they lie.
 """
 
 from itertools import pairwise
@@ -83,7 +83,7 @@ def test_rows_that_are_counted_again(isa, dtype, rng):
 
 
 def test_keys_that_the_batch_shares(isa, rng):
-    """The sums of a job grow over batch entries, whose tiles read the same keys; or other values."""
+    """A job's sums grow over batch entries, whose tiles read the same keys; or other values."""
     grad_out, query, key, value = drawn(rng, (2, 2), 200, 150, (16, 16), batch=3)
     one_key, one_value = (np.broadcast_to(x[:1], x.shape) for x in (key, value))
     check(grad_out, query, key[:1], value[:1])
