@@ -1,8 +1,9 @@
 /* Attention, backward: the parallel loop over jobs. The kernels compute; gradient_plan.c cuts.
  *
  * A job owns what it writes: a part of some gradients, of one batch entry and key/value head, or of
- * all those that the input was broadcast over. It walks them, then its tiles of rows, then their keys,
- * in an order that depends on nothing but the problem: so do the bits, whoever takes which job. */
+ * all those that the input was broadcast over. It walks them, then its tiles of rows, then their
+ * keys, in an order that depends on nothing but the problem: so do the bits, whoever takes which
+ * job. */
 
 #include "dispatch.h"
 #include "gradient_packed.h"
@@ -83,7 +84,8 @@ static int next_tile(worker_state *w, place *at, sa_gradient_tile *t) {
     return 0;
 }
 
-/* The next step of the worker, which takes another job where there is none in this; 0 at the end of all. */
+/* The next step of the worker, which takes another job where there is none in this; 0 at the end of
+ * all. */
 static int next_step(worker_state *w, place *at, job_step *step) {
     step->t.seen.finite = &w->finite;
     step->begins_job = 0;
@@ -119,7 +121,8 @@ static void end_job(worker_state *w, const sa_job *job) {
     if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(w->call->plan, job, w->sinks);
 }
 
-/* The keys' gradients that are written between a job's last tile and the next one, to be fetched ahead. */
+/* The keys' gradients that are written between a job's last tile and the next one, to be fetched
+ * ahead. */
 static sa_key_gradients written_soon(const worker_state *w, const job_step *next) {
     sa_key_gradients own = sa_written_by_end(&w->packed);
     if (own.rows || !next || !(next->job.pass->wanted & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))

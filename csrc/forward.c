@@ -34,7 +34,7 @@ static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scrat
     kernel->split(t, scratch, i * SA_SPLIT_N, end < t->end ? end : t->end, partial);
 }
 
-/* The splits [first, last) in which some row of the tile sees a key; one at least, of the plan's. */
+/* The splits [first, last) in which a row of the tile sees a key; one at least, of the plan's. */
 static void splits_of(const sa_plan *plan, const sa_tile *t, int64_t *first, int64_t *last) {
     *first = t->begin / SA_SPLIT_N;
     *last = (t->end + SA_SPLIT_N - 1) / SA_SPLIT_N;

@@ -1,7 +1,7 @@
-/* The keys and values of a job of the backward pass and their gradients, brought together for its tiles:
- * as packed.h does for the forward pass, and more is won here, since gradients are read and written by
- * tile after tile. They grow in the worker's memory and are then copied to where they belong. Called by
- * backward.c. */
+/* The keys and values of a job of the backward pass and their gradients, brought together for its
+ * tiles: as packed.h does for the forward pass, and more is won here, since gradients are read and
+ * written by tile after tile. They grow in the worker's memory and are then copied to where they
+ * belong. Called by backward.c. */
 #ifndef SA_GRADIENT_PACKED_H
 #define SA_GRADIENT_PACKED_H
 

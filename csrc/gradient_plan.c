@@ -12,8 +12,8 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ------------------------------------------------------------------ passes */
 
-/* Which axes an input's gradient is summed over: those of stride 0. Packed sequences have rows of their
- * own in all but a mask whose rows broadcast. */
+/* Which axes an input's gradient is summed over: those of stride 0. Packed sequences have rows of
+ * their own in all but a mask whose rows broadcast. */
 static void find_broadcast_axes(const sa_problem *p, const sa_array *gradient, int has_rows,
                                 sa_pass *pass) {
     pass->own = pass->broadcast = 1;

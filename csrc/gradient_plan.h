@@ -13,8 +13,8 @@
 
 enum { SA_MAX_PASSES = 5 };
 
-/* The axes of a pass are those of the batch and the key/value heads'. Its jobs are those of the axes
- * that its gradients have, times parts of rows and of keys; a job walks all of the other axes. */
+/* The axes of a pass are those of the batch and the key/value heads'. Its jobs are those of the
+ * axes that its gradients have, times parts of rows and of keys; a job walks all the other axes. */
 typedef struct {
     int wanted; /* sa_gradient's, joined */
     int is_broadcast[SA_MAX_BATCH_AXES + 1];
@@ -43,8 +43,8 @@ sa_gradient_plan sa_gradient_plan_make(const sa_problem *problem, const sa_gradi
 
 sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i);
 
-/* The tile-th tile of rows of the i-th batch entry and head that the job walks; 0 if it has no rows.
- * Its rows' sinks are summed up in `sinks`, by heads of the group. */
+/* The tile-th tile of rows of the i-th batch entry and head that the job walks; 0 if it has no
+ * rows. Its rows' sinks are summed up in `sinks`, by heads of the group. */
 int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
                         double *sinks, sa_gradient_tile *t);
 

@@ -1,7 +1,8 @@
 /* The border between the loops and the arithmetic: what a kernel set offers, as data.
  *
- * The loops (forward.c, backward.c, scores.c, rows.c) cut a problem into tiles and hold memory and threads;
- * a kernel set computes on one tile. A tile is a few query rows that share one key/value head. */
+ * The loops (forward.c, backward.c, scores.c, rows.c) cut a problem into tiles and hold memory and
+ * threads; a kernel set computes on one tile. A tile is a few query rows that share one key/value
+ * head. */
 #ifndef SA_KERNELS_H
 #define SA_KERNELS_H
 
@@ -29,9 +30,9 @@ static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; 
  *     score = q k                                            as they are
  *     score = cap(scale * q k) - slope * distance + mask     in natural units, as a bias needs them
  *
- * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of it
- * below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs is
- * 2^(to_log2 * (score - max)), and for the lse to_natural * max. */
+ * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of
+ * it below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs
+ * is 2^(to_log2 * (score - max)), and for the lse to_natural * max. */
 typedef struct {
     double q_factor, scale; /* scale > 0 */
     double to_log2, to_natural;
@@ -50,9 +51,9 @@ typedef struct {
     int64_t begin, end;
 } sa_finite;
 
-/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile; the
- * tile's share of the keys and values of the next head, so many of each; or where it has none, and is
- * the worker's first to read its own, those of its next block. */
+/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile;
+ * the tile's share of the keys and values of the next head, so many of each; or where it has none,
+ * and is the worker's first to read its own, those of its next block. */
 typedef struct {
     int rows;
     const char *const *q;
@@ -147,13 +148,13 @@ typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
     /* rows x cols elements become 0. */
     void (*clear)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols);
-    /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted again:
-     * then `count` for each split of all their keys, and `counted`. Rows that are found to see no key
-     * lose theirs. */
+    /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted
+     * again: then `count` for each split of all their keys, and `counted`. Rows that are found to
+     * see no key lose theirs. */
     int (*begin)(sa_gradient_tile *t, void *scratch);
     void (*count)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     void (*counted)(sa_gradient_tile *t, void *scratch);
-    /* Add what the keys of one split give to the gradients of key, value and mask, and sum query's. */
+    /* Add what a split's keys give to the gradients of key, value and mask, and sum query's. */
     void (*split)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     /* Write query's sums to its gradient, or add them. */
     void (*finish)(const sa_gradient_tile *t, void *scratch);
@@ -201,13 +202,14 @@ typedef struct {
     void (*sum_begin)(const sa_tile *t, void *total);
     void (*sum)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *total);
     void (*sum_finish)(const sa_tile *t, void *total);
-    /* softmax of a row at once, its result around the caches if asked to; or of a long row in passes
-     * over its parts, in order, which are multiples of SA_SOFTMAX_PART long but for the last. */
+    /* softmax of a row at once, its result around the caches if asked to; or of a long row in
+     * passes over its parts, in order, which are multiples of SA_SOFTMAX_PART long but for the
+     * last. */
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
-    /* Two partial results of one row -> the whole one: a, b and out of n elements, an lse of each. */
+    /* Two partial results of a row -> the whole one: a, b, out of n elements, an lse of each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     /* A row of n elements whose pairs are turned; the others are copied. */
     void (*turn_row)(const sa_turn_row *row, int64_t n);

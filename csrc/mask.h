@@ -6,9 +6,9 @@
  *     and the ids of their segments are equal                               a range, if ids ascend
  *     and the mask lets it through                                          anything
  *
- * where a window side of -1 is unbounded: causal is a window with left = -1 and right = 0. What is a
- * range becomes one range of keys a row, and keys outside of the rows' ranges are never looked at.
- * The rest is asked element by element. A tile of rows sorts each block of keys into
+ * where a window side of -1 is unbounded: causal is a window with left = -1 and right = 0. What is
+ * a range becomes one range of keys a row, and keys outside of the rows' ranges are never looked
+ * at. The rest is asked element by element. A tile of rows sorts each block of keys into
  *
  *     empty    no row sees a key of it: skipped, which changes no bit
  *     full     every row sees every key of it that any row sees
@@ -49,8 +49,8 @@ static inline int64_t sa_position(const sa_problem *p, int64_t b, int64_t i) {
 }
 
 /* The keys [lo, hi) that query i of batch entry b sees by windows and lengths; lo = hi where it
- * sees none. Neither end goes back as i grows: plan.c takes the keys of all queries from those of the
- * first and of the last. */
+ * sees none. Neither end goes back as i grows: plan.c takes the keys of all queries from those of
+ * the first and of the last. */
 static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64_t *lo,
                                 int64_t *hi) {
     int64_t position = sa_position(p, b, i), begin = 0, end = sa_num_keys(p, b);
@@ -70,8 +70,8 @@ static inline int64_t sa_most_keys(const sa_problem *p, int64_t most) {
     return window < most ? window : most;
 }
 
-/* An id, read as a signed number. Ids that ascend only as unsigned ones count as unsorted, which has
- * the same result, key by key. */
+/* An id, read as a signed number. Ids that ascend only as unsigned ones count as unsorted, which
+ * has the same result, key by key. */
 static inline int64_t sa_segment_id(const char *at, int size) {
     int8_t i8;
     int16_t i16;
@@ -99,7 +99,8 @@ static inline int64_t sa_segments_below(const char *ids, ptrdiff_t stride, int s
     return low;
 }
 
-/* The tile's summary, once its rows' ranges stand: those of the first `rows`, which the others' are like. */
+/* The tile's summary, once its rows' ranges stand: those of the first `rows`, which the others' are
+ * like. */
 static inline void sa_summarize_ranges(sa_tile *t, int rows) {
     t->begin = t->full_end = INT64_MAX;
     t->end = t->full_begin = 0;

@@ -1,8 +1,8 @@
 /* A head's keys and values brought together, for the tiles of it that a worker computes.
  *
- * Rows of keys lie apart where heads lie behind their positions, as models hold them. The caches keep few
- * of such rows: they find room by some bits of their address, which many have in common. Copied once, to one
- * place, they are read from there by tile after tile. Called by forward.c. */
+ * Rows of keys lie apart where heads lie behind their positions, as models hold them. The caches
+ * keep few of such rows: they find room by some bits of their address, which many have in common.
+ * Copied once, to one place, they are read from there by tile after tile. Called by forward.c. */
 #ifndef SA_PACKED_H
 #define SA_PACKED_H
 
@@ -14,8 +14,8 @@ typedef struct {
     int is_used;
 } sa_packed;
 
-/* Bytes that each worker needs for it, whole lines: SA_PACKED_BYTES at most, and 0 where nothing is to be
- * packed. */
+/* Bytes that each worker needs for it, whole lines: SA_PACKED_BYTES at most, and 0 where nothing is
+ * to be packed. */
 enum { SA_PACKED_BYTES = 1 << 20 };
 size_t sa_packed_size(const sa_plan *plan);
 

@@ -1,5 +1,5 @@
-/* How a problem is cut: see plan.h. Called by forward.c, scores.c and gradient_plan.c; tile.c fills single
- * tiles. */
+/* How a problem is cut: see plan.h. Called by forward.c, scores.c and gradient_plan.c; tile.c fills
+ * single tiles. */
 
 #include "plan.h"
 
@@ -9,8 +9,9 @@
 #include "dispatch.h"
 #include "mask.h"
 
-/* A turn is this fraction of a thread's part of the tiles that are left: long at first, so that what
- * neighbours share stays in a thread's caches, and short in the end, so that nobody waits for long. */
+/* A turn is this fraction of a thread's part of the tiles that are left: long at first, so that
+ * what neighbours share stays in a thread's caches, and short in the end, so that nobody waits for
+ * long. */
 enum { SHARES_PER_THREAD = 4 };
 
 /* Work below which waking a thread costs more than it saves. */

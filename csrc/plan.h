@@ -1,9 +1,9 @@
 /* How a problem is cut: tiles of query rows, splits of keys, memory. No arithmetic on the data.
  *
- * A tile is up to 48 rows (96 in the backward pass) that share a key/value head of a batch entry. The
- * query heads of a group fill it together: row = query position * group + head within the group. How
- * rows are cut changes no bit of the result; splits do, and they are constants (kernels.h). Of packed
- * sequences, each is a batch entry of its own length. */
+ * A tile is up to 48 rows (96 in the backward pass) that share a key/value head of a batch entry.
+ * The query heads of a group fill it together: row = query position * group + head within the
+ * group. How rows are cut changes no bit of the result; splits do, and they are constants
+ * (kernels.h). Of packed sequences, each is a batch entry of its own length. */
 #ifndef SA_PLAN_H
 #define SA_PLAN_H
 
@@ -29,14 +29,14 @@ typedef struct {
  * as_scores: whether the scores themselves are asked for, in natural units. */
 sa_plan sa_plan_make(const sa_problem *problem, int as_scores, int64_t width);
 
-/* What the next worker to ask takes: tiles [first, end); 0 when none is left. `next` counts from 0. */
+/* What the next worker to ask takes: tiles [first, end); 0 if none is left. `next` begins at 0. */
 int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);
 
 /* The tile-th tile: its rows' pointers, key ranges and options. 0 if it has no rows. */
 int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);
 
-/* What the tile-th tile, planned as t, fetches ahead. Those after it up to `end` are the same worker's, and
- * `next` is the first of them, or NULL; the last before it had the keys `last_k`. */
+/* What the tile-th tile, planned as t, fetches ahead. Those after it up to `end` are the same
+ * worker's, and `next` is the first of them, or NULL; the last before it had the keys `last_k`. */
 void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
                    const char *last_k, sa_tile *t);
 
@@ -56,7 +56,7 @@ void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t);
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
 
-/* Batch entries; where the tiles of one start in a head's count; where row r of head h of one is. */
+/* Batch entries; where one's tiles start in a head's count; where row r of head h of one is. */
 int64_t sa_entries(const sa_problem *problem);
 int64_t sa_first_tile(const sa_plan *plan, int64_t b);
 char *sa_row_of(const sa_problem *problem, const sa_array *a, int64_t b, int64_t h, int64_t r);

@@ -38,8 +38,9 @@ static inline int sa_move(sa_counter *counter, int64_t *seen, int64_t next) {
 }
 
 /* A call, from sa_enter to sa_leave: it computes in the default floating-point environment, and may
- * be told to stop. Every worker asks between two pieces of work; only the caller (worker 0) asks the
- * interrupt, in its own environment, once in a few milliseconds and while it waits for the others. */
+ * be told to stop. Every worker asks between two pieces of work; only the caller (worker 0) asks
+ * the interrupt, in its own environment, once in a few milliseconds and while it waits for the
+ * others. */
 typedef struct {
     sa_interrupt interrupt;
     sa_fp_env callers;

@@ -1,5 +1,5 @@
-/* What is computed row by row: softmax along one axis, the merge of two partial results of attention,
- * rotary positions. The parallel loop over rows; the kernels compute. */
+/* What is computed row by row: softmax along one axis, the merge of two partial results of
+ * attention, rotary positions. The parallel loop over rows; the kernels compute. */
 
 #include "dispatch.h"
 #include "pool.h"

@@ -83,9 +83,10 @@ sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
 
-/* The gradients of a problem's inputs: those of query, key, value and sinks are written, that of the
- * mask is added to what the array holds, zeros as a rule. An axis of stride 0 is one that the input is broadcast over: the gradient is summed over it. NULL
- * data: not asked for. The problem's out and lse are those that attention gave. */
+/* The gradients of a problem's inputs: those of query, key, value and sinks are written, that of
+ * the mask is added to what the array holds, zeros as a rule. An axis of stride 0 is one that the
+ * input is broadcast over: the gradient is summed over it. NULL data: not asked for. The problem's
+ * out and lse are those that attention gave. */
 typedef struct {
     sa_array out;                     /* the gradient that is given */
     sa_array query, key, value, mask; /* mask: of the problem's dtype, whatever the mask's own is */
@@ -105,8 +106,8 @@ typedef struct {
     sa_dtype dtype;
     int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    /* softmax: out from a. merge: out and lse from the rest. turn: out from a, the cosines and sines
-     * of whose pairs are those of b, one after the other. */
+    /* softmax: out from a. merge: out and lse from the rest. turn: out from a, the cosines and
+     * sines of whose pairs are those of b, one after the other. */
     sa_rows a, b, out;
     sa_rows lse_a, lse_b, lse;
     int64_t pairs, step, first, second; /* turn: pair i is elements i * step + first, + second */

@@ -21,8 +21,8 @@ char *sa_row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, in
     return at;
 }
 
-/* Where the tiles of batch entry b start in a head's count. Those of packed sequences are counted by
- * the rows before them, and one more, so that no list of them is needed; some are empty. */
+/* Where the tiles of batch entry b start in a head's count. Those of packed sequences are counted
+ * by the rows before them, and one more, so that no list of them is needed; some are empty. */
 int64_t sa_first_tile(const sa_plan *plan, int64_t b) {
     const sa_problem *p = plan->problem;
     if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->max_rows + b;
@@ -78,8 +78,8 @@ void sa_next_row(const sa_plan *plan, sa_place *at) {
     if (++at->g == plan->group) at->g = 0, ++at->i;
 }
 
-/* The place of the tile's first row, and how many it has: none in a slot of packed sequences that is
- * left over. */
+/* The place of the tile's first row, and how many it has: none in a slot of packed sequences that
+ * is left over. */
 static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     const sa_problem *p = plan->problem;
     int64_t b = entry_of_tile(plan, tile), lanes = plan->kernels->lanes;
@@ -98,7 +98,7 @@ static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     return (int)((end < rows ? end : rows) - first);
 }
 
-/* An array's rows, one after the other: those of a group's heads, then those of the next query's. */
+/* An array's rows, one after another: those of a group's heads, then of the next query's. */
 typedef struct {
     char *at;
     ptrdiff_t to_head, to_query;
@@ -135,7 +135,8 @@ static void fill_rows(const sa_plan *plan, sa_tile *t, const sa_place *at) {
     }
 }
 
-/* The keys that the rows see by windows and lengths. Returns whether they are the same for all rows. */
+/* The keys that the rows see by windows and lengths. Returns whether they are the same for all
+ * rows. */
 static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
     if (p->window_left < 0 && p->window_right < 0) {
@@ -150,7 +151,7 @@ static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     return 0;
 }
 
-/* The rows' segments: they narrow the ranges, or are left to the kernels where they do not ascend. */
+/* The rows' segments: they narrow the ranges, or are the kernels' where they do not ascend. */
 static void fill_segments(const sa_plan *plan, sa_tile *t, const sa_place *first) {
     const sa_problem *p = plan->problem;
     segment_range keys = {0};
@@ -237,11 +238,12 @@ int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b) {
     return tile + slots - of_entry % slots;
 }
 
-/* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has room for
- * them beside those in use. */
+/* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has
+ * room for them beside those in use. */
 enum { AHEAD_BYTES = 256 * 1024 };
 
-/* The share of a tile in the keys of the next head, which are all fetched when its first tile begins. */
+/* The share of a tile in the keys of the next head, which are all fetched when its first tile
+ * begins. */
 static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = plan->problem;
     /* Where only some of them are seen, they are not worth it. */

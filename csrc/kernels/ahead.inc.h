@@ -1,5 +1,6 @@
-/* Rows that are needed soon, fetched into the second cache a few at a time while a product is computed.
- * All at once, they would be waited for: the processor remembers a few dozen misses, not more.
+/* Rows that are needed soon, fetched into the second cache a few at a time while a product is
+ * computed. All at once, they would be waited for: the processor remembers a few dozen misses, not
+ * more.
  *
  * Called by the product (product.inc.h) before each strip of its rows. */
 

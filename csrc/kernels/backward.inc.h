@@ -1,5 +1,5 @@
-/* Backward pass of a tile whose lanes are queries: with S as in the forward pass (tile.inc.h), the lse
- * that it gave, dO the gradient of its output, and D = dO out summed over e,
+/* Backward pass of a tile whose lanes are queries: with S as in the forward pass (tile.inc.h), the
+ * lse that it gave, dO the gradient of its output, and D = dO out summed over e,
  *
  *     P[key][lane]   = e^(n S - lse)                               gradient_weights.inc.h
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
@@ -8,9 +8,9 @@
  *     dV[key][e]    += sum over lanes of P[key][lane] * dO[lane][e]        gradient_keys.inc.h
  *     dK[key][d]    += sum over lanes of dS[key][lane] * Q[lane][d]
  *
- * (Dao et al., "FlashAttention", 2022, algorithm 4.) Five products, each of them product.inc.h's: K, V
- * and the panels of P and dS are read in place, element by element; Q and dO are packed both ways
- * (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
+ * (Dao et al., "FlashAttention", 2022, algorithm 4.) Five products, each of them product.inc.h's:
+ * K, V and the panels of P and dS are read in place, element by element; Q and dO are packed both
+ * ways (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
 
 enum {
     KEY_ROWS = 64,       /* of keys' gradients, computed at a time; fewer where the next are of */
@@ -72,8 +72,8 @@ static void scores_and_grads(const sa_gradient_tile *g, const backward_scratch *
     grad_weights(g, x, keys, first, n, ahead);
 }
 
-/* All but keys' gradients for vectors [first, first + n), each of which sees its part of the keys. What
- * they see in common is computed at once. */
+/* All but keys' gradients for vectors [first, first + n), each of which sees its part of the keys.
+ * What they see in common is computed at once. */
 static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *x,
                              const block_keys *keys, const block_keys *parts, int first, int n,
                              ahead *ahead) {

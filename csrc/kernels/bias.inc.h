@@ -4,8 +4,8 @@
  *     s = s - slope |position - key|                                    ALiBi
  *
  * (Gemma 2's report, 2024, section 2; Press et al., "Train short, test long", 2022.) A mask's own
- * numbers are added after it, with the masking (mask.inc.h). Called by the tiles, down the keys of a
- * vector of queries or along the keys of one query. */
+ * numbers are added after it, with the masking (mask.inc.h). Called by the tiles, down the keys of
+ * a vector of queries or along the keys of one query. */
 
 typedef struct {
     vec scale, cap;

@@ -3,9 +3,9 @@
  *     x(row, j) = mix32(mix32(j + low word of row) ^ high word of row),   kept iff x >= threshold
  *
  * so that any tile, thread, instruction set or slice of the problem, forward or backward, drops the
- * same ones. A row's two words come from the seed and the row's place (tile.c). mix32 is a bijection of
- * 32 bits (Wellons, "Prospecting for hash functions", 2018). Kept weights are divided by the kept
- * fraction at the end, once for all keys. */
+ * same ones. A row's two words come from the seed and the row's place (tile.c). mix32 is a
+ * bijection of 32 bits (Wellons, "Prospecting for hash functions", 2018). Kept weights are divided
+ * by the kept fraction at the end, once for all keys. */
 
 SA_INLINE uvec mix32(uvec x) {
     x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));

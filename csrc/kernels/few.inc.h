@@ -5,8 +5,7 @@
  *                                                           panel of it at a time
  *     S          = cap(scale * S) - slope * distance + B, -inf where masked
  *     P, m, l    = online softmax along the keys
- *     O[r][e]    = O * 2^(u (m - m')) + sum over keys of P[r, key] * V[key][e]      lanes are e: V as
- *                                                                               it lies
+ *     O[r][e]    = O * 2^(u (m - m')) + sum over keys of P[r, key] * V[key][e]    lanes are e
  * Called by the loops through the table (kernels.h). */
 
 enum {
@@ -61,8 +60,8 @@ static void few_begin(const sa_tile *t, void *memory) {
         }
 }
 
-/* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed in
- * registers, is multiplied where it is; what is needed soon lies so far from each key. */
+/* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
+ * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
 SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                            uintptr_t soon, real *s) {
     const int64_t chunk = sa_chunk_e(t->head_dim);
@@ -114,8 +113,8 @@ static void few_panels(const sa_tile *t, const few_scratch *x, const char *const
     }
 }
 
-/* S, of as many keys as there are lanes at a time. Memory is what it waits for, and never rests: with K, the
- * V of the next keys is fetched, and the products with V fetch the next block's K. */
+/* S, of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
+ * with K, the V of the next keys is fetched, and the products with V fetch the next block's K. */
 static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
     int are_squares = t->k_col == (ptrdiff_t)sizeof(real) && t->head_dim > 0 &&
                       t->head_dim % LANES == 0 && sa_chunk_e(t->head_dim) % LANES == 0;

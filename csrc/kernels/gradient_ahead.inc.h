@@ -1,7 +1,7 @@
-/* What the backward pass fetches ahead, while the products of a block are computed: the keys and values of
- * the next block, and their gradients, if nothing has brought them near; the tile's share of keys'
- * gradients that are written soon; and in its last block but one the rows of the next tile, and those that
- * this one writes. Called by backward.inc.h. */
+/* What the backward pass fetches ahead, while the products of a block are computed: the keys and
+ * values of the next block, and their gradients, if nothing has brought them near; the tile's share
+ * of keys' gradients that are written soon; and in its last block but one the rows of the next
+ * tile, and those that this one writes. Called by backward.inc.h. */
 
 enum {
     NEAR_BYTES =
@@ -17,7 +17,7 @@ static int keys_are_far(const sa_gradient_tile *g) {
     return t->end - t->begin > NEAR_BYTES / of_key;
 }
 
-/* The keys of a block, and what is added to their gradients, which a first tile finds just cleared. */
+/* The keys of a block, and sums of their gradients, which a first tile finds just cleared. */
 static void fetch_keys(const sa_gradient_tile *g, int64_t block, ahead *a) {
     const sa_tile *t = &g->seen;
     int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);

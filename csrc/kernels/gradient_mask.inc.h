@@ -2,8 +2,8 @@
  *
  *     dB[row][key] += dS[key][row]
  *
- * Where the mask broadcasts, several of them go to one number: rows that are neighbours are summed first,
- * then MASK_KEYS keys after another, in an order that no set of kernels changes. Called by
+ * Where the mask broadcasts, several of them go to one number: rows that are neighbours are summed
+ * first, then MASK_KEYS keys after another, in an order that no set of kernels changes. Called by
  * backward.inc.h. */
 
 /* n elements added to those of an array, or all to one where the stride is 0. */

@@ -1,9 +1,9 @@
-/* The rows of a tile of the backward pass: Q and dO packed both ways, as panels whose lanes are rows and
- * as rows; for each row its lse and D = dO out, summed over e; and which rows see no key.
+/* The rows of a tile of the backward pass: Q and dO packed both ways, as panels whose lanes are
+ * rows and as rows; for each row its lse and D = dO out, summed over e; and which rows see no key.
  *
- * Where an lse does not tell a row's weights (too large a number, or the sink itself, or -inf, which
- * an overflow may be), the row's maximum and sum are counted again, over all its keys, as in the
- * forward pass. Called by backward.inc.h. */
+ * Where an lse does not tell a row's weights (too large a number, or the sink itself, or -inf,
+ * which an overflow may be), the row's maximum and sum are counted again, over all its keys, as in
+ * the forward pass. Called by backward.inc.h. */
 
 enum {
     DELTA_CHUNK = 16, /* elements of D summed at a time */

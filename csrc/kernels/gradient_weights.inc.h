@@ -5,8 +5,8 @@
  *     dS[key][lane]  = P * (dP - D)                                0 where masked
  *
  * With a soft cap, dT = dS * (1 - tanh^2) takes the place of dS, but for the mask's gradient. With
- * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged blocks
- * marks tell by a set sign what is masked. Called by backward.inc.h. */
+ * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged
+ * blocks marks tell by a set sign what is masked. Called by backward.inc.h. */
 
 /* dP for vectors [first, first + n). */
 static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,

@@ -102,8 +102,8 @@ typedef struct {
     int any_seen, all_zero;
 } scan;
 
-/* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside that
- * one may have it too, which changes nothing. */
+/* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside
+ * that one may have it too, which changes nothing. */
 static scan scan_bools(const char *p, int n) {
     const uint64_t ones = 0x0101010101010101u;
     uint64_t some = 0, zero = 0;
@@ -174,8 +174,8 @@ static void find_whether_safe(const sa_tile *t, block_keys *keys) {
         !is_ragged(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
 }
 
-/* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the last
- * row mean nothing. */
+/* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the
+ * last row mean nothing. */
 static void elements_panel(const sa_tile *t, const block_keys *keys, int i, real *panel) {
     int first = i * LANES, rows = at_most(t->rows - first, LANES), alike = 1;
     for (int r = 1; r < rows; ++r) alike &= same_elements(t, first + r);

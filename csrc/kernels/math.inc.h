@@ -6,8 +6,9 @@
  *     tanh x = x + x^3 t(x^2)      up to .55, and beyond it  1 - 2 / (e^2x + 1)
  *
  * q, t and the series of atanh are minimax fits of the relative error; the polynomial's error is
- * .025 ulp in 2^f, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and 11; log sums its parts in the order
- * of fdlibm's e_log.c.) The constant term of 2^f is exactly 1: a rescale by 2^0 changes nothing. */
+ * .025 ulp in 2^f, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and 11; log sums
+ * its parts in the order of fdlibm's e_log.c.) The constant term of 2^f is exactly 1: a rescale by
+ * 2^0 changes nothing. */
 
 #if SA_REAL_BITS == 32
 #define EXP2_INF 160 /* 2^x is inf from here up */
@@ -57,8 +58,8 @@ SA_INLINE vec exp2_parts(vec n, vec f) {
     return v_ldexp(v_fma(q, f, v_set(1)), n);
 }
 
-/* unit x to nearest, ties to even; for |unit x| < 2^22, or else something as large. 1.5 * 2^mantissa
- * leaves no room for a fraction. */
+/* unit x to nearest, ties to even; for |unit x| < 2^22, or else something as large. 1.5 *
+ * 2^mantissa leaves no room for a fraction. */
 SA_INLINE vec round_scaled(vec x, vec unit) {
     const vec no_fraction = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
     return v_sub(v_fma(x, unit, no_fraction), no_fraction);
@@ -71,8 +72,8 @@ SA_INLINE vec v_exp2(vec x) {
     return exp2_parts(n, v_sub(x, n));
 }
 
-/* 2^(unit x) for x <= 0, be it -inf, or NaN: what a softmax needs. unit x is never rounded but to find
- * n. */
+/* 2^(unit x) for x <= 0, be it -inf, or NaN: what a softmax needs. unit x is never rounded but to
+ * find n. */
 SA_INLINE vec v_exp2_scaled(vec x, vec unit) {
     vec n = round_scaled(x, unit);
     return exp2_parts(n, v_fms(x, unit, n));

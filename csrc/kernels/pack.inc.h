@@ -2,7 +2,8 @@
  *
  *     gather    panel[x][r] = factor * rows[r][x]     a lane is a row: queries, keys, weights
  *
- * The way back is scatter.inc.h. No byte outside the elements is touched; lanes past the last row are 0. */
+ * The way back is scatter.inc.h. No byte outside the elements is touched; lanes past the last row
+ * are 0. */
 
 /* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
 SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
@@ -72,8 +73,8 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
         gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
 }
 
-/* Whether rows x cols elements are all finite: 0 x is NaN for the others, and a sum that was NaN once
- * stays so. Several sums, so that none has to wait for the last. */
+/* Whether rows x cols elements are all finite: 0 x is NaN for the others, and a sum that was NaN
+ * once stays so. Several sums, so that none has to wait for the last. */
 static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     enum { SUMS = 8 };
     vec sum[SUMS];

@@ -1,6 +1,6 @@
 /* What attention over some of the keys leaves behind: for each row its maximum m, its sum l and the
- * values' sums O, not yet divided. Two of them merge into that over both their keys; the last one ends
- * in out = factor O and lse. Called by the tiles (tile.inc.h, few.inc.h, backward.inc.h). */
+ * values' sums O, not yet divided. Two of them merge into that over both their keys; the last one
+ * ends in out = factor O and lse. Called by the tiles (tile.inc.h, few.inc.h, backward.inc.h). */
 
 typedef struct {
     real *o, *row_max, *row_sum;

@@ -3,9 +3,9 @@
  *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
  *
  * A is read in place, one element at a time, through two strides; a row of B and of C is n vectors.
- * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of an
- * element depend on nothing but its own row of A and column of B; and leading or trailing k whose
- * products are 0 may be left out. */
+ * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of
+ * an element depend on nothing but its own row of A and column of B; and leading or trailing k
+ * whose products are 0 may be left out. */
 
 typedef enum {
     BETA_ZERO,    /* C is only written */
@@ -41,8 +41,8 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 }
 
 /* What becomes of each accumulator at the end of a chunk. The sum of chunks grows in C itself, or
- * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator after
- * another: all sums first and then all stores reads better, and costs 2 to 7 % of the whole. */
+ * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator
+ * after another: all sums first and then all stores reads better, and costs 2 to 7 % of all. */
 #define FOLD(to, expression)                     \
     SA_UNROLL                                    \
     for (int i = 0; i < M; ++i, c_at += c_row) { \
@@ -57,8 +57,8 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
- * keeps in registers is few as well: integers that find no room would be put into vectors' registers, and
- * wait there for the products before them. */
+ * keeps in registers is few as well: integers that find no room would be put into vectors'
+ * registers, and wait there for the products before them. */
 SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
     uintptr_t soon = p->soon;
@@ -183,8 +183,8 @@ static void product_and_fetch(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same, where marks laid out as A or as B tell by a set sign what is masked: that adds nothing, even
- * where a factor is NaN or inf. One row of C and one vector at a time: this is the rare path. */
+/* The same, where marks laid out as A or as B tell by a set sign what is masked: that adds nothing,
+ * even where a factor is NaN or inf. One row of C and one vector at a time: a rare path. */
 typedef enum { MARKED_A, MARKED_B } marked;
 
 static void product_of_visible(int n, const product_args *p, marked which, const char *marks) {

@@ -1,4 +1,5 @@
-/* Results from a panel of whole vectors back to where the user wants them, by transposes in registers:
+/* Results from a panel of whole vectors back to where the user wants them, by transposes in
+ * registers:
  *
  *     rows[r][x] = panel[x][r], or what becomes of it at the end of a softmax
  *

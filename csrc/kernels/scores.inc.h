@@ -18,7 +18,7 @@ static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block,
         hide_keys(x, 0, end);
         return;
     }
-    /* Added even where it is 0 for all rows of the block: a score of -0 becomes 0 with any company. */
+    /* Added even where it is 0 for all rows of the block: -0 becomes 0 with any company. */
     if (mask_adds(t)) keys.elements = SA_RAGGED;
     tile_scores(t, x, &keys, 0, x->n, NULL);
     tile_block_ranges(t, x, block);

@@ -1,6 +1,6 @@
 /* softmax of one row of n elements, a step on its own: three passes over the row, each of which may
- * be cut at multiples of CHAINS. Sums run in 16 chains, element mod 16, which are halved until one is left.
- * Called by rows.c through the table (kernels.h). */
+ * be cut at multiples of CHAINS. Sums run in 16 chains, element mod 16, which are halved until one
+ * is left. Called by rows.c through the table (kernels.h). */
 
 enum {
     CHAINS = 16,
@@ -44,8 +44,8 @@ SA_INLINE softmax_state softmax_cleared(void) {
     return state;
 }
 
-/* A step for each element i at which chains begin and each of their vectors v: first for the chains that
- * are whole. */
+/* A step for each element i at which chains begin and each of their vectors v: first for the chains
+ * that are whole. */
 #define EACH_CHAINS(together, n, step)                                \
     const int64_t all_whole = (together) ? (n) / CHAINS * CHAINS : 0; \
     for (int64_t i = 0; i < all_whole; i += CHAINS) {                 \
@@ -108,8 +108,8 @@ SA_INLINE void softmax_whole(const int together, row_elements x, row_elements ou
     softmax_divide(&state, together, out, n);
 }
 
-/* A row whose result goes around the caches, which then need not read what it replaces: what lies at
- * whole vectors' addresses. */
+/* A row whose result goes around the caches, which then need not read what it replaces: what lies
+ * at whole vectors' addresses. */
 static void softmax_streamed(row_elements x, char *out, int64_t n) {
     real weights[MOST_STREAMED_N];
     row_elements between = {(char *)weights, sizeof(real)};

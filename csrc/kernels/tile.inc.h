@@ -6,8 +6,8 @@
  *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(u (m - m')) + sum over keys of V[key, e] * P[key][lane]
  *
- * K and V are read where they lie. Where rows see different ranges of a block's keys, each vector of lanes
- * keeps to its own range. Called by the loops through the table (kernels.h). */
+ * K and V are read where they lie. Where rows see different ranges of a block's keys, each vector
+ * of lanes keeps to its own range. Called by the loops through the table (kernels.h). */
 
 typedef struct {
     int n;         /* vectors of lanes */
@@ -55,9 +55,9 @@ static void tile_begin(const sa_tile *t, void *memory) {
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
 }
 
-/* A block's part in what the tile fetches ahead, while so many products are computed; and in the last but
- * one, which is whole as a rule, what follows the tile at once: its own results' rows, to be written, and the
- * next tile's queries. */
+/* A block's part in what the tile fetches ahead, while so many products are computed; and in the
+ * last but one, which is whole as a rule, what follows the tile at once: its own results' rows, to
+ * be written, and the next tile's queries. */
 static void tile_ahead(const sa_tile *t, int64_t block, int products, ahead *a) {
     const sa_ahead *next = &t->ahead;
     int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
@@ -169,8 +169,8 @@ static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const bloc
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of 4; and
- * whether all lanes see all of them. */
+/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of
+ * 4; and whether all lanes see all of them. */
 static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys, int first, int n) {
     real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
     for (int r = first * LANES; r < (first + n) * LANES; ++r) {
@@ -202,7 +202,7 @@ static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys
     tile_values(t, x, keys, first, n, total.o, ahead);
 }
 
-/* The keys that all of n vectors see, each its part; no keys, after all of them, if there are none. */
+/* The keys that all of n vectors see, each its part; none, at the end of all, if there are none. */
 static block_keys common_keys(const block_keys *parts, int n, const block_keys *keys) {
     block_keys common = *keys;
     for (int i = 0; i < n; ++i) {
@@ -224,8 +224,8 @@ static block_keys keys_after(block_keys part, const block_keys *common) {
     return part;
 }
 
-/* Where each vector sees other keys: the scores of the common ones are computed at once, and those of the rest
- * vector by vector. Nothing is fetched ahead where there are none in common. */
+/* Where each vector sees other keys: the scores of the common ones are computed at once, and those
+ * of the rest vector by vector. Nothing is fetched ahead where there are none in common. */
 static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                         partial total, ahead *ahead) {
     block_keys parts[TILE_N];

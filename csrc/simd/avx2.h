@@ -113,8 +113,8 @@ SA_INLINE vec power_of_two(__m256i n) {
     return AS_REAL(SI(slli)(SI(add)(n, SET_BITS(REAL_BIAS)), REAL_MANTISSA));
 }
 
-/* Mostly all lanes stay normal numbers. Else in two steps, since 2^n itself may be none; only the last
- * can round. */
+/* Mostly all lanes stay normal numbers. Else in two steps, since 2^n itself may be none; only the
+ * last can round. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
     vec size = OP(andnot)(v_set((real)-0.0), n);
     if (v_lane_bits(v_le(size, v_set(REAL_BIAS - 2))) == (1u << LANES) - 1)

@@ -30,8 +30,9 @@ typedef __m256i uvec;
 #define NEGATIVE _mm512_movepi64_mask
 #endif
 
-/* 24 to 16 accumulators and n operands fit the 32 registers. Strips of 8 rows, for n = 3, divide blocks of
- * keys and nearly every head_dim, and a block of three vectors of weights fits the nearest cache. */
+/* 24 to 16 accumulators and n operands fit the 32 registers. Strips of 8 rows, for n = 3, divide
+ * blocks of keys and nearly every head_dim, and a block of three vectors of weights fits the
+ * nearest cache. */
 #define MAX_N 4
 #define TILE_N 3
 #define STRIP_M(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)

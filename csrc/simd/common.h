@@ -16,9 +16,9 @@
  *
  * The same names mean the same operation, bit for bit, in every set:
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
- * a * b - c, round once; v_lane_bits has bit i set where lane i is true; v_select(m, a, b) is a where m is true;
- * v_negative is true where the sign bit is set, of NaN and 0 too; v_nonzero_bytes reads LANES bytes;
- * v_frexp(x, &e) returns m in [3/4, 3/2), with x = m * 2^e, for normal x > 0;
+ * a * b - c, round once; v_lane_bits has bit i set where lane i is true; v_select(m, a, b) is a
+ * where m is true; v_negative is true where the sign bit is set, of NaN and 0 too; v_nonzero_bytes
+ * reads LANES bytes; v_frexp(x, &e) returns m in [3/4, 3/2), with x = m * 2^e, for normal x > 0;
  * v_ldexp(x, n), for whole n of at most 4/3 of the exponent range, is
  *     0              for n < LEAST_EXPONENT, be it -inf, whatever x is
  *     NaN            for n and x both NaN
@@ -45,8 +45,8 @@
 #define SA_UNROLL
 #endif
 
-/* From here on the compiler knows nothing of x, so it computes nothing from x ahead of time, which it
- * would have to keep in registers. */
+/* From here on the compiler knows nothing of x, so it computes nothing from x ahead of time, which
+ * it would have to keep in registers. */
 #if defined(__GNUC__)
 #define SA_OPAQUE(x) __asm__("" : "+r"(x))
 #else

@@ -1,8 +1,8 @@
-/* AVX-512 for a machine that has none: SIMDe's portable functions under Intel's names, and what SIMDe
- * lacks, written lane by lane as Intel's manual (volume 2) says. Found before the compiler's own
- * header by a build with SELFATTN_EMULATE_AVX512=1, so that csrc/simd/avx512.h is compiled as it
- * stands and its kernels can be tested anywhere: for their results, not for their speed.
- * Only what those kernels use, for the operands they use it on. */
+/* AVX-512 for a machine that has none: SIMDe's portable functions under Intel's names, and what
+ * SIMDe lacks, written lane by lane as Intel's manual (volume 2) says. Found before the compiler's
+ * own header by a build with SELFATTN_EMULATE_AVX512=1, so that csrc/simd/avx512.h is compiled as
+ * it stands and its kernels can be tested anywhere: for their results, not for their speed. Only
+ * what those kernels use, for the operands they use it on. */
 #ifndef SA_EMULATED_IMMINTRIN_H
 #define SA_EMULATED_IMMINTRIN_H
 

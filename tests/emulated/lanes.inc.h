@@ -24,8 +24,8 @@ static inline void EMULATED(mask_storeu)(void *p, unsigned mask, EMULATED_VEC v)
     EACH_LANE if (mask >> i & 1) memcpy((char *)p + i * sizeof *r.x, &r.x[i], sizeof *r.x);
 }
 
-/* x 2^floor(n), rounded once: ldexp of a double is exact, and then, for floats, the cast rounds. 0 where
- * the mask's bit is not set. */
+/* x 2^floor(n), rounded once: ldexp of a double is exact, and then, for floats, the cast rounds. 0
+ * where the mask's bit is not set. */
 static inline EMULATED_VEC EMULATED(maskz_scalef)(unsigned mask, EMULATED_VEC v,
                                                   EMULATED_VEC power) {
     EMULATED(lanes) r = EMULATED(split)(v), n = EMULATED(split)(power);
@@ -66,8 +66,8 @@ static inline EMULATED_VEC EMULATED(shuffle)(EMULATED_VEC a, EMULATED_VEC b, int
     return EMULATED_LOAD(r.x);
 }
 
-/* Within each quarter, the elements chosen by as many bits of `which` as number them: for doubles its bits
- * go on from quarter to quarter, for floats all quarters are alike. */
+/* Within each quarter, the elements chosen by as many bits of `which` as number them: for doubles
+ * its bits go on from quarter to quarter, for floats all quarters are alike. */
 static inline EMULATED_VEC EMULATED(permute)(EMULATED_VEC v, int which) {
     enum { QUARTER = EMULATED_LANES / 4 };
     EMULATED(lanes) from = EMULATED(split)(v), r;
