@@ -41,6 +41,7 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
     x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
                  job->pass->wanted != SA_GRADIENT_SINKS &&
                  sa_tiles_of_job(x->plan, job) >= MIN_TILES;
+    x->copied[KEYS] = x->copied[VALUES] = NULL;
     sa_key_gradients grow = x->own;
     char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
     if (key) grow.key = key, grow.key_row = bytes_of_row(p, GRAD_KEYS);
@@ -48,22 +49,29 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
     return grow;
 }
 
-void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t) {
-    const sa_problem *p = x->plan->rows.problem;
-    if (!x->is_used) return;
-    char *k = memory_of(x, KEYS), *v = memory_of(x, VALUES);
-    int64_t k_bytes = bytes_of_row(p, KEYS), v_bytes = bytes_of_row(p, VALUES);
-    if (t->is_first) {
-        if (k) sa_copy_rows(k, k_bytes, t->seen.k, t->seen.k_row, k_bytes, x->own.rows);
-        if (v) sa_copy_rows(v, v_bytes, t->seen.v, t->seen.v_row, v_bytes, x->own.rows);
-        *t->seen.finite = (sa_finite){0}; /* there were others in memory */
-        t->is_first = 0;                  /* they are near */
+/* The keys or the values of a tile. Entries and heads of a job that begin at one place have the
+ * same. */
+static void use_copy(sa_packed_job *x, int i, sa_finite *finite, const char **at, ptrdiff_t *row) {
+    char *copy = memory_of(x, i);
+    int64_t bytes = bytes_of_row(x->plan->rows.problem, i);
+    if (!copy) return;
+    if (x->copied[i] != *at) {
+        sa_copy_rows(copy, bytes, *at, *row, bytes, x->own.rows);
+        x->copied[i] = *at;
+        *finite = (sa_finite){0}; /* there were others in memory */
     }
-    if (k) t->seen.k = k, t->seen.k_row = k_bytes;
-    if (v) t->seen.v = v, t->seen.v_row = v_bytes;
-    char *grad_k = memory_of(x, GRAD_KEYS), *grad_v = memory_of(x, GRAD_VALUES);
-    if (grad_k) t->grad_k = grad_k, t->grad_k_row = k_bytes;
-    if (grad_v) t->grad_v = grad_v, t->grad_v_row = v_bytes;
+    *at = copy;
+    *row = bytes;
+}
+
+void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t) {
+    if (!x->is_used) return;
+    use_copy(x, KEYS, t->seen.finite, &t->seen.k, &t->seen.k_row);
+    use_copy(x, VALUES, t->seen.finite, &t->seen.v, &t->seen.v_row);
+    if (x->copied[KEYS] && x->copied[VALUES]) t->is_first = 0; /* they are near */
+    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
+    if (key) t->grad_k = key, t->grad_k_row = bytes_of_row(x->plan->rows.problem, GRAD_KEYS);
+    if (value) t->grad_v = value, t->grad_v_row = bytes_of_row(x->plan->rows.problem, GRAD_VALUES);
 }
 
 sa_key_gradients sa_written_by_end(const sa_packed_job *x) {

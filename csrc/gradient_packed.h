@@ -24,14 +24,15 @@ typedef struct {
     const sa_packed_layout *layout;
     char *memory;
     int is_used;
-    sa_key_gradients own; /* of the job, in their arrays */
+    const char *copied[2]; /* the keys and the values that memory holds */
+    sa_key_gradients own;  /* of the job, in their arrays */
 } sa_packed_job;
 
 /* Where a job's gradients of keys and values grow: in their arrays, or packed if that pays. */
 sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job);
 
 /* Let a tile of the job read packed keys and add to packed gradients. */
-void sa_use_packed(const sa_packed_job *x, sa_gradient_tile *t);
+void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t);
 
 /* The gradients that the job's end writes: none if nothing is packed. */
 sa_key_gradients sa_written_by_end(const sa_packed_job *x);

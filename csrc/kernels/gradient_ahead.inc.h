@@ -14,7 +14,7 @@ static int64_t first_block(const sa_tile *t) { return t->begin / SA_BLOCK_N * SA
 static int keys_are_far(const sa_gradient_tile *g) {
     const sa_tile *t = &g->seen;
     int64_t of_key = 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real);
-    return t->end - t->begin > NEAR_BYTES / of_key;
+    return of_key && t->end - t->begin > NEAR_BYTES / of_key;
 }
 
 /* The keys of a block, and sums of their gradients, which a first tile finds just cleared. */
