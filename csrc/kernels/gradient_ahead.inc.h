@@ -3,11 +3,8 @@
  * of keys' gradients that are written soon; and in its last block but one the rows of the next
  * tile, and those that this one writes. Called by backward.inc.h. */
 
-enum {
-    NEAR_BYTES =
-        1024 * 1024, /* of a head's keys, values and gradients: the second cache holds them */
-    SOON_BYTES = 256 * 1024, /* of gradients: it has room for them beside those */
-};
+/* What the second cache has room for: a head's keys, values and gradients; others beside them. */
+enum { NEAR_BYTES = 1 << 20, SOON_BYTES = 1 << 18 };
 
 static int64_t first_block(const sa_tile *t) { return t->begin / SA_BLOCK_N * SA_BLOCK_N; }
 
