@@ -41,7 +41,7 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
     x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
                  job->pass->wanted != SA_GRADIENT_SINKS &&
                  sa_tiles_of_job(x->plan, job) >= MIN_TILES;
-    x->copied[KEYS] = x->copied[VALUES] = NULL;
+    x->copied[KEYS] = x->copied[VALUES] = (sa_copied_rows){0};
     sa_key_gradients grow = x->own;
     char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
     if (key) grow.key = key, grow.key_row = bytes_of_row(p, GRAD_KEYS);
@@ -49,16 +49,17 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
     return grow;
 }
 
-/* The keys or the values of a tile. Entries and heads of a job that begin at one place have the
- * same. */
-static void use_copy(sa_packed_job *x, int i, sa_finite *finite, const char **at, ptrdiff_t *row) {
+/* The keys or the values of a tile, which others of the job may share. */
+static void use_copy(sa_packed_job *x, int i, sa_gradient_tile *t, const char **at,
+                     ptrdiff_t *row) {
     char *copy = memory_of(x, i);
     int64_t bytes = bytes_of_row(x->plan->rows.problem, i);
+    sa_copied_rows *copied = &x->copied[i];
     if (!copy) return;
-    if (x->copied[i] != *at) {
-        sa_copy_rows(copy, bytes, *at, *row, bytes, x->own.rows);
-        x->copied[i] = *at;
-        *finite = (sa_finite){0}; /* there were others in memory */
+    if (copied->at != *at || copied->rows < t->num_keys) {
+        sa_copy_rows(copy, bytes, *at, *row, bytes, t->num_keys);
+        *copied = (sa_copied_rows){*at, t->num_keys};
+        *t->seen.finite = (sa_finite){0}; /* there were others in memory */
     }
     *at = copy;
     *row = bytes;
@@ -66,9 +67,9 @@ static void use_copy(sa_packed_job *x, int i, sa_finite *finite, const char **at
 
 void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t) {
     if (!x->is_used) return;
-    use_copy(x, KEYS, t->seen.finite, &t->seen.k, &t->seen.k_row);
-    use_copy(x, VALUES, t->seen.finite, &t->seen.v, &t->seen.v_row);
-    if (x->copied[KEYS] && x->copied[VALUES]) t->is_first = 0; /* they are near */
+    use_copy(x, KEYS, t, &t->seen.k, &t->seen.k_row);
+    use_copy(x, VALUES, t, &t->seen.v, &t->seen.v_row);
+    if (x->layout->is_packed[KEYS] && x->layout->is_packed[VALUES]) t->is_first = 0; /* near */
     char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
     if (key) t->grad_k = key, t->grad_k_row = bytes_of_row(x->plan->rows.problem, GRAD_KEYS);
     if (value) t->grad_v = value, t->grad_v_row = bytes_of_row(x->plan->rows.problem, GRAD_VALUES);

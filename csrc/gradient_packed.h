@@ -18,14 +18,20 @@ typedef struct {
 
 sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan);
 
+/* A copy of so many rows that begin there. */
+typedef struct {
+    const char *at;
+    int64_t rows;
+} sa_copied_rows;
+
 /* What a worker knows from tile to tile of a job. */
 typedef struct {
     const sa_gradient_plan *plan;
     const sa_packed_layout *layout;
     char *memory;
     int is_used;
-    const char *copied[2]; /* the keys and the values that memory holds */
-    sa_key_gradients own;  /* of the job, in their arrays */
+    sa_copied_rows copied[2]; /* keys and values in memory */
+    sa_key_gradients own;     /* of the job, in their arrays */
 } sa_packed_job;
 
 /* Where a job's gradients of keys and values grow: in their arrays, or packed if that pays. */

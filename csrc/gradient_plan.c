@@ -160,6 +160,7 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
 
     t->wanted = job->pass->wanted;
     t->adds_to_query = i > 0 && t->wanted == SA_GRADIENT_QUERY;
+    t->num_keys = sa_num_keys(p, at.b);
     t->grad_out_col = d->out.col;
     t->grad_q_col = d->query.col;
     t->grad_mask_col = d->mask.col;

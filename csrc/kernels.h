@@ -134,6 +134,7 @@ typedef struct sa_gradient_tile {
     char *grad_q[SA_MAX_TILE_M], *grad_mask[SA_MAX_TILE_M]; /* the mask's from key 0 */
     double *grad_sink[SA_MAX_TILE_M];
     int adds_to_query; /* or else grad_q is only written */
+    int64_t num_keys;  /* of its batch entry */
     char *grad_k, *grad_v;
     ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
     ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;

@@ -114,6 +114,31 @@ def test_packed_sequences(isa, dtype, rng):
         assert same_bits(got.value[slice(*k)], want["value"].swapaxes(0, 1)), (q, k)
 
 
+def test_packed_sequences_that_share_a_mask(isa, dtype, rng):
+    """The job of its gradient walks them all: short ones, one without keys, then a longer one.
+
+    One key head of two lies apart; alone, in one place.
+    """
+    starts = np.cumsum([0, 150, 40, 200, 130]), np.cumsum([0, 20, 0, 120, 30])
+    query, grad_out = (rng.standard_normal((520, 2, 16)).astype(dtype) for _ in range(2))
+    key, value = (rng.standard_normal((170, 2, 16)).astype(dtype)[:, :1] for _ in range(2))
+    mask = rng.standard_normal(120).astype(dtype)
+
+    def gradients(*arrays):
+        out, lse = selfattn.varlen_attention(
+            *arrays, *starts, mask, enable_gqa=True, return_lse=True
+        )
+        return selfattn.varlen_attention_backward(
+            *(grad_out, *arrays, out, lse, *starts, mask),
+            enable_gqa=True,
+            mask_grad=True,
+            num_threads=1,
+        )
+
+    want = gradients(query, key.copy(), value.copy())
+    assert same_bits(gradients(query, key, value)[:4], want[:4])
+
+
 @linux
 def test_memory():
     """At most 2 MiB more for each thread, however many heads and keys there are."""
