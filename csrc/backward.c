@@ -13,8 +13,7 @@
 typedef struct {
     const sa_gradient_plan *plan;
     sa_packed_layout packed_layout;
-    char
-        *scratch; /* of each worker: the sums of a group's sinks, the kernels' own, packed arrays */
+    char *scratch; /* of each worker: sums of a group's sinks, the kernels' own, packed arrays */
     size_t scratch_size;
     sa_counter next;
     sa_stop stop;
@@ -63,10 +62,9 @@ static int compute_tile(worker_state *w, const sa_job *job, sa_gradient_tile *t)
 
 /* Where a worker stands in its jobs. */
 typedef struct {
-    sa_job job;
+    sa_job job;      /* without a pass before the first */
     int64_t i, tile; /* the next one's */
-    int has_job;
-} place;
+} job_place;
 
 /* A tile of a job; or without rows, the job's beginning alone. */
 typedef struct {
@@ -75,7 +73,7 @@ typedef struct {
     sa_gradient_tile t;
 } job_step;
 
-static int next_tile(worker_state *w, place *at, sa_gradient_tile *t) {
+static int next_tile(worker_state *w, job_place *at, sa_gradient_tile *t) {
     for (; at->i < at->job.pass->broadcast; ++at->i, at->tile = at->job.tile_begin) {
         if (at->tile >= at->job.tile_end) continue;
         t->is_first = at->tile == at->job.tile_begin;
@@ -84,18 +82,19 @@ static int next_tile(worker_state *w, place *at, sa_gradient_tile *t) {
     return 0;
 }
 
-/* The next step of the worker, which takes another job where there is none in this; 0 at the end of
- * all. */
-static int next_step(worker_state *w, place *at, job_step *step) {
+/* The worker's next step. Where there is none in its job, it takes another one, if more than so
+ * many are left for the others; or else it is 0. */
+static int next_step(worker_state *w, job_place *at, int64_t for_others, job_step *step) {
+    const sa_gradient_plan *plan = w->call->plan;
     step->t.seen.finite = &w->finite;
     step->begins_job = 0;
-    if (!at->has_job || !next_tile(w, at, &step->t)) {
+    if (!at->job.pass || !next_tile(w, at, &step->t)) {
+        if (w->call->next >= plan->jobs - for_others) return 0;
         int64_t i = sa_take(&w->call->next);
-        if (i >= w->call->plan->jobs) return 0;
-        at->job = sa_job_of(w->call->plan, i);
-        at->has_job = step->begins_job = 1;
-        at->i = 0;
+        if (i >= plan->jobs) return 0;
+        *at = (job_place){.job = sa_job_of(plan, i)};
         at->tile = at->job.tile_begin;
+        step->begins_job = 1;
         if (!next_tile(w, at, &step->t)) step->t.seen.rows = 0;
     }
     step->job = at->job;
@@ -123,8 +122,9 @@ static void end_job(worker_state *w, const sa_job *job) {
 
 /* The keys' gradients that are written between a job's last tile and the next one, to be fetched
  * ahead. */
-static sa_key_gradients written_soon(const worker_state *w, const job_step *next) {
-    sa_key_gradients own = sa_written_by_end(&w->packed);
+static sa_key_gradients written_soon(const worker_state *w, const sa_job *job,
+                                     const job_step *next) {
+    sa_key_gradients own = sa_written_by_end(&w->packed, job);
     if (own.rows || !next || !(next->job.pass->wanted & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))
         return own;
     return sa_key_gradients_of(w->call->plan, &next->job);
@@ -137,19 +137,21 @@ static void jobs(void *arg, int worker) {
     w.sinks = (double *)(c->scratch + (size_t)worker * c->scratch_size);
     w.scratch = (char *)w.sinks + c->plan->sinks_size;
     w.packed.memory = w.scratch + c->plan->rows.scratch_size;
-    place at = {0};
+    job_place at = {0};
     job_step steps[2], *step = &steps[0], *next = &steps[1];
-    for (int more = next_step(&w, &at, step); more;) {
-        more = next_step(&w, &at, next);
+    for (int more = next_step(&w, &at, 0, step); more;) {
+        more = next_step(&w, &at, c->plan->rows.num_threads, next);
         int is_last = !more || next->begins_job;
         if (step->begins_job) begin_job(&w, &step->job);
         if (step->t.seen.rows) {
             step->t.next = more && next->t.seen.rows ? &next->t : NULL;
-            step->t.soon = is_last ? written_soon(&w, more ? next : NULL) : (sa_key_gradients){0};
+            step->t.soon = (sa_key_gradients){0};
+            if (is_last) step->t.soon = written_soon(&w, &step->job, more ? next : NULL);
             sa_use_packed(&w.packed, &step->t);
             if (!compute_tile(&w, &step->job, &step->t)) return;
         }
         if (is_last) end_job(&w, &step->job);
+        if (!more) more = next_step(&w, &at, 0, next);
         job_step *done = step;
         step = next, next = done;
     }

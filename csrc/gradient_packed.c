@@ -5,13 +5,11 @@
 #include "mask.h"
 #include "packed.h"
 
-/* With fewer tiles of a job, they are not packed. */
+/* With fewer tiles of a batch entry, nothing is packed. */
 enum { MIN_TILES = 3 };
 
-enum { KEYS, VALUES, GRAD_KEYS, GRAD_VALUES };
-
 static int64_t bytes_of_row(const sa_problem *p, int i) {
-    return (i == KEYS || i == GRAD_KEYS ? p->head_dim : p->head_dim_v) * sa_real_size(p);
+    return (i == SA_KEYS || i == SA_GRAD_KEYS ? p->head_dim : p->head_dim_v) * sa_real_size(p);
 }
 
 sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {
@@ -22,7 +20,7 @@ sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {
     for (int i = 0; i < SA_PACKED_ARRAYS; ++i) {
         int64_t bytes = bytes_of_row(p, i);
         if (!bytes || !sa_lies_apart(p, arrays[i], bytes)) continue;
-        if (p->seqlen_k > SA_PACKED_BYTES / bytes) return (sa_packed_layout){0};
+        if (p->seqlen_k > 2 * SA_PACKED_BYTES / bytes) return (sa_packed_layout){0};
         x.is_packed[i] = 1;
         x.at[i] = x.size;
         x.size += sa_whole_lines((size_t)(p->seqlen_k * bytes));
@@ -41,11 +39,11 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
     x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
                  job->pass->wanted != SA_GRADIENT_SINKS &&
                  sa_tiles_of_job(x->plan, job) >= MIN_TILES;
-    x->copied[KEYS] = x->copied[VALUES] = (sa_copied_rows){0};
+    x->copied[SA_KEYS] = x->copied[SA_VALUES] = (sa_copied_rows){0};
     sa_key_gradients grow = x->own;
-    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
-    if (key) grow.key = key, grow.key_row = bytes_of_row(p, GRAD_KEYS);
-    if (value) grow.value = value, grow.value_row = bytes_of_row(p, GRAD_VALUES);
+    char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
+    if (key) grow.key = key, grow.key_row = bytes_of_row(p, SA_GRAD_KEYS);
+    if (value) grow.value = value, grow.value_row = bytes_of_row(p, SA_GRAD_VALUES);
     return grow;
 }
 
@@ -67,24 +65,27 @@ static void use_copy(sa_packed_job *x, int i, sa_gradient_tile *t, const char **
 
 void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t) {
     if (!x->is_used) return;
-    use_copy(x, KEYS, t, &t->seen.k, &t->seen.k_row);
-    use_copy(x, VALUES, t, &t->seen.v, &t->seen.v_row);
-    if (x->layout->is_packed[KEYS] && x->layout->is_packed[VALUES]) t->is_first = 0; /* near */
-    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
-    if (key) t->grad_k = key, t->grad_k_row = bytes_of_row(x->plan->rows.problem, GRAD_KEYS);
-    if (value) t->grad_v = value, t->grad_v_row = bytes_of_row(x->plan->rows.problem, GRAD_VALUES);
+    use_copy(x, SA_KEYS, t, &t->seen.k, &t->seen.k_row);
+    use_copy(x, SA_VALUES, t, &t->seen.v, &t->seen.v_row);
+    if (x->layout->is_packed[SA_KEYS] && x->layout->is_packed[SA_VALUES])
+        t->is_first = 0; /* near */
+    char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
+    if (key) t->grad_k = key, t->grad_k_row = bytes_of_row(x->plan->rows.problem, SA_GRAD_KEYS);
+    if (value)
+        t->grad_v = value, t->grad_v_row = bytes_of_row(x->plan->rows.problem, SA_GRAD_VALUES);
 }
 
-sa_key_gradients sa_written_by_end(const sa_packed_job *x) {
-    int is_packed = memory_of(x, GRAD_KEYS) || memory_of(x, GRAD_VALUES);
-    return is_packed ? x->own : (sa_key_gradients){0};
+sa_key_gradients sa_written_by_end(const sa_packed_job *x, const sa_job *job) {
+    int keys = memory_of(x, SA_GRAD_KEYS) && job->pass->wanted & SA_GRADIENT_KEY;
+    int values = memory_of(x, SA_GRAD_VALUES) && job->pass->wanted & SA_GRADIENT_VALUE;
+    return keys || values ? x->own : (sa_key_gradients){0};
 }
 
 void sa_end_packed(const sa_packed_job *x, const sa_job *job) {
     const sa_problem *p = x->plan->rows.problem;
     const sa_key_gradients *own = &x->own;
-    char *key = memory_of(x, GRAD_KEYS), *value = memory_of(x, GRAD_VALUES);
-    int64_t k_bytes = bytes_of_row(p, GRAD_KEYS), v_bytes = bytes_of_row(p, GRAD_VALUES);
+    char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
+    int64_t k_bytes = bytes_of_row(p, SA_GRAD_KEYS), v_bytes = bytes_of_row(p, SA_GRAD_VALUES);
     if (key && job->pass->wanted & SA_GRADIENT_KEY)
         sa_copy_rows(own->key, own->key_row, key, k_bytes, k_bytes, own->rows);
     if (value && job->pass->wanted & SA_GRADIENT_VALUE)

@@ -7,7 +7,7 @@
 
 #include "gradient_plan.h"
 
-enum { SA_PACKED_ARRAYS = 4 }; /* keys, values, and the gradients of both */
+enum { SA_KEYS, SA_VALUES, SA_GRAD_KEYS, SA_GRAD_VALUES, SA_PACKED_ARRAYS };
 
 /* How each worker's memory holds them. */
 typedef struct {
@@ -30,7 +30,7 @@ typedef struct {
     const sa_packed_layout *layout;
     char *memory;
     int is_used;
-    sa_copied_rows copied[2]; /* keys and values in memory */
+    sa_copied_rows copied[2]; /* SA_KEYS and SA_VALUES, in memory */
     sa_key_gradients own;     /* of the job, in their arrays */
 } sa_packed_job;
 
@@ -41,7 +41,7 @@ sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job);
 void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t);
 
 /* The gradients that the job's end writes: none if nothing is packed. */
-sa_key_gradients sa_written_by_end(const sa_packed_job *x);
+sa_key_gradients sa_written_by_end(const sa_packed_job *x, const sa_job *job);
 
 /* Copy the job's gradients to where they belong. */
 void sa_end_packed(const sa_packed_job *x, const sa_job *job);

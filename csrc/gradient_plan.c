@@ -186,15 +186,10 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
 
 int64_t sa_tiles_of_job(const sa_gradient_plan *plan, const sa_job *job) {
     const sa_problem *p = plan->rows.problem;
-    int64_t tiles = 0;
-    for (int64_t i = 0; i < job->pass->broadcast; ++i) {
-        int64_t b, head_kv;
-        find_entry(p, job, i, &b, &head_kv);
-        int64_t end = ceil_div(plan->rows.group * sa_num_queries(p, b), SA_GRADIENT_TILE_M);
-        if (end > job->tile_end) end = job->tile_end;
-        if (end > job->tile_begin) tiles += end - job->tile_begin;
-    }
-    return tiles;
+    int64_t b, head_kv;
+    find_entry(p, job, 0, &b, &head_kv);
+    int64_t end = ceil_div(plan->rows.group * sa_num_queries(p, b), SA_GRADIENT_TILE_M);
+    return (end < job->tile_end ? end : job->tile_end) - job->tile_begin;
 }
 
 sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job *job) {

@@ -48,7 +48,7 @@ sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i);
 int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
                         double *sinks, sa_gradient_tile *t);
 
-/* How many tiles the job walks. */
+/* How many tiles the job walks of its first batch entry. */
 int64_t sa_tiles_of_job(const sa_gradient_plan *plan, const sa_job *job);
 
 /* The rows of key's and value's gradients that the job owns. */

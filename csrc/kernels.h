@@ -16,8 +16,9 @@ enum {
     SA_CHUNK_M = 32,        /* what keys' gradients get from a tile, over its rows, likewise */
     SA_GRADIENT_CHUNK = 64, /* the other sums of the backward pass; its scores are the forward's */
     SA_SOFTMAX_PART = 1 << 16, /* elements */
-    SA_GRADIENT_TILE_M = 96, /* rows of a tile of the backward pass, which all sets cut alike: what
-                                  keys' gradients get from a tile is summed over its rows first */
+    /* Rows of a tile of the backward pass, which all sets cut alike: what keys' gradients get from
+     * a tile is summed over its rows first. */
+    SA_GRADIENT_TILE_M = 96,
     SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
 };
 
@@ -88,8 +89,8 @@ typedef struct {
     int has_lse, has_alibi, has_sinks;
     double slope[SA_MAX_TILE_M], sink[SA_MAX_TILE_M];
     int64_t position[SA_MAX_TILE_M]; /* with alibi: each row's among the keys */
-    uint32_t drop_low[SA_MAX_TILE_M],
-        drop_high[SA_MAX_TILE_M]; /* with dropout: what names the row */
+    /* With dropout: what names the row. */
+    uint32_t drop_low[SA_MAX_TILE_M], drop_high[SA_MAX_TILE_M];
 } sa_tile;
 
 /* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
@@ -140,8 +141,8 @@ typedef struct sa_gradient_tile {
     ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
     int q_finite, grad_out_finite; /* found by `begin` */
     /* What is fetched ahead. */
-    int is_first;                        /* of the worker's tiles that have these keys */
-    const struct sa_gradient_tile *next; /* of them; or NULL */
+    int is_first;                        /* of its part of a batch entry's rows */
+    const struct sa_gradient_tile *next; /* of the worker's; or NULL */
     sa_key_gradients soon;               /* written between the two */
 } sa_gradient_tile;
 

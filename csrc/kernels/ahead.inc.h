@@ -13,7 +13,7 @@ typedef struct {
     int64_t at_once; /* rows */
 } rows_ahead;
 
-enum { AHEAD_PARTS = 10 };
+enum { AHEAD_PARTS = 10 }; /* as many as the backward pass has (gradient_ahead.inc.h) */
 
 typedef struct {
     rows_ahead parts[AHEAD_PARTS];

@@ -13,8 +13,8 @@
  * ways (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
 
 enum {
-    KEY_ROWS = 64,       /* of keys' gradients, computed at a time; fewer where the next are of */
-    KEY_ROWS_APART = 16, /* other rows of the tile */
+    KEY_ROWS = 64, /* of keys' gradients, computed at a time */
+    KEY_STEP = 16, /* where, in ragged blocks, other rows of the tile may begin to see keys */
     MASK_KEYS = 16,
     MAX_VECTORS = SA_GRADIENT_TILE_M / LANES,
 };

@@ -84,7 +84,7 @@ static seen_keys next_seen_keys(const block_keys *keys, const block_keys *parts,
     seen_keys seen = {.end = begin};
     for (int end = begin; end < last;) {
         int from = end;
-        end = end_of_step(from, KEY_ROWS_APART, last);
+        end = end_of_step(from, KEY_STEP, last);
         seen_keys more = rows_of_keys(parts, num_rows, from, end);
         if (from > begin && (more.row_begin != seen.row_begin || more.row_end != seen.row_end))
             break;
