@@ -27,17 +27,28 @@ static void ahead_begin(ahead *a, int products) {
     a->products = products;
 }
 
-static void fetch_also(ahead *a, rows_ahead rows) { a->parts[a->num_parts++] = rows; }
+/* The next part, of so many rows. It is filled where it stays: a copy of what was just written
+ * waits. */
+static rows_ahead *next_part(ahead *a, int64_t rows, int64_t bytes) {
+    rows_ahead *r = &a->parts[a->num_parts++];
+    r->rows = rows;
+    r->bytes = bytes;
+    r->at_once = 0;
+    return r;
+}
 
-static rows_ahead rows_of_list(const char *const *list, int64_t rows, int64_t bytes) {
-    return (rows_ahead){.rows = rows, .bytes = bytes, .list = list};
+static void fetch_list(ahead *a, const char *const *list, int64_t rows, int64_t bytes) {
+    next_part(a, rows, bytes)->list = list;
 }
 
 /* Rows that lie together are fetched as the cache lines that they are. */
-static rows_ahead rows_from(const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
-    if (row != bytes) return (rows_ahead){rows, bytes, .at = (uintptr_t)at, .row = row};
+static void fetch_rows(ahead *a, const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
+    int together = row == bytes;
     int64_t lines = (rows * bytes + CACHE_LINE - 1) / CACHE_LINE;
-    return (rows_ahead){lines, CACHE_LINE, .at = (uintptr_t)at, .row = CACHE_LINE};
+    rows_ahead *r = together ? next_part(a, lines, CACHE_LINE) : next_part(a, rows, bytes);
+    r->list = NULL;
+    r->at = (uintptr_t)at;
+    r->row = together ? CACHE_LINE : row;
 }
 
 /* Divide them among the products to come, the first of which has so many strips. */

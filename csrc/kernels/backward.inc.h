@@ -102,7 +102,7 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
     block_keys parts[MAX_VECTORS]; /* of each vector */
     int all_safe = keys->safe && g->q_finite && g->grad_out_finite;
     for (int i = 0; i < x->tile.n; ++i) {
-        parts[i] = is_ragged(keys) ? keys_of_vectors(&x->tile, keys, i, 1) : *keys;
+        parts[i] = is_ragged(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
         if (!all_safe) parts[i].ranges = keys->ranges; /* marks are needed */
     }
     int products = wants(g, SA_GRADIENT_QUERY) ? 3 : 2;

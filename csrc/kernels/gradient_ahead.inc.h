@@ -20,13 +20,13 @@ static void fetch_keys(const sa_gradient_tile *g, int64_t block, ahead *a) {
     int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);
     int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
     if (n <= 0 || (!keys_are_far(g) && !g->is_first)) return;
-    fetch_also(a, rows_from(t->k + block * t->k_row, t->k_row, n, k_bytes));
-    fetch_also(a, rows_from(t->v + block * t->v_row, t->v_row, n, v_bytes));
+    fetch_rows(a, t->k + block * t->k_row, t->k_row, n, k_bytes);
+    fetch_rows(a, t->v + block * t->v_row, t->v_row, n, v_bytes);
     if (!keys_are_far(g)) return;
     if (wants(g, SA_GRADIENT_KEY))
-        fetch_also(a, rows_from(g->grad_k + block * g->grad_k_row, g->grad_k_row, n, k_bytes));
+        fetch_rows(a, g->grad_k + block * g->grad_k_row, g->grad_k_row, n, k_bytes);
     if (wants(g, SA_GRADIENT_VALUE))
-        fetch_also(a, rows_from(g->grad_v + block * g->grad_v_row, g->grad_v_row, n, v_bytes));
+        fetch_rows(a, g->grad_v + block * g->grad_v_row, g->grad_v_row, n, v_bytes);
 }
 
 /* The block's share of what is written soon, and of no more than there is room for. */
@@ -40,8 +40,8 @@ static void fetch_soon(const sa_gradient_tile *g, int64_t block, ahead *a) {
     if (rows > most) rows = most;
     int64_t i = rows * done / all, n = rows * (next < all ? next : all) / all - i;
     if (n <= 0) return;
-    fetch_also(a, rows_from(soon->key + i * soon->key_row, soon->key_row, n, k_bytes));
-    fetch_also(a, rows_from(soon->value + i * soon->value_row, soon->value_row, n, v_bytes));
+    fetch_rows(a, soon->key + i * soon->key_row, soon->key_row, n, k_bytes);
+    fetch_rows(a, soon->value + i * soon->value_row, soon->value_row, n, v_bytes);
 }
 
 static void gradient_ahead(const sa_gradient_tile *g, int64_t block, int products, ahead *a) {
@@ -59,10 +59,10 @@ static void gradient_ahead(const sa_gradient_tile *g, int64_t block, int product
     if (!is_last_but_one && !is_only) return;
     if (next) {
         const char *const *out = (const char *const *)next->seen.out;
-        fetch_also(a, rows_of_list(next->seen.q, next->seen.rows, k_bytes));
-        fetch_also(a, rows_of_list(next->grad_out, next->seen.rows, v_bytes));
-        fetch_also(a, rows_of_list(out, next->seen.rows, v_bytes));
+        fetch_list(a, next->seen.q, next->seen.rows, k_bytes);
+        fetch_list(a, next->grad_out, next->seen.rows, v_bytes);
+        fetch_list(a, out, next->seen.rows, v_bytes);
     }
     if (wants(g, SA_GRADIENT_QUERY))
-        fetch_also(a, rows_of_list((const char *const *)g->grad_q, t->rows, k_bytes));
+        fetch_list(a, (const char *const *)g->grad_q, t->rows, k_bytes);
 }

@@ -67,17 +67,17 @@ static void tile_ahead(const sa_tile *t, int64_t block, int products, ahead *a) 
     ahead_begin(a, products);
     if (next->keys) {
         int64_t i = next->keys * done / all, n = next->keys * (done + of_block) / all - i;
-        fetch_also(a, rows_from(next->k + i * next->k_row, next->k_row, n, k_bytes));
-        fetch_also(a, rows_from(next->v + i * next->v_row, next->v_row, n, v_bytes));
+        fetch_rows(a, next->k + i * next->k_row, next->k_row, n, k_bytes);
+        fetch_rows(a, next->v + i * next->v_row, next->v_row, n, v_bytes);
     } else if (next->is_first && left > SA_BLOCK_N) {
         int64_t i = block + SA_BLOCK_N, n = t->end - i < SA_BLOCK_N ? t->end - i : SA_BLOCK_N;
-        fetch_also(a, rows_from(t->k + i * t->k_row, t->k_row, n, k_bytes));
-        fetch_also(a, rows_from(t->v + i * t->v_row, t->v_row, n, v_bytes));
+        fetch_rows(a, t->k + i * t->k_row, t->k_row, n, k_bytes);
+        fetch_rows(a, t->v + i * t->v_row, t->v_row, n, v_bytes);
     }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return;
-    fetch_also(a, rows_of_list(next->q, next->rows, k_bytes));
-    fetch_also(a, rows_of_list((const char *const *)t->out, t->rows, v_bytes));
+    fetch_list(a, next->q, next->rows, k_bytes);
+    fetch_list(a, (const char *const *)t->out, t->rows, v_bytes);
 }
 
 /* S for vectors [first, first + n). */
@@ -169,11 +169,11 @@ static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const bloc
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-/* Those of the block's keys that some lane of vectors [first, first + n) sees, from a multiple of
- * 4; and whether all lanes see all of them. */
-static block_keys keys_of_vectors(const tile_scratch *x, const block_keys *keys, int first, int n) {
+/* Those of the block's keys that some lane of vector i sees, from a multiple of 4; and whether all
+ * lanes see all of them. */
+static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, int i) {
     real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
-    for (int r = first * LANES; r < (first + n) * LANES; ++r) {
+    for (int r = i * LANES; r < (i + 1) * LANES; ++r) {
         all_lo = x->lo[r] > all_lo ? x->lo[r] : all_lo;
         all_hi = x->hi[r] < all_hi ? x->hi[r] : all_hi;
         if (x->lo[r] == x->hi[r]) continue;
@@ -229,7 +229,7 @@ static block_keys keys_after(block_keys part, const block_keys *common) {
 static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                         partial total, ahead *ahead) {
     block_keys parts[TILE_N];
-    for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vectors(x, keys, i, 1);
+    for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vector(x, keys, i);
     block_keys common = common_keys(parts, x->n, keys);
     if (has_keys(&common)) tile_scores(t, x, &common, 0, x->n, ahead);
     for (int i = 0; i < x->n; ++i) {
