@@ -206,6 +206,7 @@ BACKWARD_MORE = backward_of(
     Row("grouped", 1, 32, 8, 1024, 1024, 128),
     Row("cross", 4, 12, 12, 77, 1500, 64),
     Row("dim80", 2, 12, 12, 512, 512, 80),
+    Row("twotiles", 1, 2, 2, 96, 20000, 64),  # one for each of two threads
 )
 
 # PERFORMANCE.md's softmax table.

@@ -107,26 +107,26 @@ static void begin_job(worker_state *w, const sa_job *job) {
     const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
     const sa_problem *p = plan->rows.problem;
     const sa_array *key = &plan->gradients->key, *value = &plan->gradients->value;
-    sa_key_gradients grow = sa_begin_packed(&w->packed, job);
+    const sa_key_gradients *grow = &w->packed.grow;
+    sa_packed_job_begin(&w->packed, job);
     if (job->pass->wanted & SA_GRADIENT_KEY)
-        kernel->clear(grow.key, grow.key_row, key->col, grow.rows, p->head_dim);
+        kernel->clear(grow->key, grow->key_row, key->col, grow->rows, p->head_dim);
     if (job->pass->wanted & SA_GRADIENT_VALUE)
-        kernel->clear(grow.value, grow.value_row, value->col, grow.rows, p->head_dim_v);
+        kernel->clear(grow->value, grow->value_row, value->col, grow->rows, p->head_dim_v);
     for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
 }
 
 static void end_job(worker_state *w, const sa_job *job) {
-    sa_end_packed(&w->packed, job);
+    sa_packed_job_end(&w->packed);
     if (job->pass->wanted & SA_GRADIENT_SINKS) sa_write_sinks(w->call->plan, job, w->sinks);
 }
 
 /* The keys' gradients that are written between a job's last tile and the next one, to be fetched
  * ahead. */
-static sa_key_gradients written_soon(const worker_state *w, const sa_job *job,
-                                     const job_step *next) {
-    sa_key_gradients own = sa_written_by_end(&w->packed, job);
-    if (own.rows || !next || !(next->job.pass->wanted & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))
-        return own;
+static sa_key_gradients written_soon(const worker_state *w, const job_step *next) {
+    if (sa_packed_job_writes(&w->packed)) return w->packed.own;
+    if (!next || !(next->job.pass->wanted & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))
+        return (sa_key_gradients){0};
     return sa_key_gradients_of(w->call->plan, &next->job);
 }
 
@@ -146,8 +146,8 @@ static void jobs(void *arg, int worker) {
         if (step->t.seen.rows) {
             step->t.next = more && next->t.seen.rows ? &next->t : NULL;
             step->t.soon = (sa_key_gradients){0};
-            if (is_last) step->t.soon = written_soon(&w, &step->job, more ? next : NULL);
-            sa_use_packed(&w.packed, &step->t);
+            if (is_last) step->t.soon = written_soon(&w, more ? next : NULL);
+            sa_packed_job_tile(&w.packed, &step->t);
             if (!compute_tile(&w, &step->job, &step->t)) return;
         }
         if (is_last) end_job(&w, &step->job);

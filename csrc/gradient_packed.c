@@ -32,19 +32,19 @@ static char *memory_of(const sa_packed_job *x, int i) {
     return x->is_used && x->layout->is_packed[i] ? x->memory + x->layout->at[i] : NULL;
 }
 
-sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job) {
+void sa_packed_job_begin(sa_packed_job *x, const sa_job *job) {
     const sa_problem *p = x->plan->rows.problem;
-    x->own = sa_key_gradients_of(x->plan, job);
+    int wanted = job->pass->wanted;
     /* Sinks need no keys; and rows that are counted again need all of them. */
-    x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
-                 job->pass->wanted != SA_GRADIENT_SINKS &&
+    x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 && wanted != SA_GRADIENT_SINKS &&
                  sa_tiles_of_job(x->plan, job) >= MIN_TILES;
     x->copied[SA_KEYS] = x->copied[SA_VALUES] = (sa_copied_rows){0};
-    sa_key_gradients grow = x->own;
+    x->own = x->grow = sa_key_gradients_of(x->plan, job);
     char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
-    if (key) grow.key = key, grow.key_row = bytes_of_row(p, SA_GRAD_KEYS);
-    if (value) grow.value = value, grow.value_row = bytes_of_row(p, SA_GRAD_VALUES);
-    return grow;
+    if (key && wanted & SA_GRADIENT_KEY)
+        x->grow.key = key, x->grow.key_row = bytes_of_row(p, SA_GRAD_KEYS);
+    if (value && wanted & SA_GRADIENT_VALUE)
+        x->grow.value = value, x->grow.value_row = bytes_of_row(p, SA_GRAD_VALUES);
 }
 
 /* The keys or the values of a tile, which others of the job may share. */
@@ -63,31 +63,26 @@ static void use_copy(sa_packed_job *x, int i, sa_gradient_tile *t, const char **
     *row = bytes;
 }
 
-void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t) {
+void sa_packed_job_tile(sa_packed_job *x, sa_gradient_tile *t) {
     if (!x->is_used) return;
     use_copy(x, SA_KEYS, t, &t->seen.k, &t->seen.k_row);
     use_copy(x, SA_VALUES, t, &t->seen.v, &t->seen.v_row);
-    if (x->layout->is_packed[SA_KEYS] && x->layout->is_packed[SA_VALUES])
-        t->is_first = 0; /* near */
-    char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
-    if (key) t->grad_k = key, t->grad_k_row = bytes_of_row(x->plan->rows.problem, SA_GRAD_KEYS);
-    if (value)
-        t->grad_v = value, t->grad_v_row = bytes_of_row(x->plan->rows.problem, SA_GRAD_VALUES);
+    if (memory_of(x, SA_KEYS) && memory_of(x, SA_VALUES)) t->is_first = 0; /* they are near */
+    t->grad_k = x->grow.key;
+    t->grad_v = x->grow.value;
+    t->grad_k_row = x->grow.key_row;
+    t->grad_v_row = x->grow.value_row;
 }
 
-sa_key_gradients sa_written_by_end(const sa_packed_job *x, const sa_job *job) {
-    int keys = memory_of(x, SA_GRAD_KEYS) && job->pass->wanted & SA_GRADIENT_KEY;
-    int values = memory_of(x, SA_GRAD_VALUES) && job->pass->wanted & SA_GRADIENT_VALUE;
-    return keys || values ? x->own : (sa_key_gradients){0};
+int sa_packed_job_writes(const sa_packed_job *x) {
+    return x->grow.key != x->own.key || x->grow.value != x->own.value;
 }
 
-void sa_end_packed(const sa_packed_job *x, const sa_job *job) {
-    const sa_problem *p = x->plan->rows.problem;
-    const sa_key_gradients *own = &x->own;
-    char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
-    int64_t k_bytes = bytes_of_row(p, SA_GRAD_KEYS), v_bytes = bytes_of_row(p, SA_GRAD_VALUES);
-    if (key && job->pass->wanted & SA_GRADIENT_KEY)
-        sa_copy_rows(own->key, own->key_row, key, k_bytes, k_bytes, own->rows);
-    if (value && job->pass->wanted & SA_GRADIENT_VALUE)
-        sa_copy_rows(own->value, own->value_row, value, v_bytes, v_bytes, own->rows);
+void sa_packed_job_end(const sa_packed_job *x) {
+    const sa_key_gradients *own = &x->own, *grow = &x->grow;
+    if (grow->key != own->key)
+        sa_copy_rows(own->key, own->key_row, grow->key, grow->key_row, grow->key_row, own->rows);
+    if (grow->value != own->value)
+        sa_copy_rows(own->value, own->value_row, grow->value, grow->value_row, grow->value_row,
+                     own->rows);
 }

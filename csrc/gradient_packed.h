@@ -31,19 +31,20 @@ typedef struct {
     char *memory;
     int is_used;
     sa_copied_rows copied[2]; /* SA_KEYS and SA_VALUES, in memory */
-    sa_key_gradients own;     /* of the job, in their arrays */
+    sa_key_gradients own,
+        grow; /* of the job: in their arrays; and where they grow, there or packed */
 } sa_packed_job;
 
-/* Where a job's gradients of keys and values grow: in their arrays, or packed if that pays. */
-sa_key_gradients sa_begin_packed(sa_packed_job *x, const sa_job *job);
+/* Pack the job's keys and gradients, if that pays. */
+void sa_packed_job_begin(sa_packed_job *x, const sa_job *job);
 
 /* Let a tile of the job read packed keys and add to packed gradients. */
-void sa_use_packed(sa_packed_job *x, sa_gradient_tile *t);
+void sa_packed_job_tile(sa_packed_job *x, sa_gradient_tile *t);
 
-/* The gradients that the job's end writes: none if nothing is packed. */
-sa_key_gradients sa_written_by_end(const sa_packed_job *x, const sa_job *job);
+/* Whether the job's end writes gradients. */
+int sa_packed_job_writes(const sa_packed_job *x);
 
 /* Copy the job's gradients to where they belong. */
-void sa_end_packed(const sa_packed_job *x, const sa_job *job);
+void sa_packed_job_end(const sa_packed_job *x);
 
 #endif

@@ -13,7 +13,7 @@ from children import run
 from gradients import assert_same, backward
 from test_backward_memory import BACKWARD
 from test_memory import MEMORY, linux
-from test_packed_keys import OPTIONS, apart
+from test_packed_keys import GIVEN_BACK, OPTIONS, apart
 
 import selfattn
 
@@ -155,4 +155,4 @@ def test_memory():
             grown = peak_of(call)
             assert grown < results + n * 2 * 2**20 + 1_500_000, (heads, keys, n, grown - results)
     """
-    run(MEMORY + BACKWARD, code)
+    run(GIVEN_BACK + MEMORY + BACKWARD, code)
