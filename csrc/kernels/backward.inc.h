@@ -37,7 +37,9 @@ static int backward_begin(sa_gradient_tile *g, void *memory) {
     if (wants(g, SA_GRADIENT_QUERY))
         for (int64_t i = 0; i < g->seen.head_dim * x.row; i += LANES)
             v_store(x.grad_q + i, v_zero());
-    return find_lse(&g->seen, &x);
+    int again = find_lse(&g->seen, &x);
+    v_leave();
+    return again;
 }
 
 /* dQ for vectors [first, first + n). */
@@ -133,12 +135,14 @@ static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_
                            int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
+    v_leave();
         backward_block(g, &x, block);
 }
 
 static void backward_clear(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r, to += row)
         for (int64_t x = 0; x < cols; x += LANES)
+    v_leave();
             store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
 }
 
@@ -159,6 +163,7 @@ static void backward_finish(const sa_gradient_tile *g, void *memory) {
                 vec before = g->adds_to_query ? load_strided(to, col, n) : v_zero();
                 store_strided(to, col, n, sum_scaled(square[r], scale, before));
             }
+    v_leave();
         }
 }
 
@@ -177,5 +182,6 @@ static void backward_sinks(const sa_gradient_tile *g, void *memory) {
         v_store(delta, v_load(x.delta + i));
         for (int r = 0; r < LANES && i + r < t->rows; ++r)
             if (!sees_none(t, i + r)) *g->grad_sink[i + r] -= (double)share[r] * (double)delta[r];
+    v_leave();
     }
 }

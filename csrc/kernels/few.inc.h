@@ -58,6 +58,7 @@ static void few_begin(const sa_tile *t, void *memory) {
             vec q = load_strided(t->q[r] + d * t->q_col, t->q_col, width);
             v_store_n(x.q + r * t->head_dim + d, v_mul(q, factor), width);
         }
+    v_leave();
 }
 
 /* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
@@ -273,6 +274,7 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
         if (!keys.safe) few_mark_masked(t, &x, &keys);
         few_values(t, &x, &keys, total);
     }
+    v_leave();
 }
 
 static void few_merge(const sa_tile *t, void *memory, void *total_memory, const void *part_memory) {
@@ -289,6 +291,7 @@ static void few_merge(const sa_tile *t, void *memory, void *total_memory, const 
         for (int64_t e = r * row; e < (r + 1) * row; e += LANES)
             v_store(total.o + e, v_fma(v_load(total.o + e), v_set(a[r]),
                                        v_mul(v_load(part.o + e), v_set(b[r]))));
+    v_leave();
 }
 
 static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
@@ -305,4 +308,5 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
                           softmax_scaled(v_load(total.o + r * row + e), of_row));
     }
     write_lse(t, 0, max, sum);
+    v_leave();
 }

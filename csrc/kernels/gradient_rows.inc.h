@@ -167,6 +167,7 @@ static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_
                            x.sums.row_sum + at, x.tile.rescale + at);
         }
     }
+    v_leave();
 }
 
 /* Afterwards: rows that turned out to see no key lose theirs. */
@@ -178,4 +179,5 @@ static void backward_counted(sa_gradient_tile *g, void *memory) {
             x.sums.row_sum[r] == 0)
             forget_keys(t, r);
     sa_summarize_ranges(t, t->rows);
+    v_leave();
 }

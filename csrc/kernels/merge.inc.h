@@ -24,4 +24,5 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
     real lse[LANES];
     v_store(lse, v_add(max, v_log(sum)));
     write_real(row->lse, lse[0]);
+    v_leave();
 }

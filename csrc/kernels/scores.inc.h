@@ -43,6 +43,7 @@ static void scores_split(const sa_tile *t, void *memory, int64_t key_begin, int6
         scores_block(t, &x, block, end);
         scatter_block(t, &x, block, end);
     }
+    v_leave();
 }
 
 static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
@@ -62,10 +63,12 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
         }
         scatter_block(t, &x, block, end);
     }
+    v_leave();
 }
 
 static void sum_begin(const sa_tile *t, void *total_memory) {
     partial_clear(tile_partial(t, total_memory), lane_vectors(t->rows) * LANES, t->head_dim_v);
+    v_leave();
 }
 
 static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
@@ -84,6 +87,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
         block_keys keys = {.block = block, .end = end, .safe = 1};
         tile_values(t, &x, &keys, 0, x.n, total.o, NULL);
     }
+    v_leave();
 }
 
 static void sum_finish(const sa_tile *t, void *total_memory) {
@@ -92,4 +96,5 @@ static void sum_finish(const sa_tile *t, void *total_memory) {
     for (int i = 0; i < row; i += LANES)
         scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
                 row);
+    v_leave();
 }

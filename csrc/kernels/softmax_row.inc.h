@@ -140,6 +140,7 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
         softmax_streamed(from, out, n);
     else
         softmax_whole(1, from, to, n);
+    v_leave();
 }
 
 /* One pass over a part of a row. */
@@ -155,6 +156,7 @@ static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const c
         case SA_SOFTMAX_DIVIDE: softmax_divide(&state, 0, to, n); break;
     }
     memcpy(memory, &state, sizeof state);
+    v_leave();
 }
 
 #undef EACH_CHAINS

@@ -42,6 +42,7 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
         case SA_LOG: APPLY(v_log) break;
         case SA_TANH: APPLY(v_tanh) break;
     }
+    v_leave();
 }
 
 _Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
@@ -56,6 +57,10 @@ _Static_assert(STRIP_M(1) * LANES <= SUMS_ROOM && 2 * STRIP_M(2) * LANES <= SUMS
 _Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
 _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
+/* The loops, and whoever called them, use no more than the lowest part of a vector's register,
+ * which is slow while there is something in the rest. So whatever is called through the table
+ * clears that in the end (v_leave). Compilers do so by themselves, but gcc 12 takes a function that
+ * was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
     .tile = {.max_rows = TILE_N * LANES,

@@ -53,6 +53,7 @@ static void tile_begin(const sa_tile *t, void *memory) {
     for (int i = 0; i < x.n; ++i)
         gather(t->q + i * LANES, at_most(t->rows - i * LANES, LANES), t->q_col, t->head_dim,
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
+    v_leave();
 }
 
 /* A block's part in what the tile fetches ahead, while so many products are computed; and in the
@@ -263,6 +264,7 @@ static void tile_split(const sa_tile *t, void *memory, int64_t key_begin, int64_
     partial_clear(total, x.row, t->head_dim_v);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
         tile_block(t, &x, total, block);
+    v_leave();
 }
 
 static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
@@ -280,6 +282,7 @@ static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row, other += row)
             v_store(o, v_fma(v_load(o), a, v_mul(v_load(other), b)));
     }
+    v_leave();
 }
 
 static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
@@ -293,4 +296,5 @@ static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
                        total.o + i, row, &end);
         write_lse(t, i, max, sum);
     }
+    v_leave();
 }

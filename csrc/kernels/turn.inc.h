@@ -27,4 +27,5 @@ static void turn_row(const sa_turn_row *row, int64_t n) {
         vec rest = load_strided(row->x + e * row->x_col, row->x_col, width);
         store_strided(row->out + e * row->out_col, row->out_col, width, rest);
     }
+    v_leave();
 }

@@ -49,6 +49,7 @@ SA_INLINE __m256i first(int n) {
     return _mm256_loadu_si256((const void *)(ones_then_zeros + LANES - n));
 }
 
+SA_INLINE void v_leave(void) { _mm256_zeroupper(); }
 SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }

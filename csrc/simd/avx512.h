@@ -39,6 +39,7 @@ typedef __m256i uvec;
 
 SA_INLINE vmask first(int n) { return (vmask)((1u << n) - 1); }
 
+SA_INLINE void v_leave(void) { _mm256_zeroupper(); }
 SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }

@@ -10,6 +10,7 @@
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_ldexp v_frexp
  *     v_stream v_stream_end                   a store around the caches; after the last of them
+ *     v_leave              clears what is past the lowest 128 bits of registers: table.inc.h
  *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
  *     v_swap(x, half)      lane i becomes lane i ^ half: a constant, a power of 2
  *     u_set u_load u_add u_mul u_xor u_shift_right u_at_least         modulo 2^32

@@ -31,6 +31,7 @@ SA_INLINE vec v_set(real x) {
     EACH(i) r.x[i] = x;
     return r;
 }
+SA_INLINE void v_leave(void) {}
 SA_INLINE vec v_zero(void) { return v_set(0); }
 SA_INLINE vec v_broadcast(const char *p) { return v_set(read_real(p)); }
 SA_INLINE vec v_load(const void *p) {
