@@ -57,8 +57,10 @@
 /* Ask for a cache line that is needed soon; it may lie anywhere, even outside of any array. */
 #if defined(__GNUC__)
 #define SA_PREFETCH(p) __builtin_prefetch((const void *)(p), 0, 2)
+#define SA_PREFETCH_NEAREST(p) __builtin_prefetch((const void *)(p), 0, 3)
 #else
 #define SA_PREFETCH(p) ((void)(p))
+#define SA_PREFETCH_NEAREST(p) ((void)(p))
 #endif
 
 #if SA_REAL_BITS == 32
