@@ -66,6 +66,7 @@ typedef struct {
 
 typedef struct {
     int rows;
+    int64_t group; /* every group-th row is of the same head */
     int64_t head_dim, head_dim_v;
     sa_scoring scoring;
     sa_ahead ahead;

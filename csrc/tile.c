@@ -271,6 +271,7 @@ void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile
 void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
     const sa_problem *p = plan->problem;
     t->ahead = (sa_ahead){0};
+    t->group = plan->group;
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;
     t->scoring = plan->scoring;

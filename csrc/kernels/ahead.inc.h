@@ -1,78 +1,97 @@
-/* Rows that are needed soon, fetched into the second cache a few at a time while a product is
- * computed. All at once, they would be waited for: the processor remembers a few dozen misses, not
- * more.
+/* What is needed soon, fetched into the second cache while a product is computed: a line with each
+ * k. More at a time would be waited for: the processor remembers a few dozen misses, not more.
  *
- * Called by the product (product.inc.h) before each strip of its rows. */
+ * Called by the product (product.inc.h) at the beginning of each chunk of its sums. */
 
-/* So many rows, of so many bytes: a list of them, or one every `row` bytes from `at`. */
+/* Rows: at first those `row` bytes apart from `at`, then those of a list, of which each of so many
+ * heads has every heads-th one, head by head. */
 typedef struct {
-    int64_t rows, bytes;
-    const char *const *list;
-    uintptr_t at;
+    uintptr_t at; /* their next column of lines */
     ptrdiff_t row;
-    int64_t at_once; /* rows */
+    int64_t rows, columns;
+    const char *const *list;
+    int64_t of_list, bytes, heads, head; /* the next one */
 } rows_ahead;
 
 enum { AHEAD_PARTS = 10 }; /* as many as the backward pass has (gradient_ahead.inc.h) */
 
 typedef struct {
+    /* The lines to fetch next. Those after the last one do no harm. */
+    uintptr_t at;
+    ptrdiff_t stride;
+    int64_t lines;
     rows_ahead parts[AHEAD_PARTS];
-    int num_parts;
-    int products; /* to come */
+    int part, num_parts;
 } ahead;
 
-/* Nothing, as yet, during so many products. */
-static void ahead_begin(ahead *a, int products) {
-    a->num_parts = 0;
-    a->products = products;
+/* Nothing, as yet. */
+static void ahead_begin(ahead *a) {
+    a->lines = 0;
+    a->part = a->num_parts = 0;
 }
 
-/* The next part, of so many rows. It is filled where it stays: a copy of what was just written
- * waits. */
-static rows_ahead *next_part(ahead *a, int64_t rows, int64_t bytes) {
-    rows_ahead *r = &a->parts[a->num_parts++];
-    r->rows = rows;
-    r->bytes = bytes;
-    r->at_once = 0;
-    return r;
-}
+SA_INLINE int64_t lines_of(int64_t bytes) { return (bytes + CACHE_LINE - 1) / CACHE_LINE; }
 
-static void fetch_list(ahead *a, const char *const *list, int64_t rows, int64_t bytes) {
-    next_part(a, rows, bytes)->list = list;
-}
-
-/* Rows that lie together are fetched as the cache lines that they are. */
-static void fetch_rows(ahead *a, const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
+/* Rows that lie together are one long column of lines. */
+static void set_rows(rows_ahead *r, const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
     int together = row == bytes;
-    int64_t lines = (rows * bytes + CACHE_LINE - 1) / CACHE_LINE;
-    rows_ahead *r = together ? next_part(a, lines, CACHE_LINE) : next_part(a, rows, bytes);
-    r->list = NULL;
     r->at = (uintptr_t)at;
     r->row = together ? CACHE_LINE : row;
+    r->rows = together ? lines_of(rows * bytes) : rows;
+    r->columns = together ? 1 : lines_of(bytes);
 }
 
-/* Divide them among the products to come, the first of which has so many strips. */
-static void ahead_divide(ahead *a, int64_t strips) {
-    int64_t shares = strips * a->products--;
-    for (rows_ahead *r = a->parts; r < a->parts + a->num_parts; ++r)
-        if (r->rows) r->at_once = (r->rows + shares - 1) / shares;
+/* A part is filled where it stays: a copy of what was just written waits. */
+static void fetch_rows(ahead *a, const char *at, ptrdiff_t row, int64_t rows, int64_t bytes) {
+    if (rows <= 0) return;
+    rows_ahead *r = &a->parts[a->num_parts++];
+    set_rows(r, at, row, rows, bytes);
+    r->head = r->heads = 0;
 }
 
-SA_INLINE void fetch_row(uintptr_t at, int64_t bytes) {
-    for (uintptr_t end = at + (uintptr_t)bytes; at < end; at += CACHE_LINE) SA_PREFETCH(at);
+static void fetch_list(ahead *a, const char *const *list, int64_t rows, int64_t heads,
+                       int64_t bytes) {
+    rows_ahead *r = &a->parts[a->num_parts++];
+    r->columns = r->head = 0;
+    r->heads = heads < rows ? heads : rows;
+    r->list = list;
+    r->of_list = rows;
+    r->bytes = bytes;
 }
 
-static void ahead_fetch(ahead *a) {
-    for (rows_ahead *r = a->parts; r < a->parts + a->num_parts; ++r) {
-        const int64_t n = r->at_once < r->rows ? r->at_once : r->rows;
-        r->rows -= n;
-        if (r->list) {
-            const char *const *end = r->list + n;
-            for (; r->list < end; ++r->list) fetch_row((uintptr_t)*r->list, r->bytes);
-        } else {
-            uintptr_t at = r->at;
-            for (int64_t i = 0; i < n; ++i, at += (uintptr_t)r->row) fetch_row(at, r->bytes);
-            r->at = at;
-        }
+static int next_head(rows_ahead *r) {
+    if (r->head == r->heads) return 0;
+    const char *const *first = r->list + r->head;
+    int64_t left = r->of_list - r->head++;
+    ptrdiff_t row = left > r->heads ? first[r->heads] - *first : r->bytes;
+    set_rows(r, *first, row, r->heads == 1 ? left : (left + r->heads - 1) / r->heads, r->bytes);
+    return r->columns > 0;
+}
+
+/* The next column; after the last one a line that is near, over and over. */
+static void next_lines(ahead *a) {
+    for (; a->part < a->num_parts; ++a->part) {
+        rows_ahead *r = &a->parts[a->part];
+        if (r->columns == 0 && !next_head(r)) continue;
+        a->at = r->at;
+        a->stride = r->row;
+        a->lines = r->rows;
+        r->at += CACHE_LINE;
+        --r->columns;
+        return;
     }
+    a->at = (uintptr_t)a;
+    a->stride = 0;
+}
+
+static int has_ahead(const ahead *a) { return a && (a->lines > 0 || a->part < a->num_parts); }
+
+/* Where the next n lines are, `stride` bytes apart. */
+SA_INLINE uintptr_t take_ahead(ahead *a, int64_t n, ptrdiff_t *stride) {
+    if (a->lines <= 0) next_lines(a);
+    const uintptr_t at = a->at;
+    *stride = a->stride;
+    a->at += (uintptr_t)(n * *stride);
+    a->lines -= n;
+    return at;
 }

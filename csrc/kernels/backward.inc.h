@@ -107,9 +107,8 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
         parts[i] = is_ragged(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
         if (!all_safe) parts[i].ranges = keys->ranges; /* marks are needed */
     }
-    int products = wants(g, SA_GRADIENT_QUERY) ? 3 : 2;
     ahead soon;
-    gradient_ahead(g, keys->block, products * ((x->tile.n + TILE_N - 1) / TILE_N), &soon);
+    gradient_ahead(g, keys->block, &soon);
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = at_most(x->tile.n - first, TILE_N);
         backward_vectors(g, x, keys, parts, first, n, &soon);
@@ -135,15 +134,15 @@ static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_
                            int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
-    v_leave();
         backward_block(g, &x, block);
+    v_leave();
 }
 
 static void backward_clear(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r, to += row)
         for (int64_t x = 0; x < cols; x += LANES)
-    v_leave();
             store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
+    v_leave();
 }
 
 static void backward_finish(const sa_gradient_tile *g, void *memory) {
@@ -163,8 +162,8 @@ static void backward_finish(const sa_gradient_tile *g, void *memory) {
                 vec before = g->adds_to_query ? load_strided(to, col, n) : v_zero();
                 store_strided(to, col, n, sum_scaled(square[r], scale, before));
             }
-    v_leave();
         }
+    v_leave();
 }
 
 /* What each row gives to its sink's gradient: -e^(sink - lse) D. */
@@ -182,6 +181,6 @@ static void backward_sinks(const sa_gradient_tile *g, void *memory) {
         v_store(delta, v_load(x.delta + i));
         for (int r = 0; r < LANES && i + r < t->rows; ++r)
             if (!sees_none(t, i + r)) *g->grad_sink[i + r] -= (double)share[r] * (double)delta[r];
-    v_leave();
     }
+    v_leave();
 }

@@ -44,12 +44,12 @@ static void fetch_soon(const sa_gradient_tile *g, int64_t block, ahead *a) {
     fetch_rows(a, soon->value + i * soon->value_row, soon->value_row, n, v_bytes);
 }
 
-static void gradient_ahead(const sa_gradient_tile *g, int64_t block, int products, ahead *a) {
+static void gradient_ahead(const sa_gradient_tile *g, int64_t block, ahead *a) {
     const sa_tile *t = &g->seen;
     const sa_gradient_tile *next = g->next;
     int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
     int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real), left = t->end - block - SA_BLOCK_N;
-    ahead_begin(a, products);
+    ahead_begin(a);
     fetch_soon(g, block, a);
     if (left > 0)
         fetch_keys(g, block + SA_BLOCK_N, a);
@@ -59,10 +59,10 @@ static void gradient_ahead(const sa_gradient_tile *g, int64_t block, int product
     if (!is_last_but_one && !is_only) return;
     if (next) {
         const char *const *out = (const char *const *)next->seen.out;
-        fetch_list(a, next->seen.q, next->seen.rows, k_bytes);
-        fetch_list(a, next->grad_out, next->seen.rows, v_bytes);
-        fetch_list(a, out, next->seen.rows, v_bytes);
+        fetch_list(a, next->seen.q, next->seen.rows, t->group, k_bytes);
+        fetch_list(a, next->grad_out, next->seen.rows, t->group, v_bytes);
+        fetch_list(a, out, next->seen.rows, t->group, v_bytes);
     }
     if (wants(g, SA_GRADIENT_QUERY))
-        fetch_list(a, (const char *const *)g->grad_q, t->rows, k_bytes);
+        fetch_list(a, (const char *const *)g->grad_q, t->rows, t->group, k_bytes);
 }

@@ -29,7 +29,7 @@ typedef struct {
     real factor;
     real *sums;     /* room for SUMS_ROOM elements, but for the first two kinds */
     ahead *ahead;   /* to fetch meanwhile; may be NULL */
-    uintptr_t soon; /* needed after this product: n vectors for each k, if asked to fetch them */
+    uintptr_t soon; /* or a row of n vectors for each k, in product_and_fetch */
     ptrdiff_t soon_k;
 } product_args;
 
@@ -56,12 +56,16 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 #define SUM_AT (sums + (i * n + j) * LANES)
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
+/* What is fetched with each k. */
+typedef enum { FETCH_NOTHING, FETCH_LINE, FETCH_ROW } fetching;
+
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
  * keeps in registers is few as well: integers that find no room would be put into vectors'
  * registers, and wait there for the products before them. */
-SA_INLINE void product_strip(const int M, const int n, const int fetch, const product_args *p,
+SA_INLINE void product_strip(const int M, const int n, const fetching fetch, const product_args *p,
                              const char *a, real *c, const real *beta) {
     uintptr_t soon = p->soon;
+    ptrdiff_t soon_k = p->soon_k;
     const char *b = p->b, *third[6]; /* every third row of A */
     SA_UNROLL
     for (int i = 0; i < M; i += 3) third[i / 3] = a + i * p->a_row;
@@ -76,14 +80,16 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
         }
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
+        if (fetch == FETCH_LINE) soon = take_ahead(p->ahead, count, &soon_k);
         for (int64_t k = 0; k < count; ++k) {
             vec bk[MAX_N];
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
                 bk[j] = v_load(b + j * (int)sizeof(vec));
-                if (fetch) SA_PREFETCH(soon + (uintptr_t)j * sizeof(vec));
+                if (fetch == FETCH_ROW || (fetch == FETCH_LINE && j == 0))
+                    SA_PREFETCH(soon + (uintptr_t)j * sizeof(vec));
             }
-            if (fetch) soon += (uintptr_t)p->soon_k;
+            if (fetch != FETCH_NOTHING) soon += (uintptr_t)soon_k;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
                 vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
@@ -129,16 +135,17 @@ SA_INLINE void product_strip(const int M, const int n, const int fetch, const pr
 }
 
 /* All rows: strips of the set's height, then 8, 4, 2 and 1. */
-SA_INLINE void product_rows(const int n, const int fetch, const product_args *p) {
+SA_INLINE void product_rows(const int n, const fetching fetch, const product_args *p) {
     const char *a = p->a;
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
-    if (p->ahead && left) ahead_divide(p->ahead, (left + STRIP_M(n) - 1) / STRIP_M(n));
 #define STRIPS(M)                                              \
     while (left >= (M)) {                                      \
-        if (p->ahead) ahead_fetch(p->ahead);                   \
-        product_strip(M, n, fetch, p, a, c, beta);             \
+        if (fetch == FETCH_NOTHING && has_ahead(p->ahead))     \
+            product_strip(M, n, FETCH_LINE, p, a, c, beta);    \
+        else                                                   \
+            product_strip(M, n, fetch, p, a, c, beta);         \
         left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
         if (p->kind == BETA_OF_ROW) beta += (M);               \
     }
@@ -155,15 +162,15 @@ SA_INLINE void product_rows(const int n, const int fetch, const product_args *p)
 #undef SUM_AT
 #undef WHOLE
 
-static void product_1(const product_args *p) { product_rows(1, 0, p); }
-static void product_2(const product_args *p) { product_rows(2, 0, p); }
-static void product_3(const product_args *p) { product_rows(3, 0, p); }
-static void fetching_1(const product_args *p) { product_rows(1, 1, p); }
-static void fetching_2(const product_args *p) { product_rows(2, 1, p); }
-static void fetching_3(const product_args *p) { product_rows(3, 1, p); }
+static void product_1(const product_args *p) { product_rows(1, FETCH_NOTHING, p); }
+static void product_2(const product_args *p) { product_rows(2, FETCH_NOTHING, p); }
+static void product_3(const product_args *p) { product_rows(3, FETCH_NOTHING, p); }
+static void fetching_1(const product_args *p) { product_rows(1, FETCH_ROW, p); }
+static void fetching_2(const product_args *p) { product_rows(2, FETCH_ROW, p); }
+static void fetching_3(const product_args *p) { product_rows(3, FETCH_ROW, p); }
 #if MAX_N == 4
-static void product_4(const product_args *p) { product_rows(4, 0, p); }
-static void fetching_4(const product_args *p) { product_rows(4, 1, p); }
+static void product_4(const product_args *p) { product_rows(4, FETCH_NOTHING, p); }
+static void fetching_4(const product_args *p) { product_rows(4, FETCH_ROW, p); }
 #else
 #define product_4 NULL
 #define fetching_4 NULL

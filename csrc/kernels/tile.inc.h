@@ -56,16 +56,16 @@ static void tile_begin(const sa_tile *t, void *memory) {
     v_leave();
 }
 
-/* A block's part in what the tile fetches ahead, while so many products are computed; and in the
- * last but one, which is whole as a rule, what follows the tile at once: its own results' rows, to
- * be written, and the next tile's queries. */
-static void tile_ahead(const sa_tile *t, int64_t block, int products, ahead *a) {
+/* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule,
+ * what follows the tile at once: its own results' rows, to be written, and the next tile's queries.
+ */
+static void tile_ahead(const sa_tile *t, int64_t block, ahead *a) {
     const sa_ahead *next = &t->ahead;
     int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
     int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
     int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
     int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
-    ahead_begin(a, products);
+    ahead_begin(a);
     if (next->keys) {
         int64_t i = next->keys * done / all, n = next->keys * (done + of_block) / all - i;
         fetch_rows(a, next->k + i * next->k_row, next->k_row, n, k_bytes);
@@ -77,8 +77,8 @@ static void tile_ahead(const sa_tile *t, int64_t block, int products, ahead *a) 
     }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return;
-    fetch_list(a, next->q, next->rows, k_bytes);
-    fetch_list(a, (const char *const *)t->out, t->rows, v_bytes);
+    fetch_list(a, next->q, next->rows, t->group, k_bytes);
+    fetch_list(a, (const char *const *)t->out, t->rows, t->group, v_bytes);
 }
 
 /* S for vectors [first, first + n). */
@@ -247,7 +247,7 @@ static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, i
     if (!find_block_keys(t, block, &keys)) return;
     find_whether_safe(t, &keys);
     ahead soon;
-    tile_ahead(t, block, keys.ranges == SA_FULL ? 2 : 1, &soon);
+    tile_ahead(t, block, &soon);
     if (keys.ranges == SA_FULL) {
         tile_scores(t, x, &keys, 0, x->n, &soon);
         tile_weigh(t, x, &keys, total, 0, x->n, &soon);
