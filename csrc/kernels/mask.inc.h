@@ -6,12 +6,14 @@
  * The other half of mask.h: what is a range of keys never gets here. Called by the tiles, with the
  * vector as it is where lanes are keys, and transposed where they are queries. */
 
-/* The keys [begin, end) of a block that some row sees, counted from the block; whether ranges and
- * elements let each row see all of them, or some; and whether weights of 0 may be multiplied by V
- * there, since it is finite or no key is masked. */
+/* The keys [begin, end) of a block that some row sees, counted from the block; those among them
+ * that ranges are known to let each row see; whether ranges and elements let each row see all of
+ * them, or some; and whether weights of 0 may be multiplied by V there, since it is finite or no
+ * key is masked. */
 typedef struct {
     int64_t block;
     int begin, end;
+    int seen_begin, seen_end;
     sa_class ranges, elements;
     int safe;
 } block_keys;
@@ -161,6 +163,7 @@ static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     keys->block = block;
     keys->safe = 1;
     keys->ranges = sa_block_class(t, block, &keys->begin, &keys->end);
+    keys->seen_begin = keys->seen_end = keys->begin;
     if (keys->ranges == SA_EMPTY) return 0;
     fetch_next_bools(t, block);
     keys->elements = element_class(t, block, keys->begin, keys->end);

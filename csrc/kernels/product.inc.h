@@ -183,6 +183,22 @@ static void product(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
+/* The same, of a long sum that is only written or added to, over a part of k at a time: so many
+ * rows of B stay in the nearest cache from strip to strip. */
+enum { PART_K = 128 }; /* a multiple of all chunks */
+
+static void product_in_parts(int n, product_args *p) {
+    int64_t left = p->k;
+    do {
+        p->k = left < PART_K ? left : PART_K;
+        product(n, p);
+        left -= p->k;
+        p->a += p->k * p->a_k;
+        p->b += p->k * p->b_k;
+        p->kind = BETA_ONE;
+    } while (left > 0);
+}
+
 /* The same, fetching what is needed soon meanwhile. */
 static void product_and_fetch(int n, const product_args *p) {
     static void (*const of_width[])(const product_args *) = {fetching_1, fetching_2, fetching_3,

@@ -84,20 +84,20 @@ static void tile_ahead(const sa_tile *t, int64_t block, ahead *a) {
 /* S for vectors [first, first + n). */
 static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
                         int n, ahead *ahead) {
-    product(n, &(product_args){
-                   .m = keys->end - keys->begin,
-                   .k = t->head_dim,
-                   .chunk = sa_chunk_e(t->head_dim),
-                   .a = t->k + (keys->block + keys->begin) * t->k_row,
-                   .a_row = t->k_row,
-                   .a_k = t->k_col,
-                   .b = (const char *)(x->q + first * LANES),
-                   .b_k = x->row * (ptrdiff_t)sizeof(real),
-                   .c = x->s + keys->begin * x->row + first * LANES,
-                   .c_row = x->row,
-                   .kind = BETA_ZERO,
-                   .ahead = ahead,
-               });
+    product_in_parts(n, &(product_args){
+                            .m = keys->end - keys->begin,
+                            .k = t->head_dim,
+                            .chunk = sa_chunk_e(t->head_dim),
+                            .a = t->k + (keys->block + keys->begin) * t->k_row,
+                            .a_row = t->k_row,
+                            .a_k = t->k_col,
+                            .b = (const char *)(x->q + first * LANES),
+                            .b_k = x->row * (ptrdiff_t)sizeof(real),
+                            .c = x->s + keys->begin * x->row + first * LANES,
+                            .c_row = x->row,
+                            .kind = BETA_ZERO,
+                            .ahead = ahead,
+                        });
 }
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
@@ -132,12 +132,17 @@ static void tile_block_ranges(const sa_tile *t, const tile_scratch *x, int64_t b
     }
 }
 
-/* Put `masked` where lane and key are out of range, for vector i. */
-static void tile_mask_ranges(const tile_scratch *x, const block_keys *keys, int i, real masked) {
+/* Put `masked` where lane and key are out of range, for keys [begin, end) of vector i. */
+static void tile_mask_range(const tile_scratch *x, int begin, int end, int i, real masked) {
     vec lo = v_load(x->lo + i * LANES), hi = v_load(x->hi + i * LANES);
-    real *s = x->s + keys->begin * x->row + i * LANES;
-    for (int j = keys->begin; j < keys->end; ++j, s += x->row)
+    real *s = x->s + begin * x->row + i * LANES;
+    for (int j = begin; j < end; ++j, s += x->row)
         v_store(s, in_range(v_load(s), lo, v_set((real)j), hi, v_set(masked)));
+}
+
+static void tile_mask_ranges(const tile_scratch *x, const block_keys *keys, int i, real masked) {
+    tile_mask_range(x, keys->begin, keys->seen_begin, i, masked);
+    tile_mask_range(x, keys->seen_end, keys->end, i, masked);
 }
 
 /* Put `masked` where B is -inf; before that, add B if asked to. */
@@ -170,6 +175,8 @@ static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const bloc
     if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
 }
 
+SA_INLINE int clip(int x, int least, int most) { return x < least ? least : x > most ? most : x; }
+
 /* Those of the block's keys that some lane of vector i sees, from a multiple of 4; and whether all
  * lanes see all of them. */
 static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, int i) {
@@ -185,6 +192,8 @@ static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, 
     if ((int)lo > part.begin) part.begin = (int)lo & ~3;
     if ((int)hi < part.end) part.end = (int)hi;
     if (all_lo <= (real)part.begin && (real)part.end <= all_hi) part.ranges = SA_FULL;
+    part.seen_begin = clip((int)all_lo, part.begin, part.end);
+    part.seen_end = clip((int)all_hi, part.seen_begin, part.end);
     return part;
 }
 
