@@ -79,7 +79,7 @@ static void scores_and_grads(const sa_gradient_tile *g, const backward_scratch *
 static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *x,
                              const block_keys *keys, const block_keys *parts, int first, int n,
                              ahead *ahead) {
-    block_keys common = common_keys(parts + first, n, keys), all = {.begin = keys->end};
+    block_keys common = common_keys(parts + first, n, keys), all = all_keys(parts + first, n, keys);
     scores_and_grads(g, x, &common, first, n, ahead);
     for (int i = first; i < first + n; ++i) {
         block_keys part = parts[i];
@@ -91,11 +91,7 @@ static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *
         scores_and_grads(g, x, &before, i, 1, NULL);
         scores_and_grads(g, x, &after, i, 1, NULL);
         weights_of_vector(g, x, &part, i);
-        if (part.begin < all.begin) all.begin = part.begin;
-        if (part.end > all.end) all.end = part.end;
     }
-    all.block = keys->block;
-    all.safe = keys->safe;
     if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, ahead);
 }
 
