@@ -87,10 +87,11 @@ SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, row_ele
     })
 }
 
-/* What all weights are multiplied by: 0 where there are none. */
+/* What all weights are multiplied by: 0 where there are none. One number is divided, not a vector
+ * of equal ones, which takes longer. */
 SA_INLINE vec softmax_divisor(softmax_state state) {
-    vec sum = join_chains(state.sum, v_add);
-    return v_select(v_eq(sum, v_zero()), v_zero(), v_div(v_set(1), sum));
+    real sum = v_first(join_chains(state.sum, v_add));
+    return v_set(sum == 0 ? 0 : 1 / sum);
 }
 
 SA_INLINE void softmax_divide(const softmax_state *state, const int together, row_elements out,

@@ -10,6 +10,7 @@
 typedef __m256 vec;
 #define LANES 8
 #define OP(name) _mm256_##name##_ps
+#define FIRST _mm256_cvtss_f32
 #define SI(name) _mm256_##name##_epi32
 #define AS_BITS _mm256_castps_si256
 #define AS_REAL _mm256_castsi256_ps
@@ -18,6 +19,7 @@ typedef __m256 vec;
 typedef __m256d vec;
 #define LANES 4
 #define OP(name) _mm256_##name##_pd
+#define FIRST _mm256_cvtsd_f64
 #define SI(name) _mm256_##name##_epi64
 #define AS_BITS _mm256_castpd_si256
 #define AS_REAL _mm256_castsi256_pd
@@ -75,6 +77,7 @@ SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
 SA_INLINE vmask v_negative(vec x) { return x; }
+SA_INLINE real v_first(vec x) { return FIRST(x); }
 SA_INLINE unsigned v_lane_bits(vmask m) { return (unsigned)OP(movemask)(m); }
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32

@@ -14,6 +14,7 @@ typedef __m512i uvec;
 #define UI(name) _mm512_##name
 #define U_SI(name) _mm512_##name##_si512
 #define OP(name) _mm512_##name##_ps
+#define FIRST _mm512_cvtss_f32
 #define CMP(a, b, how) _mm512_cmp_ps_mask(a, b, how)
 #define AS_BITS _mm512_castps_si512
 #define NEGATIVE _mm512_movepi32_mask
@@ -25,6 +26,7 @@ typedef __m256i uvec;
 #define UI(name) _mm256_##name
 #define U_SI(name) _mm256_##name##_si256
 #define OP(name) _mm512_##name##_pd
+#define FIRST _mm512_cvtsd_f64
 #define CMP(a, b, how) _mm512_cmp_pd_mask(a, b, how)
 #define AS_BITS _mm512_castpd_si512
 #define NEGATIVE _mm512_movepi64_mask
@@ -69,6 +71,7 @@ SA_INLINE vmask v_eq(vec a, vec b) { return CMP(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
 SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
+SA_INLINE real v_first(vec x) { return FIRST(x); }
 SA_INLINE unsigned v_lane_bits(vmask m) { return m; }
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32

@@ -11,16 +11,19 @@
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_ldexp v_frexp
  *     v_stream v_stream_end                   a store around the caches; after the last of them
  *     v_leave              clears what is past the lowest 128 bits of registers: table.inc.h
- *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits v_iota v_transpose
+ *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits
+ *     v_first v_iota v_transpose
  *     v_swap(x, half)      lane i becomes lane i ^ half: a constant, a power of 2
  *     u_set u_load u_add u_mul u_xor u_shift_right u_at_least         modulo 2^32
  *
  * The same names mean the same operation, bit for bit, in every set:
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
- * a * b - c, round once; v_lane_bits has bit i set where lane i is true; v_select(m, a, b) is a
- * where m is true; v_negative is true where the sign bit is set, of NaN and 0 too; v_nonzero_bytes
- * reads LANES bytes; v_frexp(x, &e) returns m in [3/4, 3/2), with x = m * 2^e, for normal x > 0;
- * v_ldexp(x, n), for whole n of at most 4/3 of the exponent range, is
+ * a * b - c, round once; v_first is lane 0; v_lane_bits has bit i set where lane i is true;
+ * v_select(m, a, b) is a where m is true; v_negative is true where the sign bit is set, of NaN and
+ * 0 too; v_nonzero_bytes reads LANES bytes; v_frexp(x, &e) returns m in [3/4, 3/2), with
+ * x = m * 2^e, for normal x > 0; v_ldexp(x, n), for whole n of at most 4/3 of the exponent range,
+ * is
+ *
  *     0              for n < LEAST_EXPONENT, be it -inf, whatever x is
  *     NaN            for n and x both NaN
  *     x * 2^n        rounded once, else, for x in (1/2, 2) */

@@ -114,6 +114,7 @@ SA_INLINE vmask v_negative(vec x) {
     return r;
 }
 
+SA_INLINE real v_first(vec x) { return x.x[0]; }
 SA_INLINE unsigned v_lane_bits(vmask m) {
     unsigned r = 0;
     EACH(i) r |= (unsigned)m.x[i] << i;
