@@ -14,7 +14,7 @@ typedef __m512i uvec;
 #define UI(name) _mm512_##name
 #define U_SI(name) _mm512_##name##_si512
 #define OP(name) _mm512_##name##_ps
-#define FIRST _mm512_cvtss_f32
+#define FIRST(x) _mm256_cvtss_f32(_mm512_castps512_ps256(x))
 #define CMP(a, b, how) _mm512_cmp_ps_mask(a, b, how)
 #define AS_BITS _mm512_castps_si512
 #define NEGATIVE _mm512_movepi32_mask
@@ -26,7 +26,7 @@ typedef __m256i uvec;
 #define UI(name) _mm256_##name
 #define U_SI(name) _mm256_##name##_si256
 #define OP(name) _mm512_##name##_pd
-#define FIRST _mm512_cvtsd_f64
+#define FIRST(x) _mm256_cvtsd_f64(_mm512_castpd512_pd256(x))
 #define CMP(a, b, how) _mm512_cmp_pd_mask(a, b, how)
 #define AS_BITS _mm512_castpd_si512
 #define NEGATIVE _mm512_movepi64_mask

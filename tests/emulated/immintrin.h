@@ -39,6 +39,9 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #undef _mm256_cmpge_epu32_mask
 #define _mm256_cmpge_epu32_mask simde_mm256_cmpge_epu32_mask
 
+/* Its vectors are in no registers of AVX that could be cleared. */
+#define _mm256_zeroupper() ((void)0)
+
 #undef _mm512_maskz_loadu_ps
 #undef _mm512_maskz_loadu_pd
 #undef _mm512_mask_storeu_ps
