@@ -1,7 +1,7 @@
 """Every call leaves the upper parts of the vectors' registers clear.
 
-The calling convention of x86-64 asks for it: while something is in them, all code that uses only
-the lower parts, of Python, NumPy and libm, may run at a fraction of its speed.
+While something is in them, code that uses only the lower parts, of the loops, Python or NumPy, may
+run at a fraction of its speed (Intel's optimization manual, on mixing AVX code with SSE code).
 """
 
 import ctypes

@@ -91,7 +91,7 @@ SA_INLINE uintptr_t take_ahead(ahead *a, int64_t n, ptrdiff_t *stride) {
     if (a->lines <= 0) next_lines(a);
     const uintptr_t at = a->at;
     *stride = a->stride;
-    a->at += (uintptr_t)(n * *stride);
+    a->at += (uintptr_t)n * (uintptr_t)*stride; /* which may be any number, for a single row */
     a->lines -= n;
     return at;
 }

@@ -20,9 +20,8 @@
  * v_max(a, b) is a > b ? a : b, so b where either is NaN, and v_min likewise; v_fma, and v_fms for
  * a * b - c, round once; v_first is lane 0; v_lane_bits has bit i set where lane i is true;
  * v_select(m, a, b) is a where m is true; v_negative is true where the sign bit is set, of NaN and
- * 0 too; v_nonzero_bytes reads LANES bytes; v_frexp(x, &e) returns m in [3/4, 3/2), with
- * x = m * 2^e, for normal x > 0; v_ldexp(x, n), for whole n of at most 4/3 of the exponent range,
- * is
+ * 0 too; v_nonzero_bytes reads LANES bytes; v_frexp(x, &e) returns m in [3/4, 3/2), where x is
+ * m * 2^e, for normal x > 0. For whole n of at most 4/3 of the exponent range, v_ldexp(x, n) is
  *
  *     0              for n < LEAST_EXPONENT, be it -inf, whatever x is
  *     NaN            for n and x both NaN
