@@ -260,7 +260,7 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
                       void *part) {
     few_scratch x = few_layout(memory);
     partial total = few_partial(part);
-    partial_clear(total, LANES, 0);
+    partial_clear(total, LANES);
     memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t->head_dim_v) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;

@@ -127,7 +127,7 @@ static int lse_tells(const sa_tile *t, int r, real lse) {
 /* Returns whether any row must be counted again. */
 static int find_lse(sa_tile *t, const backward_scratch *x) {
     int any = 0;
-    partial_clear(x->sums, x->row, 0);
+    partial_clear(x->sums, x->row);
     for (int r = 0; r < x->row; ++r) {
         x->lse[r] = (real)INFINITY; /* no weight */
         x->counted[r] = 0;

@@ -6,11 +6,14 @@ typedef struct {
     real *o, *row_max, *row_sum;
 } partial;
 
-static void partial_clear(partial p, ptrdiff_t row, int64_t rows_of_o) {
+static void partial_clear(partial p, ptrdiff_t row) {
     for (ptrdiff_t i = 0; i < row; i += LANES) {
         v_store(p.row_max + i, minus_inf());
         v_store(p.row_sum + i, v_zero());
     }
+}
+
+static void partial_clear_values(partial p, ptrdiff_t row, int64_t rows_of_o) {
     for (int64_t i = 0; i < rows_of_o * row; i += LANES) v_store(p.o + i, v_zero());
 }
 

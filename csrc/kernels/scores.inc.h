@@ -67,7 +67,8 @@ static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int
 }
 
 static void sum_begin(const sa_tile *t, void *total_memory) {
-    partial_clear(tile_partial(t, total_memory), lane_vectors(t->rows) * LANES, t->head_dim_v);
+    partial_clear_values(tile_partial(t, total_memory), lane_vectors(t->rows) * LANES,
+                         t->head_dim_v);
     v_leave();
 }
 
@@ -85,7 +86,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
         block_keys keys = {.block = block, .end = end, .safe = 1};
-        tile_values(t, &x, &keys, 0, x.n, total.o, NULL);
+        tile_values(t, &x, &keys, 0, x.n, BETA_OF_LANE, total.o, NULL);
     }
     v_leave();
 }

@@ -102,7 +102,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
 static void tile_values(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n, real *o, ahead *ahead) {
+                        int n, beta_kind kind, real *o, ahead *ahead) {
     product_args p = {
         .m = t->head_dim_v,
         .k = keys->end - keys->begin,
@@ -115,7 +115,7 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, const block_key
         .b_k = x->row * (ptrdiff_t)sizeof(real),
         .c = o + first * LANES,
         .c_row = x->row,
-        .kind = BETA_OF_LANE,
+        .kind = kind,
         .beta = x->rescale + first * LANES,
         .sums = x->sums,
         .ahead = ahead,
@@ -279,35 +279,42 @@ static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_key
             tile_hide(x, all.begin, part.begin, i);
             tile_hide(x, part.end, all.end, i);
         } else if (has_keys(&part)) {
-            tile_values(t, x, &part, i, 1, total.o, ahead);
+            tile_values(t, x, &part, i, 1, BETA_OF_LANE, total.o, ahead);
         }
     }
-    if (at_once) tile_values(t, x, &all, 0, x->n, total.o, ahead);
+    if (at_once) tile_values(t, x, &all, 0, x->n, BETA_OF_LANE, total.o, ahead);
 }
 
-static void tile_block(const sa_tile *t, const tile_scratch *x, partial total, int64_t block) {
+/* Whether O is begun, now or before: what is summed first is stored, if all vectors have it. */
+static int tile_block(const sa_tile *t, const tile_scratch *x, partial total, int64_t block,
+                      int is_begun) {
     block_keys keys;
-    if (!find_block_keys(t, block, &keys)) return;
+    if (!find_block_keys(t, block, &keys)) return is_begun;
     find_whether_safe(t, &keys);
     ahead soon;
     tile_ahead(t, block, &soon);
     if (keys.ranges == SA_FULL) {
         tile_scores(t, x, &keys, 0, x->n, &soon);
         for (int i = 0; i < x->n; ++i) tile_weigh(t, x, &keys, total, i);
-        tile_values(t, x, &keys, 0, x->n, total.o, &soon);
+        beta_kind kind = is_begun ? BETA_OF_LANE : BETA_ZERO;
+        tile_values(t, x, &keys, 0, x->n, kind, total.o, &soon);
     } else {
+        if (!is_begun) partial_clear_values(total, x->row, t->head_dim_v);
         tile_block_ranges(t, x, block);
         tile_ragged(t, x, &keys, total, &soon);
     }
+    return 1;
 }
 
 static void tile_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                        void *part) {
     tile_scratch x = tile_layout(t, memory);
     partial total = tile_partial(t, part);
-    partial_clear(total, x.row, t->head_dim_v);
+    partial_clear(total, x.row);
+    int is_begun = 0;
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
-        tile_block(t, &x, total, block);
+        is_begun = tile_block(t, &x, total, block, is_begun);
+    if (!is_begun) partial_clear_values(total, x.row, t->head_dim_v);
     v_leave();
 }
 
