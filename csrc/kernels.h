@@ -97,7 +97,7 @@ typedef struct {
 /* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
  * of the value. Both do the same operations on a row in the same order. */
 typedef struct {
-    int max_rows;
+    int rows, max_rows; /* of a tile: what suits it best, and at most */
     /* Bytes of scratch for a tile, and of one partial result of it. */
     size_t (*scratch_size)(int rows, int64_t head_dim);
     size_t (*partial_size)(int rows, int64_t head_dim_v);

@@ -113,8 +113,8 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     sight seen = sight_of(p, entries);
     plan.scoring = scoring_of(p, as_scores);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
-    plan.max_rows = tile->max_rows;
-    plan.tiles_of_head = (p->seqlen_q * plan.group + plan.max_rows - 1) / plan.max_rows;
+    plan.stretches = entries * p->num_heads_kv >= p->num_threads;
+    plan.tiles_of_head = sa_tiles_of(&plan, p->seqlen_q * plan.group);
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
     plan.segments_ascend = segments_ascend(p, entries);
     plan.end_key = seen.last;

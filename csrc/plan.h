@@ -1,6 +1,6 @@
 /* How a problem is cut: tiles of query rows, splits of keys, memory. No arithmetic on the data.
  *
- * A tile is up to 48 rows (96 in the backward pass) that share a key/value head of a batch entry.
+ * A tile is about 48 rows (96 in the backward pass) that share a key/value head of a batch entry.
  * The query heads of a group fill it together: row = query position * group + head within the
  * group. How rows are cut changes no bit of the result; splits do, and they are constants
  * (kernels.h). Of packed sequences, each is a batch entry of its own length. */
@@ -16,7 +16,7 @@ typedef struct {
     sa_scoring scoring;
     int64_t group;               /* query heads that share a key/value head */
     int64_t tiles;               /* some of packed sequences may be empty */
-    int64_t max_rows;            /* of a tile */
+    int stretches;               /* whether tiles take in a vector that would be left over */
     int64_t end_key;             /* any query sees only keys before it, by its range */
     int64_t first_split, splits; /* those in which any query sees a key; one at least */
     int64_t tiles_of_head; /* neighbours, which share keys and values; not of packed sequences */
@@ -56,9 +56,11 @@ void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t);
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
 
-/* Batch entries; where one's tiles start in a head's count; where row r of head h of one is. */
+/* Batch entries; where one's tiles start in a head's count; how many tiles
+ * a head's rows make; where row r of head h of one is. */
 int64_t sa_entries(const sa_problem *problem);
 int64_t sa_first_tile(const sa_plan *plan, int64_t b);
+int64_t sa_tiles_of(const sa_plan *plan, int64_t rows);
 char *sa_row_of(const sa_problem *problem, const sa_array *a, int64_t b, int64_t h, int64_t r);
 
 void sa_write_real(const sa_problem *problem, char *at, double x);

@@ -25,8 +25,18 @@ char *sa_row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, in
  * by the rows before them, and one more, so that no list of them is needed; some are empty. */
 int64_t sa_first_tile(const sa_plan *plan, int64_t b) {
     const sa_problem *p = plan->problem;
-    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->max_rows + b;
+    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->kernels->tile.rows + b;
     return b * plan->tiles_of_head;
+}
+
+/* As many as suit the kernel; where that leaves one vector over, the others take it in, unless
+ * threads would be idle. */
+int64_t sa_tiles_of(const sa_plan *plan, int64_t rows) {
+    const sa_forward_kernel *tile = &plan->kernels->tile;
+    int64_t tiles = (rows + tile->rows - 1) / tile->rows, lanes = plan->kernels->lanes;
+    int64_t most = plan->stretches ? tile->max_rows : tile->rows;
+    int leaves_vector = rows - (tiles - 1) * tile->rows <= lanes;
+    return tiles > 1 && leaves_vector && most > tile->rows ? tiles - 1 : tiles;
 }
 
 /* The batch entry that has the tile, counted over all heads: the last to start at or before it. */
@@ -86,7 +96,7 @@ static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     int64_t slots = sa_first_tile(plan, b + 1) - sa_first_tile(plan, b);
     int64_t of_entry = tile - sa_first_tile(plan, b) * p->num_heads_kv;
     int64_t rows = plan->group * sa_num_queries(p, b);
-    int64_t tiles = (rows + plan->max_rows - 1) / plan->max_rows;
+    int64_t tiles = sa_tiles_of(plan, rows);
     int64_t vectors = (rows + lanes - 1) / lanes;
     /* The last rows first: where the mask is causal, they are the longest. */
     int64_t in_head = slots - 1 - of_entry % slots;

@@ -54,8 +54,9 @@ def test_threads_that_share_the_splits_of_a_row(isa, dtype, seqlen_q):
 
 
 @pytest.mark.parametrize("options", OPTIONS[:3], ids=str)
-@pytest.mark.parametrize("seqlen_q", [2, 45])
+@pytest.mark.parametrize("seqlen_q", [2, 21, 45])
 def test_batch_and_head_slices(isa, dtype, options, seqlen_q):
+    """21 queries of three heads are one tile of four vectors; alone, a head is cut otherwise."""
     query, key, value = qkv((3, 6, seqlen_q, 12), 2, 300, dtype=dtype)
     whole = attend(query, key, value, enable_gqa=True, **options)
     for b in range(3):

@@ -46,7 +46,7 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
 }
 
 _Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
-_Static_assert(TILE_N <= MAX_N && TILE_N * LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
+_Static_assert(TILE_N <= MAX_N && MAX_N * LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
 _Static_assert(SA_GRADIENT_TILE_M % LANES == 0, "a tile of the backward pass is whole vectors");
 _Static_assert(DELTA_CHUNK % LANES == 0 && MASK_KEYS % LANES == 0,
                "its sums are cut alike by all sets");
@@ -63,14 +63,16 @@ _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hol
  * was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
-    .tile = {.max_rows = TILE_N * LANES,
+    .tile = {.rows = TILE_N * LANES,
+             .max_rows = MAX_N * LANES,
              .scratch_size = tile_scratch_size,
              .partial_size = tile_partial_size,
              .begin = tile_begin,
              .split = tile_split,
              .merge = tile_merge,
              .finish = tile_finish},
-    .few = {.max_rows = FEW_ROWS,
+    .few = {.rows = FEW_ROWS,
+            .max_rows = FEW_ROWS,
             .scratch_size = few_scratch_size,
             .partial_size = few_partial_size,
             .begin = few_begin,

@@ -263,7 +263,7 @@ static void tile_hide(const tile_scratch *x, int begin, int end, int i) {
  * of the rest vector by vector; the values' sums at once too, if the parts are alike. */
 static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
                         partial total, ahead *ahead) {
-    block_keys parts[TILE_N];
+    block_keys parts[MAX_N];
     for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vector(x, keys, i);
     block_keys common = common_keys(parts, x->n, keys), all = all_keys(parts, x->n, keys);
     int at_once = keys->safe && are_alike(parts, x->n, &all);
