@@ -95,6 +95,12 @@ static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *
     if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, ahead);
 }
 
+/* Of so many vectors that are left: none should be alone at the end, whose products are slow. */
+static int vectors_at_once(int left) {
+    int panels = (left + TILE_N - 1) / TILE_N;
+    return left <= MAX_N ? left : (left + panels - 1) / panels;
+}
+
 static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
                           const block_keys *keys) {
     block_keys parts[MAX_VECTORS]; /* of each vector */
@@ -106,7 +112,7 @@ static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
     ahead soon;
     gradient_ahead(g, keys->block, &soon);
     for (int first = 0, n; first < x->tile.n; first += n) {
-        n = at_most(x->tile.n - first, TILE_N);
+        n = vectors_at_once(x->tile.n - first);
         backward_vectors(g, x, keys, parts, first, n, &soon);
     }
     if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) grad_key_and_value(g, x, keys, parts);
