@@ -52,19 +52,18 @@ typedef struct {
     int64_t begin, end;
 } sa_finite;
 
-/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile;
- * the tile's share of the keys and values of the next head, so many of each; or where it has none,
- * and is the worker's first to read its own, those of its next block. */
+/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile,
+ * if there is one; the tile's share of the keys and values of the next head, so many of each; or
+ * where it has none, and is the worker's first to read its own, those of its next block. */
 typedef struct {
-    int rows;
-    const char *const *q;
+    const struct sa_tile *next;
     int64_t keys;
     const char *k, *v;
     ptrdiff_t k_row, v_row;
     int is_first;
 } sa_ahead;
 
-typedef struct {
+typedef struct sa_tile {
     int rows;
     int64_t group; /* every group-th row is of the same head */
     int64_t head_dim, head_dim_v;

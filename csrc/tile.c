@@ -273,8 +273,7 @@ static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_t
 
 void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
                    const char *last_k, sa_tile *t) {
-    t->ahead = (sa_ahead){.is_first = t->k != last_k};
-    if (next) t->ahead.rows = next->rows, t->ahead.q = next->q;
+    t->ahead = (sa_ahead){.next = next, .is_first = t->k != last_k};
     fill_keys_ahead(plan, tile, end, t);
 }
 

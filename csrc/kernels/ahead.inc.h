@@ -86,6 +86,16 @@ static void next_lines(ahead *a) {
 
 static int has_ahead(const ahead *a) { return a && (a->lines > 0 || a->part < a->num_parts); }
 
+/* What the second cache has room for, beside what is in use. */
+enum { NEAR_BYTES = 1 << 20 };
+
+static int64_t first_block(const sa_tile *t) { return t->begin / SA_BLOCK_N * SA_BLOCK_N; }
+
+/* Whether each tile of a head finds its keys, of so many bytes, beyond the second cache. */
+static int are_far(const sa_tile *t, int64_t bytes) {
+    return bytes && t->end - t->begin >= NEAR_BYTES / bytes;
+}
+
 /* Where the next n lines are, `stride` bytes apart. */
 SA_INLINE uintptr_t take_ahead(ahead *a, int64_t n, ptrdiff_t *stride) {
     if (a->lines <= 0) next_lines(a);

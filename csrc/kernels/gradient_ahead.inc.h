@@ -3,15 +3,12 @@
  * of keys' gradients that are written soon; and in its last block but one the rows of the next
  * tile, and those that this one writes. Called by backward.inc.h. */
 
-/* What the second cache has room for: a head's keys, values and gradients; others beside them. */
-enum { NEAR_BYTES = 1 << 20, SOON_BYTES = 1 << 18 };
+/* What the second cache has room for beside a head's keys, values and gradients. */
+enum { SOON_BYTES = 1 << 18 };
 
-static int64_t first_block(const sa_tile *t) { return t->begin / SA_BLOCK_N * SA_BLOCK_N; }
-
-static int keys_are_far(const sa_gradient_tile *g) {
+static int gradients_are_far(const sa_gradient_tile *g) {
     const sa_tile *t = &g->seen;
-    int64_t of_key = 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real);
-    return of_key && t->end - t->begin > NEAR_BYTES / of_key;
+    return are_far(t, 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
 }
 
 /* The keys of a block, and sums of their gradients, which a first tile finds just cleared. */
@@ -19,10 +16,9 @@ static void fetch_keys(const sa_gradient_tile *g, int64_t block, ahead *a) {
     const sa_tile *t = &g->seen;
     int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);
     int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
-    if (n <= 0 || (!keys_are_far(g) && !g->is_first)) return;
-    fetch_rows(a, t->k + block * t->k_row, t->k_row, n, k_bytes);
-    fetch_rows(a, t->v + block * t->v_row, t->v_row, n, v_bytes);
-    if (!keys_are_far(g)) return;
+    if (n <= 0 || (!gradients_are_far(g) && !g->is_first)) return;
+    fetch_block(t, block, a);
+    if (!gradients_are_far(g)) return;
     if (wants(g, SA_GRADIENT_KEY))
         fetch_rows(a, g->grad_k + block * g->grad_k_row, g->grad_k_row, n, k_bytes);
     if (wants(g, SA_GRADIENT_VALUE))

@@ -56,28 +56,41 @@ static void tile_begin(const sa_tile *t, void *memory) {
     v_leave();
 }
 
+/* The keys and values of a block, if there are any. */
+static void fetch_block(const sa_tile *t, int64_t block, ahead *a) {
+    int64_t n = at_most(t->end - block, SA_BLOCK_N), size = sizeof(real);
+    if (n <= 0) return;
+    fetch_rows(a, t->k + block * t->k_row, t->k_row, n, t->head_dim * size);
+    fetch_rows(a, t->v + block * t->v_row, t->v_row, n, t->head_dim_v * size);
+}
+
+static int keys_are_far(const sa_tile *t) {
+    return are_far(t, (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
+}
+
 /* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule,
  * what follows the tile at once: its own results' rows, to be written, and the next tile's queries.
  */
 static void tile_ahead(const sa_tile *t, int64_t block, ahead *a) {
-    const sa_ahead *next = &t->ahead;
-    int64_t done = block - t->begin / SA_BLOCK_N * SA_BLOCK_N, size = sizeof(real);
-    int64_t all = t->end - t->begin / SA_BLOCK_N * SA_BLOCK_N;
-    int64_t left = all - done, of_block = left < SA_BLOCK_N ? left : SA_BLOCK_N;
-    int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
+    const sa_ahead *soon = &t->ahead;
+    const sa_tile *next = soon->next;
+    int64_t done = block - first_block(t), all = t->end - first_block(t), left = all - done;
+    int64_t of_block = at_most(left, SA_BLOCK_N);
+    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
+    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
     ahead_begin(a);
-    if (next->keys) {
-        int64_t i = next->keys * done / all, n = next->keys * (done + of_block) / all - i;
-        fetch_rows(a, next->k + i * next->k_row, next->k_row, n, k_bytes);
-        fetch_rows(a, next->v + i * next->v_row, next->v_row, n, v_bytes);
-    } else if (next->is_first && left > SA_BLOCK_N) {
-        int64_t i = block + SA_BLOCK_N, n = t->end - i < SA_BLOCK_N ? t->end - i : SA_BLOCK_N;
-        fetch_rows(a, t->k + i * t->k_row, t->k_row, n, k_bytes);
-        fetch_rows(a, t->v + i * t->v_row, t->v_row, n, v_bytes);
+    if (soon->keys) {
+        int64_t i = soon->keys * done / all, n = soon->keys * (done + of_block) / all - i;
+        fetch_rows(a, soon->k + i * soon->k_row, soon->k_row, n, k_bytes);
+        fetch_rows(a, soon->v + i * soon->v_row, soon->v_row, n, v_bytes);
+    } else if (left > SA_BLOCK_N) {
+        if (soon->is_first || keys_are_far(t)) fetch_block(t, block + SA_BLOCK_N, a);
+    } else if (next && keys_are_far(next)) {
+        fetch_block(next, first_block(next), a);
     }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return;
-    fetch_list(a, next->q, next->rows, t->group, k_bytes);
+    if (next) fetch_list(a, next->q, next->rows, t->group, k_bytes);
     fetch_list(a, (const char *const *)t->out, t->rows, t->group, v_bytes);
 }
 
