@@ -54,7 +54,8 @@ typedef struct {
 
 /* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile,
  * if there is one; the tile's share of the keys and values of the next head, so many of each; or
- * where it has none, and is the worker's first to read its own, those of its next block. */
+ * where it has none, those of its own next block, if it is the worker's first to read them, or if
+ * each tile finds them far off. */
 typedef struct {
     const struct sa_tile *next;
     int64_t keys;
