@@ -56,8 +56,8 @@ void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t);
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
 
-/* Batch entries; where one's tiles start in a head's count; how many tiles
- * a head's rows make; where row r of head h of one is. */
+/* Batch entries; where one's tiles start in a head's count; how many tiles so many rows of a head
+ * make; where row r of head h of an entry is. */
 int64_t sa_entries(const sa_problem *problem);
 int64_t sa_first_tile(const sa_plan *plan, int64_t b);
 int64_t sa_tiles_of(const sa_plan *plan, int64_t rows);
