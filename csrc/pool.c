@@ -1,57 +1,24 @@
-/* The pool of pool.h: helpers that spin a little, then sleep; started when first needed.
+/* The pool of pool.h: helpers that spin a little, then sleep, and end when nobody needs them.
  *
- * A helper's slot is idle, posted or running. The caller posts; the helper claims the post, or the
- * caller takes it back. So a helper that the machine is slow to wake (its cores are busy elsewhere)
- * costs the caller nothing. Only one call uses the pool at a time; another that comes meanwhile
- * computes alone. A child after fork() has an empty pool and starts its own. */
+ * A helper is idle, posted, running or ended. The caller posts it; the helper claims the post, or
+ * the caller takes it back, so that a helper whose core is busy elsewhere costs the caller nothing.
+ * Waking a sleeper is a system call: the caller wakes two, and each of them, when it begins, the
+ * next two. Where they wake is said by cores.c.
+ *
+ * Only one call uses the pool at a time, and it alone adds and removes helpers; another call that
+ * comes meanwhile computes alone. A child after fork() has an empty pool and starts its own. */
 
 #include "pool.h"
 
+#if SA_THREADS
+
+#include <errno.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <time.h>
 
-enum { POLL_NS = 5 * 1000 * 1000 }; /* how often the caller asks whether to go on */
-
-static int64_t now_ns(void) {
-    struct timespec t;
-#ifdef CLOCK_MONOTONIC
-    clock_gettime(CLOCK_MONOTONIC, &t);
-#else
-    timespec_get(&t, TIME_UTC);
-#endif
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
-
-void sa_enter(sa_stop *stop, sa_interrupt interrupt) {
-    stop->interrupt = interrupt;
-    stop->asked_ns = now_ns();
-    stop->stopped = 0;
-    stop->callers = sa_fp_enter();
-}
-
-sa_status sa_leave(sa_stop *stop) {
-    sa_fp_leave(stop->callers);
-    return stop->stopped ? SA_INTERRUPTED : SA_OK;
-}
-
-int sa_must_stop(sa_stop *stop, int worker) {
-    if (worker == 0 && stop->interrupt.interrupted) {
-        int64_t now = now_ns();
-        int64_t since = now - stop->asked_ns;
-        if (since >= POLL_NS || since < 0) {
-            sa_fp_leave(stop->callers);
-            if (stop->interrupt.interrupted(stop->interrupt.arg)) stop->stopped = 1;
-            stop->callers = sa_fp_enter();
-            stop->asked_ns = now;
-        }
-    }
-    return stop->stopped != 0;
-}
-
-#if SA_THREADS
-
-#include <pthread.h>
-#include <signal.h>
+#include "cores.h"
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -62,29 +29,39 @@ int sa_must_stop(sa_stop *stop, int worker) {
 
 enum {
     MAX_HELPERS = 1023,
+    WAKES = 2,           /* sleepers that each worker wakes */
     SPIN_NS = 50 * 1000, /* how long to spin before sleeping */
     STACK_BYTES = 512 * 1024,
 };
 
-enum { IDLE, POSTED, RUNNING };
+static const int64_t UNUSED_NS = 2000000000; /* a helper that sleeps as long as this ends */
+
+enum { IDLE, POSTED, RUNNING, ENDED };
+
+typedef struct call call;
 
 typedef struct {
-    _Atomic int state;
-    int sleeping; /* under lock */
+    _Atomic int state; /* it ends under lock */
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    int sleeps;          /* under lock */
+    sa_placement placed; /* under lock */
+    pthread_t thread;
     sa_work work;
     void *arg;
     int worker;
-    struct call *call;
+    call *call;
 } helper;
 
-/* What the caller of a parallel loop waits for. */
-typedef struct call {
-    _Atomic int running;
+/* A parallel loop, and what its caller waits for. */
+struct call {
+    int helpers;
+    sa_cores cores;
+    _Atomic int next_to_wake;
+    _Atomic int running; /* helpers that are posted or run */
     pthread_mutex_t lock;
     pthread_cond_t done;
-} call;
+};
 
 static struct {
     pthread_mutex_t in_use; /* held by the call that has the pool */
@@ -93,91 +70,7 @@ static struct {
     helper *helpers[MAX_HELPERS];
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER};
 
-/* Spin until *what is no longer `value`, for SPIN_NS at most; whether it changed. */
-static int spin_while(_Atomic int *what, int value) {
-    int64_t end = now_ns() + SPIN_NS;
-    do
-        for (int i = 0; i < 64; ++i) {
-            if (atomic_load_explicit(what, memory_order_acquire) != value) return 1;
-            relax();
-        }
-    while (now_ns() < end);
-    return 0;
-}
-
-static void finish_one(call *c) {
-    /* Under the lock, for the caller frees `c` as soon as it sees 0 there. */
-    pthread_mutex_lock(&c->lock);
-    if (atomic_fetch_sub_explicit(&c->running, 1, memory_order_acq_rel) == 1)
-        pthread_cond_signal(&c->done);
-    pthread_mutex_unlock(&c->lock);
-}
-
-static void *helper_main(void *arg) {
-    helper *h = arg;
-    sa_fp_enter();
-    for (;;) {
-        if (!spin_while(&h->state, IDLE)) {
-            pthread_mutex_lock(&h->lock);
-            h->sleeping = 1;
-            while (atomic_load_explicit(&h->state, memory_order_acquire) == IDLE)
-                pthread_cond_wait(&h->wake, &h->lock);
-            h->sleeping = 0;
-            pthread_mutex_unlock(&h->lock);
-        }
-        int posted = POSTED;
-        if (!atomic_compare_exchange_strong(&h->state, &posted, RUNNING)) continue;
-        h->work(h->arg, h->worker);
-        call *c = h->call;
-        atomic_store_explicit(&h->state, IDLE, memory_order_release);
-        finish_one(c);
-    }
-    return NULL;
-}
-
-static void post(helper *h, sa_work work, void *arg, int worker, call *c) {
-    h->work = work;
-    h->arg = arg;
-    h->worker = worker;
-    h->call = c;
-    pthread_mutex_lock(&h->lock);
-    atomic_store_explicit(&h->state, POSTED, memory_order_release);
-    if (h->sleeping) pthread_cond_signal(&h->wake);
-    pthread_mutex_unlock(&h->lock);
-}
-
-/* A helper must not run the program's signal handlers: Python's belong to its main thread. */
-static int start_helper(void) {
-    helper *h = calloc(1, sizeof *h);
-    if (!h) return 0;
-    pthread_mutex_init(&h->lock, NULL);
-    pthread_cond_init(&h->wake, NULL);
-    pthread_attr_t attr;
-    pthread_attr_init(&attr);
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
-    pthread_t thread;
-    int failed = pthread_create(&thread, &attr, helper_main, h);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    pthread_attr_destroy(&attr);
-    if (failed) {
-        free(h);
-        return 0;
-    }
-    pool.helpers[pool.size++] = h;
-    return 1;
-}
-
-static void forget_helpers(void) {
-    ++pool.forks;
-    pool.size = 0; /* they did not survive the fork; their memory, a few hundred bytes, is lost */
-    pthread_mutex_init(&pool.in_use, NULL);
-}
-
-static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
+/* ------------------------------------------------------------------ waiting */
 
 /* A clock that nobody sets back, where a condition can wait by one. */
 #ifdef __APPLE__
@@ -194,23 +87,181 @@ static void init_condition(pthread_cond_t *condition) {
 }
 #endif
 
-/* The helpers' work is done, or taken back where it was not begun; or this is the child of a fork()
- * in a signal handler, and they are no more. */
-static void wait_for_helpers(int helpers, call *c, sa_stop *stop, int forks) {
-    for (int i = 0; i < helpers; ++i) {
-        int posted = POSTED;
-        if (atomic_compare_exchange_strong(&pool.helpers[i]->state, &posted, IDLE)) finish_one(c);
+static struct timespec time_after(int64_t ns) {
+    struct timespec t;
+    clock_gettime(WAIT_CLOCK, &t);
+    ns += t.tv_nsec;
+    t.tv_sec += ns / 1000000000;
+    t.tv_nsec = ns % 1000000000;
+    return t;
+}
+
+/* Spin until *what is no longer `value`, for SPIN_NS at most; whether it changed. */
+static int spin_while(_Atomic int *what, int value) {
+    int64_t end = sa_now_ns() + SPIN_NS;
+    do
+        for (int i = 0; i < 64; ++i) {
+            if (atomic_load_explicit(what, memory_order_acquire) != value) return 1;
+            relax();
+        }
+    while (sa_now_ns() < end);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ helpers */
+
+static int move_state(helper *h, int from, int to) {
+    return atomic_compare_exchange_strong(&h->state, &from, to);
+}
+
+/* Sleep until posted. Returns 0 if the helper has ended instead. */
+static int sleep_until_posted(helper *h) {
+    struct timespec until = time_after(UNUSED_NS);
+    int ended = 0;
+    pthread_mutex_lock(&h->lock);
+    h->sleeps = 1;
+    while (!ended && atomic_load_explicit(&h->state, memory_order_acquire) == IDLE)
+        if (pthread_cond_timedwait(&h->wake, &h->lock, &until) == ETIMEDOUT)
+            ended = move_state(h, IDLE, ENDED);
+    h->sleeps = 0;
+    pthread_mutex_unlock(&h->lock);
+    return !ended;
+}
+
+/* Put a posted helper where it should run, and wake it. Returns whether it slept. */
+static int wake(helper *h, const sa_cores *cores) {
+    pthread_mutex_lock(&h->lock);
+    int sleeps = h->sleeps && atomic_load_explicit(&h->state, memory_order_relaxed) == POSTED;
+#if SA_AFFINITY
+    /* Under the lock it cannot end. */
+    if (atomic_load_explicit(&h->state, memory_order_relaxed) != ENDED)
+        sa_place(h->thread, &h->placed, cores, sleeps);
+#else
+    (void)cores;
+#endif
+    pthread_mutex_unlock(&h->lock);
+    if (sleeps) pthread_cond_signal(&h->wake);
+    return sleeps;
+}
+
+/* A worker's part in waking the call's helpers. */
+static void wake_some(call *c) {
+    for (int woken = 0; woken < WAKES;) {
+        int i = atomic_fetch_add(&c->next_to_wake, 1);
+        if (i >= c->helpers) return;
+        woken += wake(pool.helpers[i], &c->cores);
     }
-    int64_t spun_until = now_ns() + SPIN_NS;
-    while (atomic_load_explicit(&c->running, memory_order_acquire) > 0 && now_ns() < spun_until)
+}
+
+static void finish_one(call *c) {
+    /* Under the lock, for the caller frees `c` as soon as it sees 0 there. */
+    pthread_mutex_lock(&c->lock);
+    if (atomic_fetch_sub_explicit(&c->running, 1, memory_order_acq_rel) == 1)
+        pthread_cond_signal(&c->done);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void *helper_main(void *arg) {
+    helper *h = arg;
+    sa_fp_enter();
+    for (;;) {
+        if (!spin_while(&h->state, IDLE) && !sleep_until_posted(h)) return NULL;
+        if (!move_state(h, POSTED, RUNNING)) continue;
+        call *c = h->call;
+        wake_some(c);
+        h->work(h->arg, h->worker);
+        atomic_store_explicit(&h->state, IDLE, memory_order_release);
+        finish_one(c);
+    }
+}
+
+/* A helper must not run the program's signal handlers: Python's belong to its main thread. */
+static int start_thread(helper *h) {
+    pthread_attr_t attr;
+    sigset_t all, old;
+    if (pthread_attr_init(&attr)) return 0;
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+    sigfillset(&all);
+    int started = pthread_sigmask(SIG_SETMASK, &all, &old) == 0;
+    if (started) {
+        started = pthread_create(&h->thread, &attr, helper_main, h) == 0;
+        pthread_sigmask(SIG_SETMASK, &old, NULL);
+    }
+    pthread_attr_destroy(&attr);
+    return started;
+}
+
+static helper *new_helper(const sa_cores *cores) {
+    helper *h = calloc(1, sizeof *h);
+    if (!h) return NULL;
+    h->placed = sa_placement_of_new(cores);
+    pthread_mutex_init(&h->lock, NULL);
+    init_condition(&h->wake);
+    if (start_thread(h)) return h;
+    pthread_cond_destroy(&h->wake);
+    pthread_mutex_destroy(&h->lock);
+    free(h);
+    return NULL;
+}
+
+static void free_ended(helper *h) {
+    pthread_mutex_lock(&h->lock); /* which it held when it ended */
+    pthread_mutex_unlock(&h->lock);
+    pthread_cond_destroy(&h->wake);
+    pthread_mutex_destroy(&h->lock);
+    free(h);
+}
+
+/* Take out of the pool who has ended, and start as many as are lacking. Returns how many of the n
+ * there are. */
+static int gather_helpers(int n, const sa_cores *cores) {
+    int size = 0;
+    for (int i = 0; i < pool.size; ++i) {
+        helper *h = pool.helpers[i];
+        if (atomic_load_explicit(&h->state, memory_order_acquire) == ENDED)
+            free_ended(h);
+        else
+            pool.helpers[size++] = h;
+    }
+    for (helper *h; size < n && (h = new_helper(cores));) pool.helpers[size++] = h;
+    pool.size = size;
+    return size < n ? size : n;
+}
+
+/* ------------------------------------------------------------------ forks */
+
+static void forget_helpers(void) {
+    ++pool.forks;
+    pool.size = 0; /* they did not survive the fork; their memory, a few hundred bytes, is lost */
+    pthread_mutex_init(&pool.in_use, NULL);
+}
+
+static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
+
+/* ------------------------------------------------------------------ calls */
+
+static void post(call *c, helper *h, sa_work work, void *arg, int worker) {
+    h->work = work;
+    h->arg = arg;
+    h->worker = worker;
+    h->call = c;
+    if (!move_state(h, IDLE, POSTED)) finish_one(c); /* it has just ended */
+}
+
+static void take_back(call *c, helper *h) {
+    if (move_state(h, POSTED, IDLE)) finish_one(c);
+}
+
+/* Until the helpers' work is done; or this is the child of a fork() in a signal handler, and they
+ * are no more. */
+static void wait_for_helpers(call *c, sa_stop *stop, int forks) {
+    int64_t spun_until = sa_now_ns() + SPIN_NS;
+    while (atomic_load_explicit(&c->running, memory_order_acquire) > 0 && sa_now_ns() < spun_until)
         relax();
     pthread_mutex_lock(&c->lock);
     while (atomic_load_explicit(&c->running, memory_order_acquire) > 0) {
-        struct timespec until;
-        clock_gettime(WAIT_CLOCK, &until);
-        until.tv_nsec += POLL_NS;
-        until.tv_sec += until.tv_nsec / 1000000000;
-        until.tv_nsec %= 1000000000;
+        struct timespec until = time_after(SA_ASK_NS);
         pthread_cond_timedwait(&c->done, &c->lock, &until);
         pthread_mutex_unlock(&c->lock);
         sa_must_stop(stop, 0);
@@ -227,17 +278,20 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
         work(arg, 0);
         return;
     }
-    int helpers = num_threads - 1 < MAX_HELPERS ? num_threads - 1 : MAX_HELPERS;
-    while (pool.size < helpers && start_helper()) continue;
-    if (pool.size < helpers) helpers = pool.size;
-
     const int forks = pool.forks;
-    call c = {.lock = PTHREAD_MUTEX_INITIALIZER};
+    call c = {.lock = PTHREAD_MUTEX_INITIALIZER, .cores = sa_cores_of_caller()};
     init_condition(&c.done);
-    atomic_init(&c.running, helpers);
-    for (int i = 0; i < helpers; ++i) post(pool.helpers[i], work, arg, i + 1, &c);
+    c.helpers =
+        gather_helpers(num_threads - 1 < MAX_HELPERS ? num_threads - 1 : MAX_HELPERS, &c.cores);
+    atomic_init(&c.next_to_wake, 0);
+    atomic_init(&c.running, c.helpers);
+    for (int i = 0; i < c.helpers; ++i) post(&c, pool.helpers[i], work, arg, i + 1);
+    wake_some(&c);
     work(arg, 0);
-    if (pool.forks == forks) wait_for_helpers(helpers, &c, stop, forks);
+    if (pool.forks == forks) {
+        for (int i = 0; i < c.helpers; ++i) take_back(&c, pool.helpers[i]);
+        wait_for_helpers(&c, stop, forks);
+    }
     if (pool.forks != forks) {
         stop->stopped = 1; /* nobody can tell what the helpers had done */
         return;

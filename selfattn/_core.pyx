@@ -6,6 +6,9 @@ No policy: `_args` has made sure of everything that is taken for granted here. F
 `attend_plainly` does all of a call that asks for nothing else.
 """
 
+import os
+import threading
+
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport NAN
@@ -13,6 +16,10 @@ from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memset
 
 cnp.import_array()
+
+
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident() noexcept
 
 
 cdef extern from "selfattn.h" nogil:
@@ -83,6 +90,29 @@ cdef extern from "selfattn.h" nogil:
 
 
 # ------------------------------------------------------------------ calls
+
+
+# Python runs signal handlers in its main thread alone. Any other one has nothing to ask for, and
+# must not: at exit, CPython ends a thread that asks for the GIL where it stands, while helpers
+# still work on its stack.
+cdef unsigned long main_thread = threading.main_thread().ident
+
+
+def _fork_made_this_the_main_thread():
+    global main_thread
+    main_thread = PyThread_get_thread_ident()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_fork_made_this_the_main_thread)
+
+
+cdef void may_interrupt(sa_interrupt *interrupt, list raised) noexcept:
+    """Have the call ask `interrupted`; `raised` keeps what its signal handlers raise."""
+    interrupt.interrupted = NULL
+    interrupt.arg = <void *>raised
+    if PyThread_get_thread_ident() == main_thread:
+        interrupt.interrupted = interrupted
 
 
 cdef int interrupted(void *arg) noexcept with gil:
@@ -177,8 +207,7 @@ ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
 cdef void start(sa_problem *p, int num_threads, list raised) noexcept:
     """What belongs to a call; `raised` keeps what its signal handlers raise."""
     p.num_threads = num_threads
-    p.interrupt.interrupted = interrupted
-    p.interrupt.arg = <void *>raised
+    may_interrupt(&p.interrupt, raised)
 
 
 cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) except -1:
@@ -544,8 +573,7 @@ cdef int solve_rows(
             p.axes += 1
     p.n = cnp.PyArray_DIMS(out)[along]
     p.num_threads = num_threads
-    p.interrupt.interrupted = interrupted
-    p.interrupt.arg = <void *>raised
+    may_interrupt(&p.interrupt, raised)
     fill_rows(&p.out, out, along)
     with nogil:
         status = compute(p)
