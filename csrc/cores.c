@@ -1,6 +1,8 @@
-/* The affinity of the pool's helpers: see cores.h. Called by pool.c. */
+/* The affinity of the pool's helpers: see cores.h. Called by pool.c; sa_num_cores by _core.pyx. */
 
 #include "cores.h"
+
+#include "selfattn.h"
 
 #if SA_AFFINITY
 

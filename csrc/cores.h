@@ -43,7 +43,4 @@ sa_placement sa_placement_of_new(const sa_cores *callers);
 void sa_place(pthread_t thread, sa_placement *at, const sa_cores *callers, int sleeps);
 #endif
 
-/* How many cores the calling thread may use; 0 if the system does not tell. */
-int sa_num_cores(void);
-
 #endif

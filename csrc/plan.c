@@ -106,6 +106,17 @@ static int segments_ascend(const sa_problem *p, int64_t entries) {
 
 /* ------------------------------------------------------------------ the plan */
 
+/* Threads that are worth waking, if queries and keys make so many pairs in each head, and `width`
+ * elements are multiplied for each pair. */
+static double threads_worth(const sa_problem *p, double pairs, int64_t width) {
+    return 2.0 * pairs * (double)width * (double)p->num_heads_q / FLOPS_PER_THREAD;
+}
+
+int sa_is_serial(const sa_problem *p) {
+    double pairs = (double)sa_entries(p) * (double)p->seqlen_q * (double)p->seqlen_k;
+    return threads_worth(p, pairs, p->head_dim + p->head_dim_v) < 2;
+}
+
 sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype)};
     const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
@@ -122,7 +133,7 @@ sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     plan.splits = (seen.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
     if (plan.splits < 1) plan.splits = 1;
 
-    double threads = 2.0 * seen.pairs * (double)width * (double)p->num_heads_q / FLOPS_PER_THREAD;
+    double threads = threads_worth(p, seen.pairs, width);
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
 

@@ -79,6 +79,8 @@ typedef struct {
 } sa_problem;
 
 sa_status sa_attention(const sa_problem *problem);
+/* Whether attention uses one thread, however many it may use. */
+int sa_is_serial(const sa_problem *problem);
 sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
@@ -118,6 +120,9 @@ typedef struct {
 sa_status sa_softmax(const sa_row_problem *problem);
 sa_status sa_merge(const sa_row_problem *problem);
 sa_status sa_turn(const sa_row_problem *problem);
+
+/* Cores that the calling thread may use now; 0 if the system does not tell. */
+int sa_num_cores(void);
 
 /* Instruction sets, best first. Names are NULL past the end. */
 const char *sa_isa_built(int i);

@@ -13,6 +13,7 @@ cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from libc.math cimport NAN
 from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport getenv
 from libc.string cimport memset
 
 cnp.import_array()
@@ -81,6 +82,8 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
     sa_status sa_turn(const sa_row_problem *) noexcept
+    int sa_is_serial(const sa_problem *) noexcept
+    int sa_num_cores() noexcept
     const char *sa_isa_built(int) noexcept
     const char *sa_isa_supported(int) noexcept
     int sa_isa_force(const char *) noexcept
@@ -487,11 +490,13 @@ cdef inline bint is_ready(out, cnp.ndarray query, int axes, cnp.npy_intp *shape,
 
 
 def attend_plainly(
-    query, key, value, out, tuple options, tuple defaults, int num_threads
+    query, key, value, out, tuple options, tuple defaults, num_threads, get_num_threads
 ):
     """Attention of the usual arrays, where no option says anything else than its default.
 
-    None where it is not as simple as that: then there is more to check and to allocate.
+    None where it is not as simple as that: then there is more to check and to allocate. Where
+    num_threads is None, get_num_threads() tells, which takes longer than a small call may: it is
+    asked only if there is work for more than one.
     """
     cdef sa_problem problem
     cdef cnp.npy_intp shape[SA_MAX_BATCH_AXES + 3]
@@ -511,6 +516,8 @@ def attend_plainly(
         out = cnp.PyArray_EMPTY(axes, shape, cnp.PyArray_TYPE(<cnp.ndarray>query), 0)
     elif not is_ready(out, query, axes, shape, (query, key, value)):
         return None
+    if num_threads is None:
+        num_threads = 1 if sa_is_serial(&problem) else get_num_threads()
     solve(&problem, sa_attention, out, num_threads)
     return out
 
@@ -627,6 +634,20 @@ def turn(
     fill_rows(&p.a, x, axis)
     fill_rows(&p.b, angles, axis)
     solve_rows(&p, sa_turn, out, axis, num_threads)
+
+
+# ------------------------------------------------------------------ the machine
+
+
+def num_cores():
+    """Cores that this thread may use now; 0 if the system does not tell."""
+    return sa_num_cores()
+
+
+def environment(str name):
+    """An environment variable as it is now, or None; faster than os.environ."""
+    cdef const char *value = getenv(name.encode())
+    return None if value == NULL else value.decode(errors="replace")
 
 
 # ------------------------------------------------------------------ kernel sets

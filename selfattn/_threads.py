@@ -2,18 +2,22 @@
 
 `num_threads=` beats `threads()` beats `set_num_threads()` beats OMP_NUM_THREADS beats what the
 machine lets this process use: its CPU affinity and its cgroup's CPU quota. Called by `_args`.
+
+The last two are asked for again and again: a worker process may be pinned, or its environment set,
+long after the import, and after a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
 import contextvars
-import functools
 import math
 import operator
 import os
+import time
 from collections.abc import Iterator
-from pathlib import Path
+
+from . import _core
 
 MOST = 1024  # threads of one call: more is a slip of the pen
 
@@ -38,7 +42,8 @@ def set_num_threads(n: int | None) -> None:
     """Use `n` threads from now on, in every Python thread; None goes back to the default.
 
     The default is OMP_NUM_THREADS, or else the number of CPUs that this process may use: those of
-    its affinity mask, at most its cgroup's CPU quota.
+    its affinity mask, at most its cgroup's CPU quota. It is what these say at the time of a call;
+    a quota that changes is noticed within a second.
 
     Raises
     ------
@@ -93,22 +98,45 @@ def count(name: str, n: int) -> int:
     return number
 
 
-@functools.cache
 def _default() -> int:
     return _of_environment() or _of_machine()
 
 
 def _of_environment() -> int | None:
     """OMP_NUM_THREADS as OpenMP reads it: of a list, the first is the outermost level's."""
-    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    text = _core.environment("OMP_NUM_THREADS")
+    if text is None:
+        return None
+    first = text.split(",")[0].strip()
     return min(int(first), MOST) if first.isdecimal() and int(first) else None
 
 
 def _of_machine() -> int:
-    cpus = os.cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):
-        cpus = len(os.sched_getaffinity(0))
-    return max(1, math.ceil(min(cpus, _cgroup_quota(), MOST)))
+    cores = _core.num_cores() or os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _quota(), MOST)))
+
+
+# Reading the files takes longer than many a call: what was found, and how long it is believed.
+_QUOTA_SECONDS = 1.0
+_found_quota = math.inf
+_found_until = -math.inf
+
+
+def _quota() -> float:
+    global _found_quota, _found_until
+    now = time.monotonic()
+    if now >= _found_until:
+        _found_quota, _found_until = _cgroup_quota(), now + _QUOTA_SECONDS
+    return _found_quota
+
+
+def _forget_quota() -> None:
+    global _found_until
+    _found_until = -math.inf
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_quota)
 
 
 def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> float:
@@ -118,25 +146,24 @@ def _cgroup_quota(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") 
     group's own folder, or in the root of the mount where a container sees only its own group.
     """
     quota = math.inf
-    for line in _read(Path(own)).splitlines():
+    for line in _read(own).splitlines():
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
-        for base in (Path(root), Path(root) / "cpu", Path(root) / "cpu,cpuacct"):
-            if (base == Path(root)) == ("cpu" in controllers.split(",")):
-                continue
-            folder = base / path.lstrip("/")
-            for group in (folder, *folder.parents):
-                if not group.is_relative_to(base):
-                    break
+        names = controllers.split(",")
+        mounts = [f"{root}/cpu", f"{root}/cpu,cpuacct"] if "cpu" in names else [root]
+        for mount in mounts:
+            group = f"{mount}/{path.strip('/')}".rstrip("/")
+            while len(group) >= len(mount):
                 quota = min(quota, _quota_of_group(group))
+                group = group.rpartition("/")[0]
     return quota
 
 
-def _quota_of_group(group: Path) -> float:
-    words = _read(group / "cpu.max").split()
+def _quota_of_group(group: str) -> float:
+    words = _read(f"{group}/cpu.max").split()
     if not words:
         words = [
-            *_read(group / "cpu.cfs_quota_us").split(),
-            *_read(group / "cpu.cfs_period_us").split(),
+            *_read(f"{group}/cpu.cfs_quota_us").split(),
+            *_read(f"{group}/cpu.cfs_period_us").split(),
         ]
     try:
         quota, period = (float(word) for word in words)
@@ -145,8 +172,9 @@ def _quota_of_group(group: Path) -> float:
     return quota / period if quota > 0 and period > 0 else math.inf
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text()
+        with open(path) as file:
+            return file.read()
     except OSError:
         return ""

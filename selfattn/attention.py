@@ -137,10 +137,14 @@ def scaled_dot_product_attention(
         attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
         softcap, alibi_slopes, sinks, segment_ids, dropout_seed, return_lse,
     )  # fmt: skip
-    num_threads = _args.num_threads(num_threads)
-    result = _core.attend_plainly(query, key, value, out, options, _DEFAULTS, num_threads)
+    if num_threads is not None:
+        num_threads = _args.num_threads(num_threads)
+    result = _core.attend_plainly(
+        query, key, value, out, options, _DEFAULTS, num_threads, _args.num_threads
+    )
     if result is not None:
         return result
+    num_threads = _args.num_threads(num_threads)
     dropout = _args.dropout(dropout_p, dropout_seed)
     problem = _args.attention_problem(
         query,

@@ -6,6 +6,7 @@ Fault 25: a cgroup's quota, or an affinity mask, that is ignored makes a call fa
 import asyncio
 import math
 import os
+import sys
 import threading
 
 import children
@@ -131,6 +132,60 @@ def test_affinity():
     assert int(children.run(code, OMP_NUM_THREADS=None)) == 1
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
+def test_affinity_that_changes_later():
+    """Found anew by each call, in the process and in its children (joblib 880)."""
+    code = """
+    import os, selfattn
+    everywhere = os.sched_getaffinity(0)
+    one = {min(everywhere)}
+    assert selfattn.get_num_threads() <= len(everywhere)
+    for mask in (one, everywhere, one):
+        os.sched_setaffinity(0, mask)
+        assert selfattn.get_num_threads() <= len(mask)
+    os.sched_setaffinity(0, everywhere)
+    pid = os.fork()
+    if pid == 0:
+        os.sched_setaffinity(0, one)
+        os._exit(0 if selfattn.get_num_threads() == 1 else 1)
+    assert os.waitpid(pid, 0)[1] == 0
+    print(selfattn.get_num_threads())
+    """
+    of_machine = children.run(GET, OMP_NUM_THREADS=None)
+    assert children.run(code, OMP_NUM_THREADS=None) == of_machine
+
+
+def test_environment_that_changes_later():
+    code = """
+    import os, selfattn
+    before = selfattn.get_num_threads()
+    for value, count in (("5", 5), ("7", 7), ("x", before)):
+        os.environ["OMP_NUM_THREADS"] = value
+        assert selfattn.get_num_threads() == count
+    del os.environ["OMP_NUM_THREADS"]
+    assert selfattn.get_num_threads() == before
+    """
+    children.run(code, OMP_NUM_THREADS=None)
+
+
+def test_what_a_call_uses_by_default():
+    """A call looks at affinity and environment as get_num_threads() does."""
+    code = """
+    import os
+    import numpy as np, selfattn
+    x = np.ones((8, 500, 64), "f4")
+    count = lambda: len(os.listdir("/proc/self/task"))
+    before = count()
+    for value in (1, 3, 6):
+        os.environ["OMP_NUM_THREADS"] = str(value)
+        selfattn.scaled_dot_product_attention(x, x, x)
+        assert count() - before == value - 1, count()
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("counts the threads in /proc")
+    children.run(code)
+
+
 def tree(root, files):
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -179,6 +234,24 @@ def test_cgroup_quota(tmp_path, own, files, quota):
     assert _threads._cgroup_quota(str(root), str(tmp_path / "own")) == quota
 
 
+def test_a_quota_that_changes_is_noticed(monkeypatch):
+    """After a second at most, and at once in a child."""
+    quota, now = 3.0, 100.0
+    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: quota)
+    monkeypatch.setattr(_threads.time, "monotonic", lambda: now)
+    _threads._forget_quota()
+    assert _threads._quota() == 3.0
+    quota, now = 2.0, 100.9
+    assert _threads._quota() == 3.0
+    now = 101.0
+    assert _threads._quota() == 2.0
+    quota = 1.0
+    _threads._forget_quota()
+    assert _threads._quota() == 1.0
+    monkeypatch.undo()
+    _threads._forget_quota()
+
+
 def test_no_cgroups_at_all(tmp_path):
     absent = str(tmp_path / "absent")
     assert _threads._cgroup_quota(absent, absent) == math.inf
@@ -186,6 +259,6 @@ def test_no_cgroups_at_all(tmp_path):
 
 @pytest.mark.parametrize(("quota", "count"), [(0.5, 1), (1.5, 2), (2, 2), (math.inf, 6), (64, 6)])
 def test_the_default_is_the_least_of_cpus_and_quota(monkeypatch, quota, count):
-    monkeypatch.setattr(_threads, "_cgroup_quota", lambda: quota)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(_threads, "_quota", lambda: quota)
+    monkeypatch.setattr(_threads._core, "num_cores", lambda: 6)
     assert _threads._of_machine() == count

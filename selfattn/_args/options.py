@@ -14,7 +14,7 @@ from .numbers import finite, integer
 FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
 
-def num_threads(n):
+def num_threads(n=None):
     """The number of threads of this call."""
     return _threads.get_num_threads() if n is None else _threads.count("num_threads", n)
 
