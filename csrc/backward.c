@@ -32,13 +32,15 @@ typedef struct {
 typedef void (*split_step)(const sa_gradient_tile *t, void *scratch, int64_t key_begin,
                            int64_t key_end);
 
-/* Those of keys [begin, end) that the tile sees, split by split; 0 if the call must stop. */
+/* Those of keys [begin, end) that the tile sees, split by split as in the forward pass; 0 if the
+ * call must stop. */
 static int walk_keys(worker_state *w, split_step step, const sa_gradient_tile *t, int64_t begin,
                      int64_t end) {
     if (begin < t->seen.begin) begin = t->seen.begin;
     if (end > t->seen.end) end = t->seen.end;
-    for (begin -= begin % SA_BLOCK_N; begin < end; begin += SA_SPLIT_N) {
-        int64_t next = begin + SA_SPLIT_N;
+    begin -= begin % SA_BLOCK_N;
+    for (int64_t next; begin < end; begin = next) {
+        next = (begin / SA_SPLIT_N + 1) * SA_SPLIT_N;
         step(t, w->scratch, begin, next < end ? next : end);
         if (sa_must_stop(&w->call->stop, w->worker)) return 0;
     }

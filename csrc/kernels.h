@@ -14,6 +14,7 @@ enum {
     SA_SPLIT_N = 512,       /* keys of one split: partial results are merged at multiples of it */
     SA_CHUNK_N = 32,        /* a block's values are summed over its keys in chunks of this length */
     SA_CHUNK_M = 32,        /* what keys' gradients get from a tile, over its rows, likewise */
+    SA_CHUNKS_OF_PART = 8,  /* of a sum over head_dim: see sa_chunk_e */
     SA_GRADIENT_CHUNK = 64, /* the other sums of the backward pass; its scores are the forward's */
     SA_SOFTMAX_PART = 1 << 16, /* elements */
     /* Rows of a tile of the backward pass, which all sets cut alike: what keys' gradients get from
@@ -22,8 +23,10 @@ enum {
     SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
 };
 
-/* A score is summed over head_dim in chunks of this length. The shorter a chunk, the smaller the
- * error and the slower the sum. */
+/* A score is summed over head_dim (in the backward pass dP over head_dim_v) in chunks of this
+ * length, and the chunks' sums in parts of
+ * SA_CHUNKS_OF_PART chunks, each of both from 0. The shorter a chunk, the smaller the error and the
+ * slower the sum. */
 static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; }
 
 /* A tile's scores, as the softmax sees them:

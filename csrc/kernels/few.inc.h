@@ -11,7 +11,7 @@
 enum {
     FEW_ROWS = LANES / 2,    /* with more, a query in each lane costs less */
     FEW_ROWS_OF_SQUARES = 4, /* a square, their sums and those of their chunks fit the registers */
-    FEW_LENGTH = 128,        /* of head_dim, in a panel of keys: a multiple of the chunk */
+    FEW_LENGTH = 128,        /* of head_dim, in a panel of keys: the longest part of its sum */
     FEW_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
 };
 
@@ -65,43 +65,51 @@ static void few_begin(const sa_tile *t, void *memory) {
  * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
 SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                            uintptr_t soon, real *s) {
-    const int64_t chunk = sa_chunk_e(t->head_dim);
-    vec total[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
-    SA_UNROLL
-    for (int r = 0; r < M; ++r) total[r] = v_zero();
-    for (int64_t d = 0; d < t->head_dim; d += chunk) {
+    const int64_t chunk = sa_chunk_e(t->head_dim), length = SA_CHUNKS_OF_PART * chunk;
+    for (int64_t first = 0; first < t->head_dim; first += length) {
+        const int64_t end = first + length < t->head_dim ? first + length : t->head_dim;
+        vec part[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
         SA_UNROLL
-        for (int r = 0; r < M; ++r) acc[r] = v_zero();
-        for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
-            vec square[LANES];
-            load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
-            v_transpose(square);
+        for (int r = 0; r < M; ++r) part[r] = v_zero();
+        for (int64_t d = first; d < end; d += chunk) {
             SA_UNROLL
-            for (int i = 0; i < LANES; ++i) {
+            for (int r = 0; r < M; ++r) acc[r] = v_zero();
+            for (int64_t e = d; e < d + chunk && e < end; e += LANES) {
+                vec square[LANES];
+                load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
+                v_transpose(square);
                 SA_UNROLL
-                for (int r = 0; r < M; ++r)
-                    acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
+                for (int i = 0; i < LANES; ++i) {
+                    SA_UNROLL
+                    for (int r = 0; r < M; ++r)
+                        acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
+                }
             }
+            SA_UNROLL
+            for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
         }
         SA_UNROLL
-        for (int r = 0; r < M; ++r) total[r] = d == 0 ? acc[r] : v_add(total[r], acc[r]);
+        for (int r = 0; r < M; ++r) {
+            real *sum = s + r * FEW_S_ROW;
+            v_store(sum, first == 0 ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
+        }
     }
-    SA_UNROLL
-    for (int r = 0; r < M; ++r) v_store(s + r * FEW_S_ROW, total[r]);
 }
 
 /* The same for any keys, rows and strides, by panels of K. */
 static void few_panels(const sa_tile *t, const few_scratch *x, const char *const *rows, int count,
                        uintptr_t soon, real *s) {
-    for (int64_t d = 0; d == 0 || d < t->head_dim; d += FEW_LENGTH) {
+    const int chunk = sa_chunk_e(t->head_dim), part = SA_CHUNKS_OF_PART * chunk;
+    assert(part <= FEW_LENGTH);
+    for (int64_t d = 0; d == 0 || d < t->head_dim; d += part) {
         const char *from[LANES];
-        int length = at_most(t->head_dim - d, FEW_LENGTH);
+        int length = at_most(t->head_dim - d, part);
         for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k_col;
         gather(from, count, t->k_col, length, 1, soon, x->k_panel, LANES);
         product(1, &(product_args){
                        .m = t->rows,
                        .k = length,
-                       .chunk = sa_chunk_e(t->head_dim),
+                       .chunk = chunk,
                        .a = (const char *)(x->q + d),
                        .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                        .a_k = sizeof(real),
@@ -109,7 +117,9 @@ static void few_panels(const sa_tile *t, const few_scratch *x, const char *const
                        .b_k = sizeof(vec),
                        .c = s,
                        .c_row = FEW_S_ROW,
-                       .kind = d == 0 ? BETA_ZERO : BETA_ONE,
+                       .kind = d == 0 ? BETA_ZERO : SUM_SCALED,
+                       .factor = 1,
+                       .sums = x->sums,
                    });
     }
 }

@@ -1,14 +1,14 @@
 /* The rows of a tile of the backward pass: Q and dO packed both ways, as panels whose lanes are
  * rows and as rows; for each row its lse and D = dO out, summed over e; and which rows see no key.
  *
- * Where an lse does not tell a row's weights (too large a number, or the sink itself, or -inf,
- * which an overflow may be), the row's maximum and sum are counted again, over all its keys, as in
- * the forward pass. Called by backward.inc.h. */
+ * An lse that is a large number has lost too much of the sum that it is the log of; so has one that
+ * is the sink itself, or -inf, which an overflow may be. There the row's maximum and sum are
+ * counted again, over this call's keys, bit for bit as in the forward pass. If they make just that
+ * lse, it is of these keys, and the weights come from them. If not, it is of more keys (a piece of
+ * a longer sequence is differentiated), and it alone can tell. Called by backward.inc.h. */
 
-enum {
-    DELTA_CHUNK = 16, /* elements of D summed at a time */
-    MAX_LSE = 512,    /* an lse beyond it has lost too much of the sum that it is the log of */
-};
+/* The largest lse from which weights are taken: e^(n S - lse) has an error of lse's last bit. */
+enum { MAX_LSE = SA_REAL_BITS == 32 ? 64 : 512 };
 
 typedef struct {
     tile_scratch tile; /* Q, S and then P */
@@ -21,8 +21,8 @@ typedef struct {
     real *q_rows, *grad_out_rows;
     real *key_rows; /* sums of a few keys' gradients */
     real *lse, *delta;
-    real *counted; /* a set sign where P comes from `sums`, and not from lse */
-    partial sums;
+    real *counted;      /* a set sign where P comes from `sums`, and not from lse */
+    partial sums, part; /* of the rows to be counted again; that of one split */
 } backward_scratch;
 
 SA_INLINE ptrdiff_t whole_vectors(int64_t n) {
@@ -32,7 +32,7 @@ SA_INLINE ptrdiff_t whole_vectors(int64_t n) {
 static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
     size_t row = (size_t)whole_vectors(rows);
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
-    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 5;
+    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 7;
     size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
     return tile_scratch_size(rows, head_dim) + elements * sizeof(real);
 }
@@ -53,7 +53,9 @@ static backward_scratch backward_layout(const sa_gradient_tile *g, void *memory)
     x.counted = x.delta + x.row;
     x.sums.row_max = x.counted + x.row;
     x.sums.row_sum = x.sums.row_max + x.row;
-    x.q_rows = x.sums.row_sum + x.row;
+    x.part.row_max = x.sums.row_sum + x.row;
+    x.part.row_sum = x.part.row_max + x.row;
+    x.q_rows = x.part.row_sum + x.row;
     x.grad_out_rows = x.q_rows + t->rows * x.q_row;
     x.key_rows = x.grad_out_rows + t->rows * x.out_row;
     return x;
@@ -76,21 +78,25 @@ static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t
     }
 }
 
-/* D of the rows whose lanes are vector i. */
+/* D of the rows whose lanes are vector i. Its sum is dP's of a value that is `out`: where a row
+ * sees one key, they are the same number. */
 static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, int i) {
     const sa_tile *t = &g->seen;
     const char *rows[LANES];
-    int count = at_most(t->rows - i * LANES, LANES);
-    vec total = v_zero();
-    for (int64_t e = 0; e < t->head_dim_v; e += DELTA_CHUNK) {
-        int n = at_most(t->head_dim_v - e, DELTA_CHUNK);
+    const int count = at_most(t->rows - i * LANES, LANES), chunk = sa_chunk_e(t->head_dim_v),
+              length = SA_CHUNKS_OF_PART * chunk;
+    vec total = v_zero(), part = v_zero();
+    for (int64_t e = 0; e < t->head_dim_v; e += chunk) {
+        int n = at_most(t->head_dim_v - e, chunk);
         for (int r = 0; r < count; ++r) rows[r] = t->out[i * LANES + r] + e * t->out_col;
         gather(rows, count, t->out_col, n, 1, 0, x->tile.panel, LANES);
         vec sum = v_zero();
         const real *grad = x->grad_out + e * x->row + i * LANES;
         for (int j = 0; j < n; ++j)
             sum = v_fma(v_load(grad + j * x->row), v_load(x->tile.panel + j * LANES), sum);
-        total = v_add(total, sum);
+        part = e % length == 0 ? sum : v_add(part, sum);
+        if ((e + n) % length == 0 || e + n == t->head_dim_v)
+            total = e < length ? part : sum_scaled(part, v_set(1), total);
     }
     return total;
 }
@@ -154,6 +160,7 @@ static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->seen;
     vec u = unit_of(&t->scoring);
+    partial_clear(x.part, x.row);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
@@ -163,21 +170,34 @@ static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_
             if (!v_lane_bits(counted_lanes(&x, i))) continue;
             tile_scores(t, &x.tile, &keys, i, 1, NULL);
             tile_see(t, &x.tile, &keys, i);
-            softmax_column(u, x.tile.s + at, x.row, keys.begin, keys.end, x.sums.row_max + at,
-                           x.sums.row_sum + at, x.tile.rescale + at);
+            softmax_column(u, x.tile.s + at, x.row, keys.begin, keys.end, x.part.row_max + at,
+                           x.part.row_sum + at, x.tile.rescale + at);
         }
+    }
+    for (int i = 0; i < x.row; i += LANES) {
+        vec factor, part_factor;
+        softmax_merge(u, x.sums.row_max + i, x.sums.row_sum + i, x.part.row_max + i,
+                      x.part.row_sum + i, &factor, &part_factor);
     }
     v_leave();
 }
 
-/* Afterwards: rows that turned out to see no key lose theirs. */
+/* Afterwards: rows that turned out to see no key lose theirs; and those whose lse is of more keys
+ * than these keep to it. */
 static void backward_counted(sa_gradient_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     sa_tile *t = &g->seen;
-    for (int r = 0; r < t->rows; ++r)
-        if (!sees_none(t, r) && v_lane_bits(counted_lanes(&x, r / LANES)) >> r % LANES & 1 &&
-            x.sums.row_sum[r] == 0)
-            forget_keys(t, r);
+    for (int i = 0; i < x.row; i += LANES) {
+        real own[LANES];
+        v_store(own, lse_of_rows(t, i, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i)));
+        for (int r = i; r < i + LANES && r < t->rows; ++r) {
+            if (sees_none(t, r) || !signbit(x.counted[r])) continue;
+            if (x.sums.row_sum[r] == 0)
+                forget_keys(t, r);
+            else if (x.lse[r] != own[r - i] && !isnan(own[r - i]))
+                x.counted[r] = 0;
+        }
+    }
     sa_summarize_ranges(t, t->rows);
     v_leave();
 }

@@ -8,24 +8,26 @@
  * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged
  * blocks marks tell by a set sign what is masked. Called by backward.inc.h. */
 
+enum { FEW_KEYS = 16 }; /* of a row, whose D is summed over them */
+
 /* dP for vectors [first, first + n). */
 static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                          const block_keys *keys, int first, int n, ahead *ahead) {
     const sa_tile *t = &g->seen;
-    product(n, &(product_args){
-                   .m = keys->end - keys->begin,
-                   .k = t->head_dim_v,
-                   .chunk = SA_GRADIENT_CHUNK,
-                   .a = t->v + (keys->block + keys->begin) * t->v_row,
-                   .a_row = t->v_row,
-                   .a_k = t->v_col,
-                   .b = (const char *)(x->grad_out + first * LANES),
-                   .b_k = x->row * (ptrdiff_t)sizeof(real),
-                   .c = x->ds + keys->begin * x->row + first * LANES,
-                   .c_row = x->row,
-                   .kind = BETA_ZERO,
-                   .ahead = ahead,
-               });
+    product_in_parts(n, &(product_args){
+                            .m = keys->end - keys->begin,
+                            .k = t->head_dim_v,
+                            .chunk = sa_chunk_e(t->head_dim_v),
+                            .a = t->v + (keys->block + keys->begin) * t->v_row,
+                            .a_row = t->v_row,
+                            .a_k = t->v_col,
+                            .b = (const char *)(x->grad_out + first * LANES),
+                            .b_k = x->row * (ptrdiff_t)sizeof(real),
+                            .c = x->ds + keys->begin * x->row + first * LANES,
+                            .c_row = x->row,
+                            .sums = x->tile.sums,
+                            .ahead = ahead,
+                        });
 }
 
 /* The marks of vector i; after tile_see, which leaves B in the panel. */
@@ -103,12 +105,51 @@ SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
 
 SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
 
+/* Whether the row sees few keys, all of them in the block that begins there. */
+SA_INLINE int sees_few_keys(const sa_tile *t, int r, int64_t block) {
+    return r < t->rows && t->key_hi[r] - t->key_lo[r] <= FEW_KEYS && block <= t->key_lo[r] &&
+           t->key_hi[r] <= block + SA_BLOCK_N;
+}
+
+/* D of vector i's rows. With few keys, dP - D is a small difference, in which the roundings of
+ * `out` and of the two sums over e are what is left. There D is the sum of P dP instead, whose
+ * roundings are dP's own and cancel: if these P add up to 1, no key is missing, be it one that
+ * another call has and that lse counts. A row that has a single key keeps D, which is dP itself
+ * then. */
+static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_weights *w,
+                      const block_keys *keys, int i) {
+    vec delta = v_load(x->delta + i * LANES);
+    if (keys->ranges == SA_FULL && keys->end - keys->begin > FEW_KEYS) return delta;
+    real few[LANES], any = 0;
+    for (int r = 0; r < LANES; ++r)
+        any += few[r] = (real)sees_few_keys(t, i * LANES + r, keys->block);
+    if (any == 0) return delta;
+    vec sum = v_zero(), most = v_zero(), sum_of_dp = v_zero();
+    ptrdiff_t at = keys->begin * x->row + i * LANES;
+    for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
+        vec p = weights_of_scores(w->any_counted, w, v_load(x->tile.s + at)), kept_p = p;
+        vec dp = v_load(x->ds + at);
+        if (t->scoring.has_dropout) drop(w, keys->block + j, &kept_p, &dp);
+        if (is_ragged(keys)) {
+            vec mark = v_load(x->marks + at);
+            p = unless_masked(mark, p), dp = unless_masked(mark, dp);
+        }
+        sum = v_add(sum, p);
+        most = v_max(p, most);
+        sum_of_dp = v_fma(p, dp, sum_of_dp);
+    }
+    vec off = v_sub(sum, v_set(1));
+    vmask is_whole = v_le(v_max(off, v_sub(v_zero(), off)), v_set(8 * REAL_EPSILON));
+    vmask is_few = v_both(v_eq(v_load(few), v_set(1)), v_lt(most, sum));
+    return v_select(v_both(is_whole, is_few), sum_of_dp, delta);
+}
+
 /* S and dP -> P and dS, for vector i; `plain`, a constant, where no row or key has more to it. */
 SA_INLINE void weights_column(const int plain, const sa_tile *t, const backward_scratch *x,
                               const row_weights *w, const block_keys *keys, int bends, int i) {
     int masks = !plain && is_ragged(keys), drops = !plain && t->scoring.has_dropout;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
-    vec delta = v_load(x->delta + i * LANES);
+    vec delta = find_delta(t, x, w, keys, i);
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
         vec p = weights_of_scores(!plain && w->any_counted, w, v_load(x->tile.s + at));
         vec dp = v_load(x->ds + at);

@@ -117,13 +117,17 @@ SA_INLINE softmax_end without_dropped(const sa_tile *t, softmax_end end) {
     return end;
 }
 
-/* The lse of those rows, in natural units, where it is asked for. */
-static void write_lse(const sa_tile *t, int first, vec max, vec sum) {
+/* The lse of those rows, in natural units. */
+static vec lse_of_rows(const sa_tile *t, int first, vec max, vec sum) {
     vec to_natural = v_set(to_real(t->scoring.to_natural));
+    if (!t->has_sinks) return softmax_lse(to_natural, max, sum);
+    return softmax_lse_with_sink(to_natural, max, sum, sinks_of_rows(t, first));
+}
+
+/* Written where it is asked for. */
+static void write_lse(const sa_tile *t, int first, vec max, vec sum) {
     real lanes[LANES];
     if (!t->has_lse) return;
-    v_store(lanes, t->has_sinks
-                       ? softmax_lse_with_sink(to_natural, max, sum, sinks_of_rows(t, first))
-                       : softmax_lse(to_natural, max, sum));
+    v_store(lanes, lse_of_rows(t, first, max, sum));
     for (int r = 0; r < LANES && first + r < t->rows; ++r) write_real(t->lse[first + r], lanes[r]);
 }

@@ -183,19 +183,21 @@ static void product(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same, of a long sum that is only written or added to, over a part of k at a time: so many
- * rows of B stay in the nearest cache from strip to strip. */
-enum { PART_K = 128 }; /* a multiple of all chunks */
-
+/* The same, of a sum over head_dim that is only written, over a part of k at a time: so many rows
+ * of B stay in the nearest cache from strip to strip. Each part is summed from 0 and then added,
+ * for a sum of very many chunks would have a larger error. */
 static void product_in_parts(int n, product_args *p) {
+    const int64_t part = SA_CHUNKS_OF_PART * p->chunk;
     int64_t left = p->k;
+    p->kind = BETA_ZERO;
+    p->factor = 1;
     do {
-        p->k = left < PART_K ? left : PART_K;
+        p->k = left < part ? left : part;
         product(n, p);
         left -= p->k;
         p->a += p->k * p->a_k;
         p->b += p->k * p->b_k;
-        p->kind = BETA_ONE;
+        p->kind = SUM_SCALED;
     } while (left > 0);
 }
 

@@ -48,8 +48,7 @@ static void apply(sa_function f, const void *x, void *y, int64_t n) {
 _Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
 _Static_assert(TILE_N <= MAX_N && MAX_N * LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
 _Static_assert(SA_GRADIENT_TILE_M % LANES == 0, "a tile of the backward pass is whole vectors");
-_Static_assert(DELTA_CHUNK % LANES == 0 && MASK_KEYS % LANES == 0,
-               "its sums are cut alike by all sets");
+_Static_assert(MASK_KEYS % LANES == 0, "its sums are cut alike by all sets");
 _Static_assert(STRIP_M(1) * LANES <= SUMS_ROOM && 2 * STRIP_M(2) * LANES <= SUMS_ROOM &&
                    3 * STRIP_M(3) * LANES <= SUMS_ROOM &&
                    (MAX_N < 4 || 4 * STRIP_M(4) * LANES <= SUMS_ROOM),

@@ -108,7 +108,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                             .b_k = x->row * (ptrdiff_t)sizeof(real),
                             .c = x->s + keys->begin * x->row + first * LANES,
                             .c_row = x->row,
-                            .kind = BETA_ZERO,
+                            .sums = x->sums,
                             .ahead = ahead,
                         });
 }

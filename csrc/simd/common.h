@@ -71,12 +71,14 @@ typedef int32_t bits;
 #define REAL_MANTISSA 23
 #define REAL_BIAS 127
 #define REAL_MAX FLT_MAX
+#define REAL_EPSILON FLT_EPSILON
 #else
 typedef double real;
 typedef int64_t bits;
 #define REAL_MANTISSA 52
 #define REAL_BIAS 1023
 #define REAL_MAX DBL_MAX
+#define REAL_EPSILON DBL_EPSILON
 #endif
 
 /* What is less than 2 times 2^n rounds to 0 for all n below. */
