@@ -2,9 +2,14 @@
  *
  * A worker takes a tile and walks its splits in order, merging each into the total. Where there are
  * too few tiles for the threads, they share a tile's splits: each leaves its partial result, and
- * whoever leaves a tile's last one merges them all, in the same order. The bits are the same. */
+ * whoever leaves a tile's last one merges them all, in the same order. The bits are the same.
+ *
+ * Values are summed before they are divided, so the sum of some may overflow whose mean does not.
+ * The processor remembers an overflow; rows that are not finite then are computed once more, each
+ * alone, with smaller weights. */
 
 #include <assert.h>
+#include <math.h>
 
 #include "dispatch.h"
 #include "packed.h"
@@ -22,8 +27,9 @@ typedef struct {
     sa_counter next;     /* tile, or with shared splits tile * splits + split */
     sa_stop stop;
     /* Shared splits only. */
-    char *partials;   /* of each split of each tile */
-    sa_counter *done; /* for each tile, its splits that are */
+    sa_counter overflowed; /* whether any of them was */
+    char *partials;        /* of each split of each tile */
+    sa_counter *done;      /* for each tile, its splits that are */
 } forward_call;
 
 static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scratch, int64_t i,
@@ -43,7 +49,9 @@ static void splits_of(const sa_plan *plan, const sa_tile *t, int64_t *first, int
     *last = *first + 1;
 }
 
-static int whole_tile(forward_call *c, const sa_tile *t, char *scratch, int worker) {
+/* Returns 0 if the call must stop. *overflowed becomes 1 if any sum did. */
+static int compute_tile(forward_call *c, const sa_tile *t, char *scratch, int worker,
+                        int *overflowed) {
     char *total = scratch + c->plan->scratch_size, *part = total + c->plan->partial_size;
     const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, t);
     kernel->begin(t, scratch);
@@ -52,10 +60,36 @@ static int whole_tile(forward_call *c, const sa_tile *t, char *scratch, int work
     for (int64_t i = first; i < last; ++i) {
         split(kernel, t, scratch, i, i == first ? total : part);
         if (i > first) kernel->merge(t, scratch, total, part);
+        *overflowed |= sa_fp_overflowed();
         if (sa_must_stop(&c->stop, worker)) return 0;
     }
     kernel->finish(t, scratch, total);
     return 1;
+}
+
+/* The tile's rows that are not finite, once more; 0 if the call must stop. */
+static int compute_again(forward_call *c, int64_t tile, const sa_tile *t, char *scratch,
+                         int worker) {
+    const sa_kernels *k = c->plan->kernels;
+    int exponent, overflowed = 0;
+    frexp((double)c->plan->problem->seqlen_k, &exponent); /* of a power of 2 above it */
+    sa_finite finite = {0};
+    for (int r = 0; r < t->rows; ++r) {
+        if (k->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
+        sa_tile row;
+        row.finite = &finite;
+        sa_plan_row(c->plan, tile, r, &row);
+        row.weight_factor = ldexp(1, -exponent - 1);
+        if (!compute_tile(c, &row, scratch, worker, &overflowed)) return 0;
+    }
+    sa_fp_clear();
+    return 1;
+}
+
+static int whole_tile(forward_call *c, int64_t tile, const sa_tile *t, char *scratch, int worker) {
+    int overflowed = 0;
+    if (!compute_tile(c, t, scratch, worker, &overflowed)) return 0;
+    return !overflowed || compute_again(c, tile, t, scratch, worker);
 }
 
 /* Plan the first tile from *tile on that has rows; 0 if there is none before `end`. */
@@ -81,7 +115,7 @@ static void whole_tiles(void *arg, int worker) {
             sa_plan_ahead(c->plan, this, end, more ? next : NULL, last_k, t);
             last_k = t->k;
             sa_pack_keys(c->plan, &packed, this, end, t);
-            if (!whole_tile(c, t, scratch, worker)) return;
+            if (!whole_tile(c, this, t, scratch, worker)) return;
             sa_tile *done = t;
             t = next, next = done;
         }
@@ -108,13 +142,16 @@ static void shared_splits(void *arg, int worker) {
         if (first <= i && i < last) {
             kernel->begin(&t, scratch);
             split(kernel, &t, scratch, i, partial_of(plan, partials, i));
+            if (sa_fp_overflowed()) c->overflowed = 1;
         }
         if (sa_must_stop(&c->stop, worker)) return;
         if (sa_take(&c->done[tile]) < plan->splits - 1) continue;
         char *total = partial_of(plan, partials, first);
         for (i = first + 1; i < last; ++i)
             kernel->merge(&t, scratch, total, partial_of(plan, partials, i));
+        int overflowed = c->overflowed || sa_fp_overflowed();
         kernel->finish(&t, scratch, total);
+        if (overflowed && !compute_again(c, tile, &t, scratch, worker)) return;
     }
 }
 

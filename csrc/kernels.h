@@ -78,6 +78,9 @@ typedef struct sa_tile {
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     const char *k, *v;
     ptrdiff_t q_col, k_row, k_col, v_row, v_col, out_col;
+    /* Values are summed with weights times this power of 2, and `out` is divided by it: 1, but
+     * where their sum overflows. */
+    double weight_factor;
     /* Row r sees no key but key_lo[r] <= j < key_hi[r] (mask.h). Between them, all rows see only
      * keys from begin to end, and by the ranges each sees every key from full_begin to full_end. */
     int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];
@@ -217,6 +220,7 @@ typedef struct {
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
     /* Two partial results of a row -> the whole one: a, b, out of n elements, an lse of each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
+    int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
     /* A row of n elements whose pairs are turned; the others are copied. */
     void (*turn_row)(const sa_turn_row *row, int64_t n);
     void (*apply)(sa_function f, const void *x, void *y, int64_t n);

@@ -241,6 +241,14 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
     return 1;
 }
 
+void sa_plan_row(const sa_plan *plan, int64_t tile, int row, sa_tile *t) {
+    sa_place at;
+    find_rows(plan, tile, &at);
+    while (row-- > 0) sa_next_row(plan, &at);
+    t->rows = 1;
+    sa_plan_rows(plan, &at, t);
+}
+
 int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b) {
     *b = entry_of_tile(plan, tile);
     int64_t first = sa_first_tile(plan, *b), slots = sa_first_tile(plan, *b + 1) - first;
@@ -280,6 +288,7 @@ void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile
 void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
     const sa_problem *p = plan->problem;
     t->ahead = (sa_ahead){0};
+    t->weight_factor = 1;
     t->group = plan->group;
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;

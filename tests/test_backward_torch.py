@@ -167,6 +167,8 @@ SHAPES = [
     (100, 400, 64, 24),
     (16, 1000, 64, 64),
 ]
+# Where a row sees few keys, a gradient is what is left of two numbers that are nearly the same.
+SHAPES += [(100, keys, e, e) for keys in (1, 2, 3, 4, 8) for e in (16, 64, 128)]
 LONG_DOUBLE_SHAPES = [SHAPES[n] for n in (0, 5, 7)]  # which is slow
 CASES = [(np.float32, shape) for shape in SHAPES] + [(np.float64, s) for s in LONG_DOUBLE_SHAPES]
 

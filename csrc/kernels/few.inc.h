@@ -223,6 +223,16 @@ static void few_softmax(const sa_tile *t, const few_scratch *x, const block_keys
     v_store(total.row_max, max);
 }
 
+/* Weights that are small enough for the values' sum, after their own sum is taken. */
+static void few_shrink(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+    vec factor = v_set((real)t->weight_factor);
+    for (int r = 0; r < t->rows; ++r)
+        for (int j = keys->begin; j < keys->end; j += LANES) {
+            real *s = x->s + r * FEW_S_ROW + j;
+            v_store(s, v_mul(v_load(s), factor));
+        }
+}
+
 /* O. Where V is not finite, the weights of masked keys are marked. */
 static void few_values(const sa_tile *t, const few_scratch *x, const block_keys *keys,
                        partial total) {
@@ -281,6 +291,7 @@ static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
         few_softmax(t, &x, &keys, total);
         for (int r = 0; t->scoring.has_dropout && r < t->rows; ++r)
             few_drop(t, &keys, x.s + r * FEW_S_ROW, r);
+        if (t->weight_factor != 1) few_shrink(t, &x, &keys);
         if (!keys.safe) few_mark_masked(t, &x, &keys);
         few_values(t, &x, &keys, total);
     }
@@ -310,12 +321,17 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
     vec max = v_load(total.row_max), sum = v_load(total.row_sum);
     softmax_end end = end_of_rows(t, 0, max, sum);
     end = without_dropped(t, end);
+    end.factor = v_div(end.factor, v_set((real)t->weight_factor));
     int64_t row = few_o_row(t->head_dim_v);
+    int is_mean = t->weight_factor != 1 && !t->scoring.has_dropout;
     for (int r = 0; r < t->rows; ++r) {
         softmax_end of_row = softmax_end_of_lane(end, r);
-        for (int64_t e = 0; e < t->head_dim_v; e += LANES)
+        for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
+            vec sum = v_load(total.o + r * row + e), out = softmax_scaled(sum, of_row);
+            if (is_mean) out = v_select(finite_lanes(sum), within_range(out), out);
             store_strided(t->out[r] + e * t->out_col, t->out_col, at_most(t->head_dim_v - e, LANES),
-                          softmax_scaled(v_load(total.o + r * row + e), of_row));
+                          out);
+        }
     }
     write_lse(t, 0, max, sum);
     v_leave();

@@ -17,9 +17,14 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
         int width = at_most(n - e, LANES);
         vec a = load_strided(row->a + e * row->a_col, row->a_col, width);
         vec b = load_strided(row->b + e * row->b_col, row->b_col, width);
-        a = v_select(a_none, v_zero(), v_mul(a, w_a));
-        b = v_select(b_none, v_zero(), v_mul(b, w_b));
-        store_strided(row->out + e * row->out_col, row->out_col, width, v_mul(v_add(a, b), factor));
+        a = v_select(a_none, v_zero(), a);
+        b = v_select(b_none, v_zero(), b);
+        vec out = v_mul(v_add(v_mul(a, w_a), v_mul(b, w_b)), factor);
+        /* A sum may overflow whose mean does not. */
+        vec mean = v_fma(a, v_mul(w_a, factor), v_mul(b, v_mul(w_b, factor)));
+        mean = v_select(v_both(finite_lanes(a), finite_lanes(b)), within_range(mean), mean);
+        out = v_select(finite_lanes(out), out, mean);
+        store_strided(row->out + e * row->out_col, row->out_col, width, out);
     }
     real lse[LANES];
     v_store(lse, v_add(max, v_log(sum)));

@@ -97,6 +97,15 @@ SA_INLINE vec softmax_scaled(vec value, softmax_end end) {
     return v_select(end.none, v_zero(), v_add(v_mul(value, end.factor), v_zero()));
 }
 
+SA_INLINE vmask finite_lanes(vec x) {
+    return v_both(v_le(v_set(-REAL_MAX), x), v_le(x, v_set(REAL_MAX)));
+}
+
+/* A mean of finite values, which is no larger than the largest of them, however it is rounded. */
+SA_INLINE vec within_range(vec mean) {
+    return v_max(v_set(-REAL_MAX), v_min(v_set(REAL_MAX), mean));
+}
+
 /* The sinks of rows [first, first + LANES). */
 static vec sinks_of_rows(const sa_tile *t, int first) {
     real sink[LANES] = {0};

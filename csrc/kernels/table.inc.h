@@ -26,6 +26,12 @@
 
 SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1)); }
 
+static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
+    int finite = all_finite(x, 0, col, 1, n);
+    v_leave();
+    return finite;
+}
+
 #define APPLY(f)                                                \
     for (int64_t i = 0; i < n; i += LANES) {                    \
         int width = at_most(n - i, LANES);                      \
@@ -94,6 +100,7 @@ const sa_kernels SA_TABLE = {
     .softmax_row = softmax_row,
     .softmax_part = softmax_part,
     .merge_row = merge_row,
+    .is_finite = is_finite,
     .turn_row = turn_row,
     .apply = apply,
 };
