@@ -3,13 +3,14 @@
     python bench/report.py [--table forward|forward_more|backward|…] [--rows bert,long,llama]
                            [--dtype float64] [--threads N] [--repeats N] [--json FILE]
 
-Per row and contestant: the time of a call, GF (or GB/s) and its fraction of the FMA peak (or of
-the memory-read loop), and how many times as fast selfattn is. The limit's loop and the contestants
-are sampled in turn, rested; a figure is the median of the samples that no other process disturbed,
-a ratio that of two such medians. Rows of a single query run over several sets of arrays in turn,
-more than the caches hold: in a model, a layer's keys are not in the cache either. A shape of the
-backward has two rows: the gradients alone, of a forward that is not timed, and with the forward.
-The instruction set is the one that SELFATTN_ISA asks for. Run by whoever wants figures to quote.
+Per row and contestant: the time of a call in a burst, that of a cold one after a pause, GF (or
+GB/s) and its fraction of the FMA peak (or of the memory-read loop), and how many times as fast
+selfattn is. The limit's loop and the contestants take turns (sampling.py); a figure is the median
+over the turns in rounds that no other process disturbed, a ratio that of two such medians. Rows of
+a single query run over several sets of arrays in turn, more than the caches hold: in a model, a
+layer's keys are not in the cache either. A shape of the backward has two rows: the gradients alone,
+of a forward that is not timed, and with the forward. The instruction set is the one that
+SELFATTN_ISA asks for. Run by whoever wants figures to quote.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def measure(row, num_threads, repeats):
                 "name": contestant.name,
                 "way": ways[contestant.name],
                 "seconds": _plain(outcome.seconds),
+                "cold_seconds": _plain(outcome.cold),
                 "rate": _plain(rate),
                 "of_limit": _plain(rate / ceiling),
                 "selfattn_faster": _plain(outcome.seconds / outcomes[0].seconds),
@@ -106,14 +108,15 @@ def table(result):
     lines = [
         f"{result['shape']}    {limit['name']}: {_number(limit['rate'], '.1f')} {unit} "
         f"({limit['samples']} samples, {limit['discarded']} discarded)",
-        f"  {'':13}{'time':>10}{unit:>8}{'of limit':>10}{'selfattn is':>13}{'cores':>7}"
+        f"  {'':13}{'time':>10}{'cold':>11}{unit:>8}{'of limit':>10}{'selfattn is':>13}{'cores':>7}"
         f"{'samples':>9}{'discarded':>11}   way",
     ]
     for entry in result["contestants"]:
         is_us = entry["name"] == "selfattn"
         faster = "" if is_us else _number(entry["selfattn_faster"], ".2f", "×")
         lines.append(
-            f"  {entry['name']:13}{_time(entry['seconds']):>10}{_number(entry['rate'], '.1f'):>8}"
+            f"  {entry['name']:13}{_time(entry['seconds']):>10}{_time(entry['cold_seconds']):>11}"
+            f"{_number(entry['rate'], '.1f'):>8}"
             f"{_number(entry['of_limit'], '.3f'):>10}{faster:>13}"
             f"{_number(entry['cores'], '.2f'):>7}{entry['samples']:>9}{entry['discarded']:>11}"
             f"   {entry['way']}"

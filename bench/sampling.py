@@ -1,11 +1,13 @@
-"""Fair samples: contestants in turn, rested, and without those that another process disturbed.
+"""Fair samples: contestants in turn, in bursts, and without those that another process disturbed.
 
     for each round:
         the limit's loop, and on only if it had all its cores
-        for each contestant: rest, one untimed call, then timed calls for 50 ms or more
+        for each contestant, a turn: a pause, one call, then a burst of calls for 12 ms or more
         the limit's loop again
 
-A contestant's figure is the median of its samples. Used by report.py, options.py and growth.py.
+The first call of a turn is cold: it waits for its own threads to wake, and is a figure of its own.
+The burst is what a program sees that calls again and again. A contestant's figures are the medians
+over its turns in quiet rounds. Used by report.py, options.py and growth.py.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from itertools import cycle, islice
 from statistics import median
 
 # The threads of a library spin for a while after a call; nobody is timed while another's still do.
+PAUSE_SECONDS = 0.004
+BURST_SECONDS = 0.012
+# The limit's threads are started by each run, and must find the cores idle.
 REST_SECONDS = 0.06
-# The system adds up the CPU time of running threads every few milliseconds: a sample must be long
-# beside that, or its CPU time says nothing.
-SAMPLE_SECONDS = 0.05
-# Of its threads' time, what a sample must have had of the cores.
+# Of its threads' time, what the limit's loop must have had of the cores.
 FULL_SHARE = 0.9
 # Rounds at most per sample wanted.
 PATIENCE = 3
@@ -32,10 +34,12 @@ QUIET_TRIES = 10
 
 @dataclass(frozen=True)
 class Sample:
-    """Seconds per call, and how many cores the process had meanwhile, on average."""
+    """Seconds per call of a burst and of the cold call before it; the burst's time and CPU time."""
 
     seconds: float
-    cores: float
+    cold: float
+    elapsed: float
+    cpu: float
 
 
 class Contestant:
@@ -44,32 +48,30 @@ class Contestant:
     def __init__(self, name, runs):
         self.name = name
         self._runs = cycle(runs)
-        self._calls = 1
+        self._calls = 2
 
-    def sample(self):
-        """Wake it by one untimed call, then time enough calls to fill SAMPLE_SECONDS."""
-        next(self._runs)()
-        while True:
-            sample, elapsed = self._time_calls()
-            if elapsed >= SAMPLE_SECONDS:
-                return sample
-            # Too short to judge: sure to suffice next time, unless this was a slow start.
-            self._calls = math.ceil(self._calls * min(1.2 * SAMPLE_SECONDS / elapsed, 100.0))
-
-    def _time_calls(self):
+    def turn(self):
+        """Pause, one call, then a burst of as many as are likely to fill BURST_SECONDS."""
+        time.sleep(PAUSE_SECONDS)
         collecting = gc.isenabled()
         gc.disable()
         try:
-            cpu = time.process_time()
-            start = time.perf_counter()
-            for run in islice(self._runs, self._calls):
-                run()
-            elapsed = time.perf_counter() - start
-            cpu = time.process_time() - cpu
+            cold, _ = self._time_calls(1)
+            elapsed, cpu = self._time_calls(self._calls)
         finally:
             if collecting:
                 gc.enable()
-        return Sample(elapsed / self._calls, cpu / elapsed), elapsed
+        sample = Sample(elapsed / self._calls, cold, elapsed, cpu)
+        self._calls = max(2, math.ceil(BURST_SECONDS / sample.seconds))
+        return sample
+
+    def _time_calls(self, n):
+        cpu = time.process_time()
+        start = time.perf_counter()
+        for run in islice(self._runs, n):
+            run()
+        elapsed = time.perf_counter() - start
+        return elapsed, time.process_time() - cpu
 
 
 class LoopContestant:
@@ -79,10 +81,10 @@ class LoopContestant:
         self.name = loop.name
         self._loop = loop
 
-    def sample(self):
-        """One run of the loop."""
+    def turn(self):
+        """One run of the loop, whose threads are always started anew."""
         seconds, cpu_seconds = self._loop.run()
-        return Sample(seconds, cpu_seconds / seconds)
+        return Sample(seconds, seconds, seconds, cpu_seconds)
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,19 @@ class Outcome:
 
     @property
     def seconds(self):
-        """The median time of a call; NaN if every sample was disturbed."""
+        """The median time of a call in a burst; NaN if every round was disturbed."""
         return median(s.seconds for s in self.kept) if self.kept else math.nan
 
     @property
+    def cold(self):
+        """That of a call after a pause."""
+        return median(s.cold for s in self.kept) if self.kept else math.nan
+
+    @property
     def cores(self):
-        """The cores in use, the median; NaN likewise."""
-        return median(s.cores for s in self.kept) if self.kept else math.nan
+        """The cores in use during all bursts together: of one, the system tells too roughly."""
+        elapsed = sum(s.elapsed for s in self.kept)
+        return sum(s.cpu for s in self.kept) / elapsed if elapsed else math.nan
 
     @property
     def discarded(self):
@@ -109,40 +117,41 @@ class Outcome:
 
 
 def in_turn(limit, contestants, num_threads, repeats):
-    """Sample the limit and all contestants in turn, until each has `repeats` samples that count.
+    """Sample the limit and all contestants in turn, until there are `repeats` quiet rounds.
 
-    Returns their Outcomes, the limit's first. A round starts with the limit, which says whether
-    the machine is quiet, and is dropped where it is not. After PATIENCE * repeats rounds it gives
-    up, and whoever was disturbed all along has fewer.
+    Returns their Outcomes, the limit's first. The limit's loop tells, before and after a round,
+    whether the machine is quiet; if it is not, the round does not count. After PATIENCE * repeats
+    rounds it gives up, and there are fewer.
     """
-    enough = FULL_SHARE * num_threads
     limits = []
     samples = [[] for _ in contestants]
+
+    def has_cores(sample):
+        return sample.cpu >= FULL_SHARE * num_threads * sample.elapsed
 
     def is_quiet(tries):
         for _ in range(tries):
             time.sleep(REST_SECONDS)
-            limits.append(limit.sample())
-            if limits[-1].cores >= enough:
+            limits.append(limit.turn())
+            if has_cores(limits[-1]):
                 return True
         return False
 
-    for turn in range(PATIENCE * repeats):
-        if is_quiet(QUIET_TRIES):
-            sampled = []
-            for i in range(len(contestants)):
-                # Another one begins each round: nobody always follows the same contestant.
-                who = (turn + i) % len(contestants)
-                time.sleep(REST_SECONDS)
-                sampled.append((who, contestants[who].sample()))
-            stayed_quiet = is_quiet(1)
-            for who, sample in sampled:
-                samples[who].append((sample, stayed_quiet))
-        outcomes = [Outcome(tuple(s for s in limits if s.cores >= enough), len(limits))]
-        outcomes += [_outcome(taken, enough) for taken in samples]
-        if all(len(outcome.kept) >= repeats for outcome in outcomes):
+    rounds, quiet = 0, 0
+    for rounds in range(1, PATIENCE * repeats + 1):
+        if not is_quiet(QUIET_TRIES):
+            continue
+        # Another one begins each round: nobody always follows the same contestant.
+        order = [(rounds + i) % len(contestants) for i in range(len(contestants))]
+        turns = {who: contestants[who].turn() for who in order}
+        if is_quiet(1):
+            quiet += 1
+            for who, sample in turns.items():
+                samples[who].append(sample)
+        if quiet == repeats:
             break
-    return outcomes
+    kept = tuple(sample for sample in limits if has_cores(sample))
+    return [Outcome(kept, len(limits)), *(Outcome(tuple(s), rounds) for s in samples)]
 
 
 def plain(x):
@@ -154,16 +163,3 @@ def plain(x):
     if isinstance(x, float):
         return float(f"{x:.5g}") if math.isfinite(x) else None
     return x
-
-
-def _outcome(taken, enough):
-    """Keep what was not disturbed: the samples in which the contestant had its cores.
-
-    One that never fills the cores (serial code, a tiny call) cannot be judged by its CPU time
-    alone: its sample counts if it had one core, and the machine was quiet after the round too.
-    """
-    if any(sample.cores >= enough for sample, _ in taken):
-        kept = (sample for sample, _ in taken if sample.cores >= enough)
-    else:
-        kept = (sample for sample, quiet in taken if quiet and sample.cores >= FULL_SHARE)
-    return Outcome(tuple(kept), len(taken))
