@@ -223,7 +223,7 @@ typedef struct {
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
     /* A row of n elements whose pairs are turned; the others are copied. */
     void (*turn_row)(const sa_turn_row *row, int64_t n);
-    void (*apply)(sa_function f, const void *x, void *y, int64_t n);
+    void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);
 } sa_kernels;
 
 #endif

@@ -129,6 +129,6 @@ sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row, 0); }
 
 sa_status sa_turn(const sa_row_problem *p) { return run(p, turn_of_row, 0); }
 
-void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n) {
-    sa_kernels_for(dtype)->apply(f, x, y, n);
+void sa_apply(sa_function f, sa_dtype dtype, double unit, const void *x, void *y, int64_t n) {
+    sa_kernels_for(dtype)->apply(f, unit, x, y, n);
 }

@@ -132,8 +132,10 @@ int sa_isa_force(const char *name);
 const char *sa_isa_in_use(void);
 const char *sa_compiler(void);
 
-/* For tests: y[i] = f(x[i]) by the kernels' own functions, contiguous, of the given dtype. */
-typedef enum { SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH } sa_function;
-void sa_apply(sa_function f, sa_dtype dtype, const void *x, void *y, int64_t n);
+/* For tests: y[i] = f(x[i]) by the functions that the kernels call, contiguous, of the given dtype.
+ * SA_EXP2_SCALED is 2^(unit x), and `unit` is of no concern to the others. x <= 0 for it and for
+ * SA_EXP_OF_NEGATIVE. */
+typedef enum { SA_EXP2_SCALED, SA_EXP_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH } sa_function;
+void sa_apply(sa_function f, sa_dtype dtype, double unit, const void *x, void *y, int64_t n);
 
 #endif

@@ -72,7 +72,7 @@ cdef extern from "selfattn.h" nogil:
         int num_threads
         sa_interrupt interrupt
     ctypedef enum sa_function:
-        SA_EXP2, SA_EXP2_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH
+        SA_EXP2_SCALED, SA_EXP_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH
 
     sa_status sa_attention(const sa_problem *) noexcept
     sa_status sa_scores(const sa_problem *) noexcept
@@ -89,7 +89,7 @@ cdef extern from "selfattn.h" nogil:
     int sa_isa_force(const char *) noexcept
     const char *sa_isa_in_use() noexcept
     const char *sa_compiler() noexcept
-    void sa_apply(sa_function, sa_dtype, const void *, void *, int64_t) noexcept
+    void sa_apply(sa_function, sa_dtype, double, const void *, void *, int64_t) noexcept
 
 
 # ------------------------------------------------------------------ calls
@@ -690,15 +690,16 @@ def compiler():
     return sa_compiler().decode()
 
 
-def apply(str function, cnp.ndarray x not None):
-    """The kernels' own exp2, exp2_of_negative, exp, log or tanh of a contiguous array."""
+def apply(str function, cnp.ndarray x not None, double unit=1):
+    """The kernels' own exp, log or tanh of a contiguous array; or exp_of_negative, or exp2_scaled,
+    which is 2^(unit x), of an array without positive numbers."""
     cdef sa_function f = {
-        "exp2": SA_EXP2,
-        "exp2_of_negative": SA_EXP2_OF_NEGATIVE,
+        "exp2_scaled": SA_EXP2_SCALED,
+        "exp_of_negative": SA_EXP_OF_NEGATIVE,
         "exp": SA_EXP,
         "log": SA_LOG,
         "tanh": SA_TANH,
     }[function]
     cdef cnp.ndarray y = x.copy()
-    sa_apply(f, dtype_of(x), cnp.PyArray_DATA(x), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x))
+    sa_apply(f, dtype_of(x), unit, cnp.PyArray_DATA(x), cnp.PyArray_DATA(y), cnp.PyArray_SIZE(x))
     return y

@@ -24,29 +24,29 @@
 #include "softmax_row.inc.h"
 #include "turn.inc.h"
 
-SA_INLINE vec exp2_of_negative(vec x) { return v_exp2_scaled(x, v_set(1)); }
-
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     int finite = all_finite(x, 0, col, 1, n);
     v_leave();
     return finite;
 }
 
-#define APPLY(f)                                                \
-    for (int64_t i = 0; i < n; i += LANES) {                    \
-        int width = at_most(n - i, LANES);                      \
-        v_store_n(to + i, f(v_load_n(from + i, width)), width); \
+/* y[i] = f_of_x, an expression in x, which is a vector of the array's elements. */
+#define APPLY(f_of_x)                        \
+    for (int64_t i = 0; i < n; i += LANES) { \
+        int width = at_most(n - i, LANES);   \
+        vec x = v_load_n(from + i, width);   \
+        v_store_n(to + i, f_of_x, width);    \
     }
 
-static void apply(sa_function f, const void *x, void *y, int64_t n) {
-    const real *from = x;
-    real *to = y;
+static void apply(sa_function f, double unit, const void *array, void *result, int64_t n) {
+    const real *from = array;
+    real *to = result;
     switch (f) {
-        case SA_EXP2: APPLY(v_exp2) break;
-        case SA_EXP2_OF_NEGATIVE: APPLY(exp2_of_negative) break;
-        case SA_EXP: APPLY(v_exp) break;
-        case SA_LOG: APPLY(v_log) break;
-        case SA_TANH: APPLY(v_tanh) break;
+        case SA_EXP2_SCALED: APPLY(v_exp2_scaled(x, v_set((real)unit))) break;
+        case SA_EXP_OF_NEGATIVE: APPLY(v_exp_of_negative(x)) break;
+        case SA_EXP: APPLY(v_exp(x)) break;
+        case SA_LOG: APPLY(v_log(x)) break;
+        case SA_TANH: APPLY(v_tanh(x)) break;
     }
     v_leave();
 }
