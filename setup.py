@@ -17,6 +17,9 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
+sys.path.insert(0, str(Path(__file__).parent))  # where pip's builds do not look
+from exact_flags import exact_flags, exact_link_flags
+
 # A new instruction set is a row here, one in csrc/dispatch.c, a test in csrc/cpu.c, a header in
 # csrc/simd and its two files in csrc/isa.
 ISA_FLAGS = {"portable": []}
@@ -31,8 +34,8 @@ if EMULATE_AVX512:
 if IS_X86:
     ISA_FLAGS |= X86_FLAGS
 
-# No -ffast-math, no -march=native, and no contraction of a * b + c: the bits are the contract.
-CFLAGS = ["-std=c11", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
+# No -march=native, and no -ffast-math: see exact_flags.py, whose flags come last.
+CFLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 LDFLAGS = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
 if IS_X86:
@@ -56,12 +59,17 @@ class BuildPerIsa(build_ext):
     """build_ext that compiles csrc/isa/<isa>_<dtype>.c with the flags of its set."""
 
     def build_extension(self, ext):
+        exact = []
+        if sys.platform != "win32":
+            exact = exact_flags(self.compiler.compiler_so)
+            ext.extra_compile_args = CFLAGS + exact
+            ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
         for isa, flags in ISA_FLAGS.items():
             ext.extra_objects += self.compiler.compile(
                 sorted(str(path) for path in Path("csrc/isa").glob(f"{isa}_*.c")),
                 output_dir=self.build_temp,
                 macros=MACROS,
-                extra_postargs=CFLAGS + flags,
+                extra_postargs=CFLAGS + flags + exact,
                 depends=ext.depends,
             )
         super().build_extension(ext)

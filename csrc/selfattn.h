@@ -18,6 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "strict_math.h"
+
 typedef enum { SA_OK = 0, SA_NO_MEMORY, SA_INTERRUPTED } sa_status;
 
 /* One line of dtypes.def is one dtype. */

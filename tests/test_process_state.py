@@ -78,6 +78,18 @@ def test_import_and_calls_leave_mxcsr():
     children.run(MXCSR, code, DATA, after)
 
 
+def test_denormals_after_the_import():
+    """Fault 22 as NumPy sees it, wherever denormals are not flushed anyway."""
+    code = """
+    import numpy as np
+    tiny, half = np.float32(1e-40), np.float32(0.5)
+    before = (tiny * half).tobytes()
+    import selfattn
+    assert (tiny * half).tobytes() == before
+    """
+    children.run(code)
+
+
 @x86_linux
 @pytest.mark.parametrize(
     ("mode", "value"),

@@ -34,6 +34,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "../strict_math.h"
+
 #if defined(__GNUC__)
 #define SA_INLINE static inline __attribute__((always_inline))
 #else
