@@ -57,6 +57,19 @@ def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
     assert same_bits(got, attend(*copies, num_threads=1, **options))
 
 
+def test_a_head_of_finite_values_before_others(isa, dtype, rng):
+    """Its copy makes room for the next head's, whose values at keys that are masked are not."""
+    query, key, value = (apart(rng, (2, 3, 250, 24), dtype) for _ in range(3))
+    value[:, 1, 200, 3] = np.nan
+    value[1, 2, 5, 7] = np.inf
+    mask = np.ones((250, 250), bool)
+    mask[::3, [5, 200]] = False  # in a block that other rows see
+    copies = [np.ascontiguousarray(x) for x in (query, key, value)]
+    got = attend(query, key, value, attn_mask=mask, num_threads=1)
+    assert same_bits(got, attend(*copies, attn_mask=mask))
+    assert np.isfinite(got[0][:, :, ::3]).all()
+
+
 @pytest.mark.parametrize("layout", ["keys", "values", "both"])
 def test_one_may_lie_apart_or_both(isa, rng, layout):
     query = apart(rng, (1, 3, 400, 16), "f4")
