@@ -32,8 +32,18 @@ static const struct {
 
 enum { NUM_SETS = sizeof sets / sizeof *sets, UNKNOWN = -1 };
 
-/* Found out at first use. Threads that race here all write the same value. */
+/* Found out at first use. Threads that race here all write the same value: where there are C11
+ * atomics, it is one, since a race on a plain int is undefined however it ends. */
+#if !defined(_WIN32) && !defined(__STDC_NO_ATOMICS__)
+#include <stdatomic.h>
+static _Atomic int in_use = UNKNOWN;
+static int known(void) { return atomic_load_explicit(&in_use, memory_order_relaxed); }
+static void use(int i) { atomic_store_explicit(&in_use, i, memory_order_relaxed); }
+#else
 static int in_use = UNKNOWN;
+static int known(void) { return in_use; }
+static void use(int i) { in_use = i; }
+#endif
 
 static int best(void) {
     int i = 0;
@@ -42,8 +52,9 @@ static int best(void) {
 }
 
 static int chosen(void) {
-    if (in_use == UNKNOWN) in_use = best();
-    return in_use;
+    int i = known();
+    if (i == UNKNOWN) use(i = best());
+    return i;
 }
 
 const sa_kernels *sa_kernels_for(sa_dtype dtype) { return sets[chosen()].of_dtype[dtype]; }
@@ -61,7 +72,7 @@ const char *sa_isa_supported(int i) {
 int sa_isa_force(const char *name) {
     for (int s = 0; s < NUM_SETS; ++s)
         if (strcmp(sets[s].name, name) == 0 && sets[s].supported()) {
-            in_use = s;
+            use(s);
             return 1;
         }
     return 0;

@@ -1,7 +1,8 @@
 """Fault 23: on processors that lack an instruction set, none of its instructions is run.
 
 Each is emulated by qemu-user, which stops at an instruction that the model does not have. The
-results must have the bits that the kernels give here.
+results must have the bits that the kernels give here. A model on which NumPy itself stops, by an
+instruction of its own baseline, is left out: test_without_numpy.py has it.
 """
 
 import platform
@@ -18,7 +19,12 @@ pytestmark = pytest.mark.skipif(
 
 # The models, and what they run: the last says that it has AVX2, but not that the system saves its
 # registers, which only XGETBV tells.
-MODELS = {"Nehalem": "portable", "Haswell": "avx2", "Haswell,-xsave": "portable"}
+MODELS = {
+    "core2duo": "portable",
+    "Nehalem": "portable",
+    "Haswell": "avx2",
+    "Haswell,-xsave": "portable",
+}
 CODE = """
 import hashlib
 import numpy as np
@@ -34,10 +40,14 @@ for arrays in ((query, key, value), (query[:, :2], key, value)):
 """
 
 
-def run(*emulator):
-    done = subprocess.run(
-        [*emulator, sys.executable, "-P", "-c", CODE], capture_output=True, text=True, timeout=120
+def attempt(code, *emulator):
+    return subprocess.run(
+        [*emulator, sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120
     )
+
+
+def run(*emulator):
+    done = attempt(CODE, *emulator)
     assert done.returncode == 0, done.stderr
     isa, *hashes = done.stdout.split()
     return isa, hashes
@@ -46,6 +56,8 @@ def run(*emulator):
 @pytest.mark.parametrize("model", MODELS)
 def test_processors_without(model, monkeypatch):
     monkeypatch.delenv("SELFATTN_ISA", raising=False)
+    if attempt("import numpy", QEMU, "-cpu", model).returncode:
+        pytest.skip("NumPy does not run there")
     isa, hashes = run(QEMU, "-cpu", model)
     assert isa == MODELS[model]
     assert hashes == run()[1]
