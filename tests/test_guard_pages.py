@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import children
 import numpy as np
 import pytest
 
@@ -19,7 +20,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POS
 
 def run(*arguments, cwd, program="guard.py"):
     command = [sys.executable, str(Path(__file__).with_name(program)), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd)
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=cwd, env=children.environment()
+    )
 
 
 @pytest.mark.parametrize("where", ["end", "start", "row"])
