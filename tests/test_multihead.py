@@ -192,10 +192,11 @@ def test_inputs_in_any_layout(rng, dtype):
     grad_x = layer.backward(np.ascontiguousarray(grad_out[..., ::2]))
     grads = {name: x.copy() for name, x in layer.grads.items()}
     wide.flags.writeable = grad_out.flags.writeable = False
-    np.testing.assert_array_equal(layer.forward(wide[::-1, :, ::2]), out)
-    np.testing.assert_array_equal(layer.backward(grad_out[..., ::2]), grad_x)
+    # Not to the bit: NumPy's products of such arrays go another way, which one by its version.
+    close(layer.forward(wide[::-1, :, ::2]), out, "out")
+    close(layer.backward(grad_out[..., ::2]), grad_x, "grad_x")
     for name, x in grads.items():
-        close(layer.grads[name], x, name)  # NumPy's products, by another path
+        close(layer.grads[name], x, name)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
