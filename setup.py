@@ -10,6 +10,8 @@ lets a machine without AVX-512 run those kernels, slowly, for tests (it needs SI
 import os
 import platform
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy
@@ -64,14 +66,25 @@ class BuildPerIsa(build_ext):
             exact = exact_flags(self.compiler.compiler_so)
             ext.extra_compile_args = CFLAGS + exact
             ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
-        for isa, flags in ISA_FLAGS.items():
-            ext.extra_objects += self.compiler.compile(
-                sorted(str(path) for path in Path("csrc/isa").glob(f"{isa}_*.c")),
+
+        def compiled(job):
+            source, flags = job
+            return self.compiler.compile(
+                [source],
                 output_dir=self.build_temp,
                 macros=MACROS,
                 extra_postargs=CFLAGS + flags + exact,
                 depends=ext.depends,
             )
+
+        # Several at once, since they take most of a build's time.
+        jobs = [
+            (str(source), flags)
+            for isa, flags in ISA_FLAGS.items()
+            for source in sorted(Path("csrc/isa").glob(f"{isa}_*.c"))
+        ]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            ext.extra_objects += chain.from_iterable(pool.map(compiled, jobs))
         super().build_extension(ext)
 
 
