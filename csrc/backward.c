@@ -84,6 +84,16 @@ static int next_tile(worker_state *w, job_place *at, sa_gradient_tile *t) {
     return 0;
 }
 
+/* Take the next job that has something to do; the number of jobs if there is none. */
+static int64_t take_job(backward_call *c) {
+    for (;;) {
+        int64_t i = sa_take(&c->next), wanted = sa_next_job(c->plan, i);
+        if (i >= c->plan->jobs) return c->plan->jobs;
+        if (wanted == i) return i;
+        for (int64_t seen = i + 1; seen < wanted && !sa_move(&c->next, &seen, wanted);) continue;
+    }
+}
+
 /* The worker's next step. Where there is none in its job, it takes another one, if more than so
  * many are left for the others; or else it is 0. */
 static int next_step(worker_state *w, job_place *at, int64_t for_others, job_step *step) {
@@ -92,7 +102,7 @@ static int next_step(worker_state *w, job_place *at, int64_t for_others, job_ste
     step->begins_job = 0;
     if (!at->job.pass || !next_tile(w, at, &step->t)) {
         if (w->call->next >= plan->jobs - for_others) return 0;
-        int64_t i = sa_take(&w->call->next);
+        int64_t i = take_job(w->call);
         if (i >= plan->jobs) return 0;
         *at = (job_place){.job = sa_job_of(plan, i)};
         at->tile = at->job.tile_begin;

@@ -92,11 +92,12 @@ static int whole_tile(forward_call *c, int64_t tile, const sa_tile *t, char *scr
     return !overflowed || compute_again(c, tile, t, scratch, worker);
 }
 
-/* Plan the first tile from *tile on that has rows; 0 if there is none before `end`. */
+/* Plan the first tile from *tile on that has rows, and move behind it; 0 if there is none before
+ * `end`. */
 static int plan_next(const sa_plan *plan, int64_t *tile, int64_t end, sa_tile *t) {
-    while (*tile < end)
-        if (sa_plan_tile(plan, (*tile)++, t)) return 1;
-    return 0;
+    int64_t found = sa_plan_next_tile(plan, *tile, end, t);
+    *tile = found + 1;
+    return found < end;
 }
 
 static void whole_tiles(void *arg, int worker) {

@@ -72,7 +72,7 @@ static void plan_passes(sa_gradient_plan *plan) {
     const sa_problem *p = plan->rows.problem;
     const sa_gradients *g = plan->gradients;
     sa_pass query, key, value, mask, sinks;
-    if (!plan->rows.group) return; /* no heads */
+    if (!plan->rows.group || !p->seqlen_q) return; /* no rows: who calls has zeros there */
     find_broadcast_axes(p, &g->query, 1, &query);
     find_broadcast_axes(p, &g->key, 1, &key);
     find_broadcast_axes(p, &g->value, 1, &value);
@@ -124,6 +124,20 @@ sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i) {
     job.key_begin = keys * pass->keys_of_job;
     job.key_end = job.key_begin + pass->keys_of_job;
     return job;
+}
+
+int64_t sa_next_job(const sa_gradient_plan *plan, int64_t i) {
+    const sa_problem *p = plan->rows.problem;
+    const sa_pass *pass = plan->passes;
+    int64_t before = 0; /* jobs of the passes before this one */
+    if (!p->cu_seqlens_q || i >= plan->jobs) return i;
+    while (i - before >= pass->jobs) before += pass++->jobs;
+    if (pass->is_broadcast[0]) return i; /* a job of all sequences */
+    int64_t jobs_of_entry = pass->jobs / p->batch_shape[0];
+    int64_t b = (i - before) / jobs_of_entry;
+    if (sa_num_queries(p, b) || sa_num_keys(p, b)) return i;
+    while (b < p->batch_shape[0] && !sa_num_queries(p, b) && !sa_num_keys(p, b)) ++b;
+    return before + b * jobs_of_entry;
 }
 
 /* The batch entry and key/value head of the job's own axes and the i-th of the others. */

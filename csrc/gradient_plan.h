@@ -41,6 +41,9 @@ typedef struct {
 
 sa_gradient_plan sa_gradient_plan_make(const sa_problem *problem, const sa_gradients *gradients);
 
+/* The first job from i on that is not one of an empty sequence, which has no rows and no keys. */
+int64_t sa_next_job(const sa_gradient_plan *plan, int64_t i);
+
 sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i);
 
 /* The tile-th tile of rows of the i-th batch entry and head that the job walks; 0 if it has no

@@ -120,7 +120,8 @@ int sa_is_serial(const sa_problem *p) {
 sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype)};
     const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
-    int64_t entries = p->num_heads_q ? sa_entries(p) : 0;
+    /* Without rows there is nothing to plan, however many batch entries have none. */
+    int64_t entries = p->num_heads_q && p->seqlen_q ? sa_entries(p) : 0;
     sight seen = sight_of(p, entries);
     plan.scoring = scoring_of(p, as_scores);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;

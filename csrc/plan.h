@@ -38,6 +38,10 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);
 /* A tile of one of its rows alone. */
 void sa_plan_row(const sa_plan *plan, int64_t tile, int row, sa_tile *t);
 
+/* The first tile from `tile` on that has rows, planned as t; `end` or more if none before `end`
+ * has any. */
+int64_t sa_plan_next_tile(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t);
+
 /* What the tile-th tile, planned as t, fetches ahead. Those after it up to `end` are the same
  * worker's, and `next` is the first of them, or NULL; the last before it had the keys `last_k`. */
 void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,

@@ -127,7 +127,7 @@ sa_status sa_softmax(const sa_row_problem *p) {
 
 sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row, 0); }
 
-sa_status sa_turn(const sa_row_problem *p) { return run(p, turn_of_row, 0); }
+sa_status sa_turn(const sa_row_problem *p) { return p->n ? run(p, turn_of_row, 0) : SA_OK; }
 
 void sa_apply(sa_function f, sa_dtype dtype, double unit, const void *x, void *y, int64_t n) {
     sa_kernels_for(dtype)->apply(f, unit, x, y, n);

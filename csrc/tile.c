@@ -249,6 +249,21 @@ void sa_plan_row(const sa_plan *plan, int64_t tile, int row, sa_tile *t) {
     sa_plan_rows(plan, &at, t);
 }
 
+/* The tile after one that has no rows and lies before `end`. A run of empty sequences is stepped
+ * over at once, without the search for each one's entry. */
+static int64_t after_empty(const sa_plan *plan, int64_t tile, int64_t end) {
+    const sa_problem *p = plan->problem;
+    int64_t b = entry_of_tile(plan, tile), last = entry_of_tile(plan, end - 1);
+    if (sa_num_queries(p, b)) return tile + 1;
+    while (b <= last && !sa_num_queries(p, b)) ++b;
+    return sa_first_tile(plan, b) * p->num_heads_kv;
+}
+
+int64_t sa_plan_next_tile(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
+    while (tile < end && !sa_plan_tile(plan, tile, t)) tile = after_empty(plan, tile, end);
+    return tile;
+}
+
 int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b) {
     *b = entry_of_tile(plan, tile);
     int64_t first = sa_first_tile(plan, *b), slots = sa_first_tile(plan, *b + 1) - first;

@@ -11,8 +11,9 @@ import threading
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.pycapsule cimport PyCapsule_GetPointer
 from libc.math cimport NAN
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport getenv
 from libc.string cimport memset
 
@@ -90,6 +91,13 @@ cdef extern from "selfattn.h" nogil:
     const char *sa_isa_in_use() noexcept
     const char *sa_compiler() noexcept
     void sa_apply(sa_function, sa_dtype, double, const void *, void *, int64_t) noexcept
+
+
+cdef extern from "fp_env.h" nogil:
+    ctypedef struct sa_fp_env:
+        pass
+    sa_fp_env sa_fp_enter() noexcept
+    void sa_fp_leave(sa_fp_env) noexcept
 
 
 # ------------------------------------------------------------------ calls
@@ -214,9 +222,14 @@ cdef void start(sa_problem *p, int num_threads, list raised) noexcept:
 
 
 cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) except -1:
-    """Solve the problem into `out`, without the GIL."""
+    """Solve the problem into `out`, without the GIL.
+
+    What has no elements is not computed, however many rows without any there are.
+    """
     cdef list raised = []
     cdef sa_status status
+    if cnp.PyArray_SIZE(out) == 0 and p.lse.data == NULL:
+        return 0
     fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
     start(p, num_threads, raised)
     with nogil:
@@ -355,6 +368,8 @@ cdef class AttentionProblem:
         cdef list raised = []
         cdef sa_status status
         cdef sa_problem *p = &self.problem
+        if not any([x is not None and x.size for x in gradients]):
+            return
         query, key, value, mask, sinks = gradients
         memset(&g, 0, sizeof(sa_gradients))
         fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
@@ -421,6 +436,19 @@ def may_overlap(cnp.ndarray out, arrays):
         if low < other_high and other_low < high:
             return True
     return False
+
+
+cdef struct dl_tensor:
+    # DLPack's DLTensor, up to its dtype.
+    void *data
+    int32_t device_type, device_id, ndim
+    uint8_t code, bits
+
+
+def dlpack_dtype(capsule):
+    """The (code, bits) of the dtype in a DLPack capsule that is not of a newer version."""
+    cdef dl_tensor *tensor = <dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")
+    return tensor.code, tensor.bits
 
 
 cdef bint are_plain(query, key, value):
@@ -648,6 +676,18 @@ def environment(str name):
     """An environment variable as it is now, or None; faster than os.environ."""
     cdef const char *value = getenv(name.encode())
     return None if value == NULL else value.decode(errors="replace")
+
+
+def in_default_environment(compute, *arguments):
+    """compute(*arguments), rounding to nearest and so on, whatever the caller has set.
+
+    For tables that NumPy makes and that are kept: a later call may have set something else.
+    """
+    cdef sa_fp_env callers = sa_fp_enter()
+    try:
+        return compute(*arguments)
+    finally:
+        sa_fp_leave(callers)
 
 
 # ------------------------------------------------------------------ kernel sets

@@ -2,6 +2,7 @@
 
     arrays.py      what an array may be, and where a result goes
     numbers.py     what an int and what a finite number is
+    shapes.py      shapes that broadcast
     options.py     each option on its own
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 
 from .. import _core
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+# The dtypes that the kernels compute in, and the largest number of each: constants, because
+# NumPy before 2.4 computes `finfo` when it is first asked, by the rounding mode of that moment, and
+# keeps the result for the whole process.
+LARGEST = {
+    np.dtype(np.float32): (2.0 - 2.0**-23) * 2.0**127,
+    np.dtype(np.float64): sys.float_info.max,
+}
+DTYPES = tuple(LARGEST)
 _PLANNED_DTYPES = ("float16", "bfloat16")
 
 
@@ -24,7 +33,7 @@ def array(name, x):
 
 def as_array(name, x, expected="an array"):
     given = type(x).__name__
-    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+    if _is_masked(x):
         raise TypeError(f"{name}: expected {expected} without a mask of its own, got {given}")
     if isinstance(x, np.ndarray):
         return x.view(np.ndarray)
@@ -36,6 +45,15 @@ def as_array(name, x, expected="an array"):
     if x.dtype == object:
         raise TypeError(f"{name}: expected {expected}, got {given}")
     return x
+
+
+def _is_masked(x):
+    """Whether it is a masked array that masks an element.
+
+    `numpy.ma` is not imported for it: without it there are none, and importing it asks `finfo`.
+    """
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(x, ma.MaskedArray) and bool(ma.is_masked(x))
 
 
 def same_dtype(name, x, other_name, other):

@@ -8,6 +8,9 @@ import numpy as np
 
 from .arrays import DTYPES, array, as_array
 from .numbers import integer
+from .shapes import broadcast_shapes
+
+_MOST_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
 
 
 def layer_sizes(embed_dim, num_heads, num_heads_kv, kdim, vdim):
@@ -62,6 +65,8 @@ def layer_input(name, x, width, dtype):
         raise TypeError(f"{name}: expected {dtype}, the layer's dtype, got {x.dtype}")
     if x.ndim < 2 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., rows, {width}), got {x.shape}")
+    if x.ndim > _MOST_AXES:
+        raise ValueError(f"{name}: expected up to {_MOST_AXES} axes, got {x.ndim}")
     return x
 
 
@@ -98,7 +103,7 @@ def layer_leading(x, *contexts):
     leading = x.shape[:-2]
     for context in contexts:
         try:
-            leading = np.broadcast_shapes(leading, context.shape[:-2])
+            leading = broadcast_shapes(leading, context.shape[:-2])
         except ValueError:
             raise ValueError(
                 f"context: expected leading axes that broadcast with {leading}, got "

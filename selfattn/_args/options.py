@@ -8,9 +8,11 @@ import operator
 import numpy as np
 
 from .. import _threads
-from .arrays import as_array
+from .arrays import LARGEST, as_array
 from .numbers import finite, integer
+from .shapes import broadcast
 
+_PIECE = 2**16  # elements that are looked at at once where there may be very many
 FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
 
@@ -32,7 +34,7 @@ def scale_of(scale, dtype):
     if scale is None:
         return math.nan
     scale = finite("scale", scale)
-    if abs(scale) > float(np.finfo(dtype).max):
+    if abs(scale) > LARGEST[dtype]:
         raise ValueError(f"scale: expected a number that {dtype} can hold, got {scale}")
     return scale
 
@@ -87,21 +89,19 @@ def window(window_size):
 
 
 def per_batch(name, x, batch_shape, low, high):
-    """An int64 array of `batch_shape`, whose values must be from `low` to `high`, each or all."""
+    """An int64 view of `batch_shape`, whose values must be from `low` to `high`, each or all."""
     expected = "an int or an array of ints"
     if isinstance(x, int) and not isinstance(x, bool):
         if not -(2**63) <= x < 2**63:
             raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
         x = np.asarray(x)
-    x = broadcast(name, ints(name, x, expected), batch_shape, "the axes before the heads")
-    x = np.array(x, order="C")  # our own: the user's may change while the kernels read it
-    high = np.broadcast_to(high, x.shape)
-    wrong = (x < low) | (x > high)
+    x = np.array(ints(name, x, expected))  # our own: the user's may change later
+    view = broadcast(name, x, batch_shape, "the axes before the heads")
+    wrong = (x < low) | (x > high)  # of x as it was given, which may be less than the view
     if wrong.any():
-        raise ValueError(
-            f"{name}: expected values from {low} to {high[wrong][0]}, got {x[wrong][0]}"
-        )
-    return x.astype(np.int64, copy=False)
+        x, high = (np.broadcast_to(y, wrong.shape)[wrong][0] for y in (x, high))
+        raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
+    return np.broadcast_to(x.astype(np.int64, copy=False), view.shape)
 
 
 # ------------------------------------------------------------------ arrays beside the scores
@@ -169,27 +169,36 @@ def _of_dtypes(name, x, *dtypes):
     return x
 
 
-def broadcast(name, x, shape, what, last=False):
-    """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
-    try:
-        if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
-            raise ValueError
-        return np.broadcast_to(x, shape)
-    except ValueError:
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts to {what}, {shape}, got {x.shape}"
-        ) from None
-
-
 def cumulative(name, x, total):
-    """Where packed sequences begin and end: int64, our own, (number of sequences + 1,)."""
-    x = ints(name, x, "an array of ints")
-    if x.ndim != 1 or x.size == 0:
-        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {x.shape}")
-    x = np.array(x)  # our own: the user's may change while the kernels read it
-    if x[0] != 0 or x[-1] != total or (x[1:] < x[:-1]).any():
+    """Where packed sequences begin and end, and the longest.
+
+    The first as int64, our own, (number of sequences + 1,).
+    """
+    given = ints(name, x, "an array of ints")
+    if given.ndim != 1 or given.size == 0:
+        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {given.shape}")
+    # Our own: the user's may change while the kernels read it. A number beyond int64 is negative
+    # here, and so less than the one before it.
+    x = np.array(given, np.int64)
+    longest = _longest_step(x) if x[0] == 0 and x[-1] == total else None
+    if longest is None:
         raise ValueError(
             f"{name}: expected numbers that start at 0, never decrease and end at {total}, the "
-            f"number of rows, got {x}"
+            f"number of rows, got {given}"
         )
-    return x.astype(np.int64, copy=False)
+    return x, longest
+
+
+def _longest_step(x):
+    """The largest difference of neighbours; None where numbers decrease.
+
+    Piece by piece: there may be so many sequences that arrays beside them would be large.
+    """
+    longest = 0
+    for at in range(0, len(x) - 1, _PIECE):
+        first, second = x[at : at + _PIECE], x[at + 1 : at + _PIECE + 1]
+        first = first[: len(second)]
+        if (second < first).any():
+            return None
+        longest = max(longest, int((second - first).max()))
+    return longest

@@ -7,6 +7,7 @@ import numpy as np
 from .. import _core
 from . import options
 from .arrays import array, same_dtype
+from .shapes import broadcast_shapes, unrepeated
 
 NO_VALUE = object()  # the scores or the weights alone are asked for
 
@@ -88,21 +89,21 @@ def varlen_problem(
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
     heads_q, heads_kv = _heads(shapes, options.flag("enable_gqa", enable_gqa))
     total_q, total_k = query.shape[1], key.shape[1]
-    cu_seqlens_q = options.cumulative("cu_seqlens_q", cu_seqlens_q, total_q)
-    cu_seqlens_k = options.cumulative("cu_seqlens_k", cu_seqlens_k, total_k)
+    is_one = cu_seqlens_q is cu_seqlens_k and total_q == total_k
+    cu_seqlens_q, longest_q = options.cumulative("cu_seqlens_q", cu_seqlens_q, total_q)
+    if is_one:
+        cu_seqlens_k, longest_k = cu_seqlens_q, longest_q
+    else:
+        cu_seqlens_k, longest_k = options.cumulative("cu_seqlens_k", cu_seqlens_k, total_k)
     if cu_seqlens_q.shape != cu_seqlens_k.shape:
         raise ValueError(
             f"cu_seqlens_k: expected {cu_seqlens_q.size} numbers, as many as cu_seqlens_q has, got "
             f"{cu_seqlens_k.size}"
         )
     batch_shape = (cu_seqlens_q.size - 1,)
-    lengths_k = np.diff(cu_seqlens_k)
-    longest_q, longest_k = (
-        int(np.diff(cu_seqlens).max(initial=0)) for cu_seqlens in (cu_seqlens_q, cu_seqlens_k)
-    )
     problem = _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv)
     _set_scores(problem, scale, softcap)
-    _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, lengths_k)
+    _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, cu_seqlens_k)
     problem.set_sequences(cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
     if attn_mask is not None:
         packed_scores = (heads_q, total_q, longest_k)
@@ -179,8 +180,8 @@ def _set_scores(problem, scale, softcap):
     problem.set_scores(options.scale_of(scale, problem.query.dtype), options.softcap_of(softcap))
 
 
-def _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, longest=None):
-    """Causal, window, offset and lengths, at most `longest`, each, or the number of keys."""
+def _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, cu_seqlens_k=None):
+    """Causal, window, offset and lengths, at most those of packed sequences, or all keys."""
     if (
         is_causal is False
         and kv_lengths is None
@@ -198,8 +199,16 @@ def _set_ranges(problem, is_causal, query_offset, kv_lengths, window_size, longe
             "query_offset", query_offset, problem.batch_shape, -options.FARTHEST, options.FARTHEST
         )
     if kv_lengths is not None:
-        longest = problem.scores_shape[-1] if longest is None else longest
-        kv_lengths = options.per_batch("kv_lengths", kv_lengths, problem.batch_shape, 0, longest)
+        most = problem.scores_shape[-1] if cu_seqlens_k is None else np.diff(cu_seqlens_k)
+        kv_lengths = options.per_batch("kv_lengths", kv_lengths, problem.batch_shape, 0, most)
+    if 0 in problem.lse_shape:
+        return  # no query; of batch entries, which an array of numbers is for, there may be many
+    if isinstance(query_offset, np.ndarray):
+        numbers = unrepeated(query_offset)
+        one_for_all = numbers.size == 1
+        query_offset = numbers.item() if one_for_all else np.ascontiguousarray(query_offset)
+    if kv_lengths is not None:
+        kv_lengths = np.ascontiguousarray(kv_lengths)
     problem.set_ranges(query_offset, kv_lengths, left, right)
 
 
@@ -249,7 +258,7 @@ def _heads(shapes, enable_gqa):
 def _batch_shape(shapes):
     """The broadcast of the axes before the last three."""
     try:
-        return np.broadcast_shapes(*(shape[:-3] for shape in shapes.values()))
+        return broadcast_shapes(*(shape[:-3] for shape in shapes.values()))
     except ValueError:
         given = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(

@@ -6,9 +6,11 @@ import functools
 
 import numpy as np
 
+from .. import _core
 from .arrays import as_array
 from .numbers import finite, integer
-from .options import broadcast, ints, per_batch
+from .options import ints, per_batch
+from .shapes import broadcast, unrepeated
 
 _LAYOUTS = ("half", "interleaved")
 _FARTHEST = 2**53  # the integers up to here are float64s, as angles need
@@ -18,7 +20,8 @@ _FASTEST = 2.0**900  # radians a position: the angles of all positions are finit
 def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
 
-    Returns float64 arrays of both, and whether pairs are halves.
+    Returns float64 arrays of both, and whether pairs are halves. Where x has no elements nothing
+    is turned: the first two are None, for there may be no memory for so many.
     """
     if x.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
@@ -27,8 +30,11 @@ def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     if layout not in _LAYOUTS:
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
     rotary_dim = _rotary_dim(name, rotary_dim, x.shape[-1])
-    frequencies = _frequencies(frequencies, theta, rotary_dim)
-    return _positions(offset, positions, x), frequencies, layout == "half"
+    frequencies = _frequencies(frequencies, theta, rotary_dim, is_empty=x.size == 0)
+    positions = _positions(offset, positions, x)
+    if x.size == 0:
+        return None, None, layout == "half"
+    return positions(), frequencies, layout == "half"
 
 
 def rotary_offset(name, offset, batch_shape, length=1):
@@ -54,12 +60,13 @@ def _rotary_dim(name, rotary_dim, head_dim):
     return rotary_dim
 
 
-def _frequencies(frequencies, theta, rotary_dim):
+def _frequencies(frequencies, theta, rotary_dim, is_empty):
+    """Those of all pairs, float64; of the last pair alone where they are only to be checked."""
     theta = finite("theta", theta)
     if theta <= 0:
         raise ValueError(f"theta: expected a number above 0, got {theta}")
     if frequencies is None:
-        frequencies = _geometric(theta, rotary_dim)
+        frequencies = _geometric(theta, rotary_dim, rotary_dim - 2 if is_empty else 0)
         if frequencies.max(initial=0) > _FASTEST:
             raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
         return frequencies
@@ -78,30 +85,39 @@ def _frequencies(frequencies, theta, rotary_dim):
 
 
 @functools.lru_cache(maxsize=16)
-def _geometric(theta, rotary_dim):
+def _geometric(theta, rotary_dim, first):
+    return _core.in_default_environment(_powers, theta, rotary_dim, first)
+
+
+def _powers(theta, rotary_dim, first):
     with np.errstate(over="ignore"):
-        return theta ** (-np.arange(0, rotary_dim, 2) / max(rotary_dim, 1))
+        return theta ** (-np.arange(max(first, 0), rotary_dim, 2) / max(rotary_dim, 1))
 
 
 def _positions(offset, positions, x):
-    """float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs."""
+    """A function that makes them, checked, if they are needed.
+
+    float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs.
+    """
     batch_shape, length = x.shape[:-3], x.shape[-2]
     if type(offset) is int and positions is None and abs(offset) <= _FARTHEST - length:
-        return np.arange(offset, offset + length, dtype=np.float64)
+        return lambda: np.arange(offset, offset + length, dtype=np.float64)
     starts = rotary_offset("offset", offset, batch_shape, length)
     if positions is None:
-        positions = starts[..., None] + np.arange(length)
-    elif starts.any():
+        return lambda: _over_heads(starts[..., None] + np.arange(length))
+    if unrepeated(starts).any():
         raise ValueError(f"offset: expected none beside positions, got {offset}")
-    else:
-        positions = ints("positions", positions, "an array of ints")
-        beyond = (positions < -_FARTHEST) | (positions > _FARTHEST)
-        if beyond.any():
-            raise ValueError(
-                f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
-                f"{positions[beyond][0]}"
-            )
-        shape = (*x.shape[:-3], length)
-        broadcast("positions", positions, shape, "one for each row", last=True)
+    positions = ints("positions", positions, "an array of ints")
+    beyond = (positions < -_FARTHEST) | (positions > _FARTHEST)
+    if beyond.any():
+        raise ValueError(
+            f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
+            f"{positions[beyond][0]}"
+        )
+    broadcast("positions", positions, (*batch_shape, length), "one for each row", last=True)
+    return lambda: _over_heads(positions)
+
+
+def _over_heads(positions):
     positions = positions.astype(np.float64)
     return positions if positions.ndim == 1 else positions[..., None, :]

@@ -132,12 +132,15 @@ def rope_backward(
 def _turned(name, x, pairing, out, num_threads, is_backward):
     x = _args.array(name, x)
     positions, frequencies, is_half = _args.rotary(name, x, *pairing)
+    num_threads = _args.num_threads(num_threads)
+    inputs = () if out is x else (x,)
+    if x.size == 0:
+        return _args.compute_into(out, x.shape, x, inputs, lambda target: None)
     pairs = frequencies.size
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
     if is_backward:  # with its elements in the other order a pair turns the other way
         first, second = second, first
     angles = np.broadcast_to(_angles(positions, frequencies, x.dtype), (*x.shape[:-1], 2 * pairs))
-    num_threads = _args.num_threads(num_threads)
     # Rows in the order of memory: heads may lie side by side.
     axes = (*sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis])), x.ndim - 1)
     rows, angles = x.transpose(axes), angles.transpose(axes)
@@ -145,7 +148,7 @@ def _turned(name, x, pairing, out, num_threads, is_backward):
         out,
         x.shape,
         x,
-        () if out is x else (x,),
+        inputs,
         lambda target: _core.turn(
             rows, angles, target.transpose(axes), pairs, step, first, second, num_threads
         ),
@@ -166,6 +169,10 @@ def _kept_angles(positions, shape, frequencies, dtype):
 
 
 def _computed_angles(positions, frequencies, dtype):
+    return _core.in_default_environment(_table, positions, frequencies, dtype)
+
+
+def _table(positions, frequencies, dtype):
     angles = positions[..., None] * frequencies
     table = np.empty((*positions.shape, 2 * frequencies.size), dtype)
     table[..., : frequencies.size] = np.cos(angles)

@@ -1,0 +1,41 @@
+"""Shapes that broadcast: what several have in common, and a view of an array in a larger one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def broadcast_shapes(*shapes):
+    """The shape that all broadcast to, a tuple; ValueError where there is none.
+
+    `np.broadcast_shapes` knows 32 axes, of the 64 that arrays may have, and under torch.compile
+    returns another kind of tuple.
+    """
+    axes = max(map(len, shapes), default=0)
+    padded = [(1,) * (axes - len(shape)) + tuple(shape) for shape in shapes]
+    return tuple(_common(lengths) for lengths in zip(*padded, strict=True))
+
+
+def _common(lengths):
+    """The one length that is not 1, if there is any."""
+    others = set(lengths) - {1}
+    if len(others) > 1:
+        raise ValueError(f"lengths {lengths} of one axis do not broadcast")
+    return others.pop() if others else 1
+
+
+def unrepeated(x):
+    """What a broadcast view has of its array: nothing twice."""
+    return x[tuple(slice(None) if stride else slice(0, 1) for stride in x.strides)]
+
+
+def broadcast(name, x, shape, what, last=False):
+    """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
+    try:
+        if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
+            raise ValueError
+        return np.broadcast_to(x, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to {what}, {shape}, got {x.shape}"
+        ) from None
