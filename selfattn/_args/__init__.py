@@ -1,6 +1,7 @@
 """The only validator: what a user gave -> arrays and numbers that the kernels can take as valid.
 
     arrays.py      what an array may be, and where a result goes
+    foreign.py     arrays of other libraries
     numbers.py     what an int and what a finite number is
     shapes.py      shapes that broadcast
     options.py     each option on its own

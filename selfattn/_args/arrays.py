@@ -7,6 +7,7 @@ import sys
 import numpy as np
 
 from .. import _core
+from .foreign import PLANNED_DTYPES, to_numpy
 
 # The dtypes that the kernels compute in, and the largest number of each: constants, because
 # NumPy before 2.4 computes `finfo` when it is first asked, by the rounding mode of that moment, and
@@ -16,7 +17,6 @@ LARGEST = {
     np.dtype(np.float64): sys.float_info.max,
 }
 DTYPES = tuple(LARGEST)
-_PLANNED_DTYPES = ("float16", "bfloat16")
 
 
 def array(name, x):
@@ -26,12 +26,16 @@ def array(name, x):
     dtype = x.dtype
     if dtype in DTYPES:
         return x
-    if dtype.name in _PLANNED_DTYPES and dtype.isnative:
+    if dtype.name in PLANNED_DTYPES and dtype.isnative:
         raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
     raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
 
 
-def as_array(name, x, expected="an array"):
+def as_array(name, x, expected="an array", of_floats=True):
+    """`x` as a NumPy array of any dtype, without a copy.
+
+    `of_floats`: whether half precision is to be taken there one day.
+    """
     given = type(x).__name__
     if _is_masked(x):
         raise TypeError(f"{name}: expected {expected} without a mask of its own, got {given}")
@@ -39,9 +43,7 @@ def as_array(name, x, expected="an array"):
         return x.view(np.ndarray)
     if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
         raise TypeError(f"{name}: expected {expected}, got {given}")
-    if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
-        return np.from_dlpack(x)
-    x = np.asarray(x)
+    x = to_numpy(name, x, expected, of_floats)
     if x.dtype == object:
         raise TypeError(f"{name}: expected {expected}, got {given}")
     return x

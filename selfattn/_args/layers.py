@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from .arrays import DTYPES, array, as_array
+from .foreign import numbers_of
 from .numbers import integer
 from .shapes import broadcast_shapes
 
@@ -140,7 +141,7 @@ def layer_state(state, shapes, dtype):
         raise ValueError(f"state: expected {', '.join(shapes)}, got one {' and '.join(parts)}")
     arrays = {}
     for name, shape in shapes.items():
-        x = as_array(name, state[name])
+        x = as_array(name, numbers_of(state[name]), of_floats=False)
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"{name}: expected floats, got {x.dtype!r}")
         if x.shape != shape:

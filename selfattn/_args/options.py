@@ -146,7 +146,7 @@ def _ids(x):
 
 
 def ints(name, x, expected, kinds="iu"):
-    x = as_array(name, x, expected)
+    x = as_array(name, x, expected, of_floats=False)
     if x.dtype.kind not in kinds or not x.dtype.isnative:
         raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
     return x

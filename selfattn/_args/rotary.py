@@ -70,7 +70,7 @@ def _frequencies(frequencies, theta, rotary_dim, is_empty):
         if frequencies.max(initial=0) > _FASTEST:
             raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
         return frequencies
-    frequencies = as_array("frequencies", frequencies)
+    frequencies = as_array("frequencies", frequencies, of_floats=False)
     if frequencies.dtype not in (np.float32, np.float64):
         raise TypeError(f"frequencies: expected float32 or float64, got {frequencies.dtype!r}")
     if frequencies.shape != (rotary_dim // 2,):

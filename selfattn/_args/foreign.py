@@ -1,0 +1,92 @@
+"""Arrays of other libraries: what an object offers NumPy, and by what words it is refused.
+
+A tensor is known by its attributes; no other library is imported. Called by `arrays.py`, and by
+those who copy numbers: `layers.py`, `nn/files.py`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .. import _core
+
+PLANNED_DTYPES = ("float16", "bfloat16")
+_DLPACK_DTYPES = {(2, 16): "float16", (4, 16): "bfloat16"}  # by its codes and numbers of bits
+_DLPACK_CPU = 1
+
+
+def to_numpy(name, x, expected, of_floats):
+    """`x` as a NumPy array, by `__array__`, the buffer protocol or DLPack, without a copy."""
+    try:
+        if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+            return np.from_dlpack(x)
+        return np.asarray(x)
+    except (TypeError, ValueError, BufferError, RuntimeError) as error:
+        raise _refusal(name, x, expected, of_floats, error) from error
+
+
+def numbers_of(x):
+    """What of `x` is copied where numbers alone count: a tensor without its gradient.
+
+    One of bfloat16 that NumPy lacks widens itself to float32, which holds every number of it.
+    """
+    if isinstance(x, np.ndarray):
+        return x
+    if getattr(x, "requires_grad", False) is True:
+        x = x.detach()
+    if _dtype_of(x) == "bfloat16" and hasattr(x, "float"):
+        x = x.float()
+    return x
+
+
+def _refusal(name, x, expected, of_floats, error):
+    """The exception that says why `x` could not be read: by our words where the reason is known."""
+    given, dtype = type(x).__name__, _dtype_of(x)
+    if getattr(x, "requires_grad", False) is True:
+        return TypeError(
+            f"{name}: expected a tensor that does not require grad (call .detach()), got one that "
+            "does"
+        )
+    if (device := _device_of(x)) is not None:
+        return TypeError(f"{name}: expected {expected} on the CPU, got {given} on {device}")
+    if dtype in PLANNED_DTYPES and of_floats:
+        return NotImplementedError(f"{name}: {dtype} is not built yet, got {given} of it")
+    if dtype is not None and not _is_of_numpy(dtype):
+        return TypeError(
+            f"{name}: expected {expected} of a dtype that NumPy has, got {given} of {dtype}"
+        )
+    kind = RuntimeError if isinstance(error, RuntimeError) else TypeError
+    return kind(f"{name}: expected {expected} that NumPy can read, got {given}: {error}")
+
+
+def _dtype_of(x):
+    """The name of x's dtype, None if it has none: of `torch.bfloat16` the last word."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None:
+        return str(dtype).rpartition(".")[-1]
+    if not hasattr(x, "__dlpack__") or hasattr(x, "__array__") or _device_of(x) is not None:
+        return None
+    try:
+        code, bits = _core.dlpack_dtype(x.__dlpack__())
+    except Exception:  # what it raises is what has been raised before
+        return None
+    return _DLPACK_DTYPES.get((code, bits), f"DLPack's type {code} of {bits} bits")
+
+
+def _is_of_numpy(dtype):
+    try:
+        np.dtype(dtype)
+    except TypeError:
+        return False
+    return True
+
+
+def _device_of(x):
+    """Where x is, None if on the CPU or if that is not known."""
+    device = getattr(x, "device", None)
+    if device is not None:
+        return None if "cpu" in str(device).lower() else str(device)
+    if not hasattr(x, "__dlpack_device__"):
+        return None
+    kind, _ = x.__dlpack_device__()
+    return None if kind == _DLPACK_CPU else f"DLPack's device {int(kind)}"
