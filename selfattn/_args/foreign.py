@@ -25,15 +25,16 @@ def to_numpy(name, x, expected, of_floats):
         raise _refusal(name, x, expected, of_floats, error) from error
 
 
-def numbers_of(x):
-    """What of `x` is copied where numbers alone count: a tensor without its gradient.
+def without_gradient(x):
+    """`x`, or the numbers of a tensor that requires grad: for those who copy them."""
+    return x.detach() if getattr(x, "requires_grad", False) is True else x
 
-    One of bfloat16 that NumPy lacks widens itself to float32, which holds every number of it.
-    """
+
+def numbers_of(x):
+    """The same, in a dtype that NumPy has: bfloat16 widens to float32, which holds all of it."""
+    x = without_gradient(x)
     if isinstance(x, np.ndarray):
         return x
-    if getattr(x, "requires_grad", False) is True:
-        x = x.detach()
     if _dtype_of(x) == "bfloat16" and hasattr(x, "float"):
         x = x.float()
     return x
@@ -74,11 +75,11 @@ def _dtype_of(x):
 
 
 def _is_of_numpy(dtype):
+    """Whether NumPy itself has a dtype of that name; others may have registered theirs."""
     try:
-        np.dtype(dtype)
+        return np.dtype(dtype).isbuiltin == 1
     except TypeError:
         return False
-    return True
 
 
 def _device_of(x):

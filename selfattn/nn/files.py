@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import secrets
 import zipfile
@@ -16,7 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .._args import flag
 from .._args.arrays import as_array
+from .._args.foreign import without_gradient
+from . import tensors
 
 _SUFFIXES = (".npz", ".safetensors")
 _LONGEST_NAME = 65000  # bytes; a zip file counts them in 16 bits
@@ -29,7 +33,8 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     Parameters
     ----------
     state : mapping of str to array
-        Numbers or bools, of any shape.
+        Real numbers or bools, of any shape; in `.safetensors` of ml_dtypes' bfloat16 and dtypes of
+        8 bits that the format has, too.
     path : str or path
         Its suffix is the format: `.npz`, or `.safetensors` (`pip install safetensors`). A file
         that is there is replaced, at once and as a whole: one that cannot be written to its end
@@ -38,7 +43,8 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     Raises
     ------
     TypeError, ValueError
-        For something else than arrays of numbers by name; for another suffix.
+        For something else than arrays of numbers by name, of a dtype that the format has; for
+        another suffix.
     OSError
         When the file cannot be written.
     ModuleNotFoundError
@@ -55,7 +61,7 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     """
     path = _path(path)
     arrays = _arrays(state, path.suffix)
-    write = _write_npz if path.suffix == ".npz" else _safetensors().save_file
+    write = _write_npz if path.suffix == ".npz" else _write_safetensors
     # In the same folder, so that it can be moved into place: that of the file behind a link.
     target = Path(os.path.realpath(path))
     temporary = _new_file(target)
@@ -71,13 +77,18 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
         raise
 
 
-def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike, *, strict: bool = True) -> dict[str, np.ndarray]:
     """Load what `save`, NumPy or safetensors saved: arrays by name.
 
     Parameters
     ----------
     path : str or path
         Its suffix is the format: `.npz` or `.safetensors` (`pip install safetensors`).
+    strict : bool
+        Of a `.safetensors` file, refuse one that holds an array of a dtype that cannot be had here;
+        False leaves out such arrays and returns the others. NumPy has no bfloat16 and no dtypes
+        of 8 bits: they are those of ml_dtypes, where that is installed. F4 and F6, of which several
+        numbers share a byte, can be had nowhere.
 
     Returns
     -------
@@ -86,6 +97,8 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Raises
     ------
+    TypeError
+        With `strict`, for an array of such a dtype, by its name; for a `path` that is none.
     ValueError
         For another suffix; for a file that does not hold what its suffix says.
     OSError
@@ -102,15 +115,15 @@ def load(path: str | os.PathLike) -> dict[str, np.ndarray]:
     >>> nn.load(path)
     {'step': array(7)}
     """
-    path = _path(path)
+    path, strict = _path(path), flag("strict", strict)
     if path.suffix == ".npz":
         with open(path, "rb") as file:
             return _read_npz(file, path)
-    library = _safetensors()
+    library = importlib.import_module("safetensors")
     content = path.read_bytes()
     try:
-        return library.load(content)
-    except Exception as error:
+        return tensors.read(library, content, strict)
+    except (ValueError, library.SafetensorError) as error:
         raise ValueError(f"path: expected a .safetensors file, got {path}: {error}") from error
 
 
@@ -141,9 +154,8 @@ def _arrays(state, suffix):
             )
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise ValueError(f"state: expected names that are valid text, got {name!r}")
-        x = as_array(name, x)
-        is_number = x.dtype.kind in "biuf" and x.dtype.itemsize <= 8
-        if not is_number and (x.dtype.name != "bfloat16" or suffix == ".npz"):
+        x = as_array(name, without_gradient(x), of_floats=False)
+        if not tensors.is_kept(x.dtype, suffix):
             raise TypeError(
                 f"{name}: expected an array of numbers that a {suffix} file keeps, got {x.dtype!r}"
             )
@@ -173,10 +185,10 @@ def _read_npz(file, path):
         raise ValueError(f"path: expected a .npz file, got {path}: {error}") from error
 
 
-def _safetensors():
-    import safetensors.numpy
+def _write_safetensors(arrays, path):
+    from safetensors.numpy import save_file
 
-    return safetensors.numpy
+    save_file(arrays, path)
 
 
 def _new_file(target):
