@@ -9,12 +9,22 @@ import numpy as np
 
 from . import _core, _threads, _version
 
-_forced = os.environ.get("SELFATTN_ISA")
-if _forced and not _core.force_isa(_forced):
-    raise ImportError(
-        f"SELFATTN_ISA: expected one of {', '.join(_core.isas())}, which this machine can run, "
-        f"got {_forced!r}"
-    )
+_forced = ""
+
+
+def force_isa(name: str) -> None:
+    """Use the kernels that SELFATTN_ISA names; an empty name is none. Called on import."""
+    global _forced
+    # A name that is no valid text is not one of them.
+    if name and not (name in _core.isas() and _core.force_isa(name)):
+        raise ImportError(
+            f"SELFATTN_ISA: expected one of {', '.join(_core.isas())}, which this machine can run, "
+            f"got {name!r}"
+        )
+    _forced = name
+
+
+force_isa(os.environ.get("SELFATTN_ISA", ""))
 
 
 def isas() -> list[str]:

@@ -4,41 +4,80 @@
     selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
 
-Called by the console script. What a user gets wrong is one line on stderr and exit status 1 (2 for
-arguments that argparse refuses), never a traceback.
+Called by the console script, through `_selfattn_command.py`. What cannot be done is one line on
+stderr and exit status 1; arguments that make no sense are their usage, one line and exit status 2;
+an interrupt is 130. A reader that goes away has seen enough: status 1, and not a word.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import IO, NoReturn, TextIO
 
 import selfattn
+from selfattn.demo.words import printable
 
 _DEMO_NEEDS = ("matplotlib", "rich", "safetensors", "tokenizers")
+_STATUS = "Exit status: 0 if all went well, 1 if it could not be done, 2 for wrong arguments."
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command with the arguments of the process, or with `argv`; return its exit status."""
-    arguments = _parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None, wrong_isa: str | None = None) -> int:
+    """Run the command with the arguments of the process, or with `argv`; return its exit status.
+
+    `wrong_isa` says what is wrong with SELFATTN_ISA, if anything is.
+    """
+    if sys.stdout is None:
+        return _fail("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for the rest
     try:
-        status = arguments.run(arguments)
-        sys.stdout.flush()
-        return status
+        try:
+            return _run(_parser().parse_args(argv), wrong_isa)
+        finally:
+            sys.stdout.flush()
     except BrokenPipeError:  # `selfattn demo | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop(sys.stdout)
         return 1
+    except OSError as error:
+        if error.filename is not None:  # a file of the installation: nothing that a user gave
+            raise
+        _drop(sys.stdout)
+        return _fail(f"standard output: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
 
 
+def _run(arguments: argparse.Namespace, wrong_isa: str | None) -> int:
+    if wrong_isa is None:
+        return arguments.run(arguments)
+    if arguments.run is _info:  # it says which there are
+        _info(arguments)
+    return _fail(wrong_isa)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors show what a user gave, and do not do what it says.
+
+    And one that does not hide that help could not be written.
+    """
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        if file is not None and file is sys.stdout:
+            file.write(message)
+        else:
+            super()._print_message(message, file)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="selfattn", description="Self-attention on the CPU.")
+    parser = _Parser(prog="selfattn", description="Self-attention on the CPU.", epilog=_STATUS)
     parser.add_argument("--version", action="version", version=f"selfattn {selfattn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -92,7 +131,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_NEEDS:
             raise
-        return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[demo]"')
+        return _fail(f'the demo needs {missing}, which is missing: pip install ".[demo]"')
     return 0
 
 
@@ -110,12 +149,26 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _seed(text: str) -> int:
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid int value: {text!r}") from None
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected 0 or more, got {number}")
     return number
 
 
 def _fail(message: str) -> int:
-    print(f"selfattn: {message}", file=sys.stderr)
+    if sys.stderr is None:  # print would take the other stream
+        return 1
+    try:
+        print(f"selfattn: {printable(message)}", file=sys.stderr, flush=True)
+    except OSError:
+        _drop(sys.stderr)
     return 1
+
+
+def _drop(stream: TextIO) -> None:
+    """Let what a stream still holds go nowhere, or the interpreter fails to write it once more."""
+    with contextlib.suppress(OSError):  # one that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

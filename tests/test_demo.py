@@ -365,7 +365,7 @@ def test_rich_is_missing():
     done = command("sys.modules['rich'] = None", "demo")
     assert done.returncode == 1
     assert done.stderr == (
-        'selfattn: the demo needs rich, which is missing: pip install "selfattn[demo]"\n'
+        'selfattn: the demo needs rich, which is missing: pip install ".[demo]"\n'
     )
 
 

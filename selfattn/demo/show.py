@@ -15,6 +15,7 @@ from . import tables
 from .heads import Sharpest
 from .minilm import INSTALL, MiniLM
 from .walk import Walk
+from .words import printable
 
 
 def terminal() -> Console:
@@ -24,12 +25,12 @@ def terminal() -> Console:
 
 def walk(console: Console, result: Walk, focus: int | None, is_hashed: bool) -> None:
     """Show every step of a walk; `focus` is the word to look at."""
-    words, x = result.example.words, result.example.x
+    words, x = [printable(word) for word in result.example.words], result.example.x
     importance = result.weights.sum(0) if focus is None else result.weights[focus]
     plan = tables.plan(console, words, 7, importance, focus)
     d_model, d_k = x.shape[1], result.query.shape[1]
 
-    console.print(Text(f"Self-attention on “{result.example.sentence}”", "bold"))
+    console.print(Text(f"Self-attention on “{printable(result.example.sentence)}”", "bold"))
     if is_hashed:
         say(
             console,
@@ -59,9 +60,10 @@ def walk(console: Console, result: Walk, focus: int | None, is_hashed: bool) -> 
 def head(console: Console, word: str | None, found: Sharpest) -> None:
     """Show the head in which a word attends most sharply."""
     row = found.map[found.focus]
-    focus, target = found.labels[found.focus], found.labels[found.target]
+    labels = [printable(label) for label in found.labels]
+    focus, target = labels[found.focus], labels[found.target]
 
-    console.print(Text(f"Self-attention on “{found.sentence}”", "bold"))
+    console.print(Text(f"Self-attention on “{printable(found.sentence)}”", "bold"))
     _, heads, length, _ = found.shape
     say(
         console,
@@ -97,11 +99,11 @@ def head(console: Console, word: str | None, found: Sharpest) -> None:
         "(layer.head), which look at a neighbouring token, whatever it is.",
     )
     heading(console, "", "Map of that head", "how much each row attends to each column")
-    plan = tables.plan(console, found.labels, 4, row, found.focus, first=0)
+    plan = tables.plan(console, labels, 4, row, found.focus, first=0)
     tables.heat_map(console, plan, found.map)
     console.print()
     say(console, f"“{focus}” attends to")
-    tables.bars(console, found.labels, row)
+    tables.bars(console, labels, row)
     shape = f"a layer's {heads} heads of {length} tokens"
     _footer(console, found.seconds, found.calls, shape, {"fused": found.difference})
 

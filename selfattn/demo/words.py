@@ -1,7 +1,8 @@
-"""A sentence -> its words, as a reader sees them; and the word that `--word` means.
+"""A sentence -> its words, as a reader sees them; which one `--word` means; what may be shown.
 
 Words stand between spaces, with punctuation at their ends taken off as words of its own, and each
-Chinese character by itself, as BERT does. Called by `__init__.py`, `heads.py` and `show.py`.
+Chinese character by itself, as BERT does. Called by `__init__.py`, `heads.py`, `minilm.py`,
+`show.py`, `learn/show.py` and `cli.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
 _IN_A_CHUNK = re.compile(f"[{_IDEOGRAPHS}]|[^{_IDEOGRAPHS}]+")
+_COMMANDS = re.compile("[\0-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _LISTED = 12  # words that an error message lists
 
 
@@ -27,6 +29,11 @@ class Word:
     text: str
     start: int
     end: int
+
+
+def printable(text: str) -> str:
+    """The text with what would command a terminal, or turn the order of its characters, escaped."""
+    return _COMMANDS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def clean(text: str) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from .. import tables
 from ..show import heading, say, terminal
+from ..words import printable
 from .sentences import Sentence
 from .training import Trainer
 
@@ -117,4 +118,4 @@ def result(
         ".",
     )
     console.print(line)
-    say(console, f"Trained {seconds:.0f} s on {trained:,} sentences. The maps as a picture: {png}")
+    say(console, f"Trained {seconds:.0f} s on {trained:,} sentences. The maps: {printable(png)}")
