@@ -36,6 +36,8 @@ def as_array(name, x, expected="an array", of_floats=True):
 
     `of_floats`: whether half precision is to be taken there one day.
     """
+    if type(x) is np.ndarray:
+        return x
     given = type(x).__name__
     if _is_masked(x):
         raise TypeError(f"{name}: expected {expected} without a mask of its own, got {given}")
