@@ -6,7 +6,7 @@ The truth it is tested against is `reference/`.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -16,12 +16,88 @@ if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
 
 
+# Whether lse is returned too is known where `return_lse` is, to type checkers too.
+@overload
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: Literal[False] = ...,
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> np.ndarray: ...
+
+
+@overload
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: Literal[True],
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@overload
+def scaled_dot_product_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: bool,
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+
+
 def scaled_dot_product_attention(
     query: Array,
     key: Array,
     value: Array,
     attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
@@ -29,7 +105,7 @@ def scaled_dot_product_attention(
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
     window_size: Window = (-1, -1),
-    softcap: float = 0.0,
+    softcap: Number = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
@@ -177,8 +253,8 @@ def scaled_dot_product_attention(
 
 # Of all options but the last, out and num_threads, in their order.
 _DEFAULTS = (
-    *scaled_dot_product_attention.__defaults__,
-    *tuple(scaled_dot_product_attention.__kwdefaults__.values())[:-2],
+    *(scaled_dot_product_attention.__defaults__ or ()),
+    *tuple((scaled_dot_product_attention.__kwdefaults__ or {}).values())[:-2],
 )
 
 
@@ -220,7 +296,7 @@ def merge_states(
     >>> np.allclose(out, selfattn.scaled_dot_product_attention(query, key, value))
     True
     """
-    out_a, lse_a, out_b, lse_b = _args.merge_operands(out_a, lse_a, out_b, lse_b)
-    out, lse = np.empty_like(out_a, subok=False), np.empty_like(lse_a, subok=False)
-    _core.merge(out_a, lse_a, out_b, lse_b, out, lse, _args.num_threads(None))
+    a, lse_of_a, b, lse_of_b = _args.merge_operands(out_a, lse_a, out_b, lse_b)
+    out, lse = np.empty_like(a, subok=False), np.empty_like(lse_of_a, subok=False)
+    _core.merge(a, lse_of_a, b, lse_of_b, out, lse, _args.num_threads(None))
     return out, lse

@@ -23,7 +23,7 @@ def scaled_dot_product_attention_backward(
     out: Array,
     lse: Array,
     attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
@@ -31,7 +31,7 @@ def scaled_dot_product_attention_backward(
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
     window_size: Window = (-1, -1),
-    softcap: float = 0.0,
+    softcap: Number = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
@@ -124,9 +124,13 @@ def scaled_dot_product_attention_backward(
     given = _args.given(problem, problem.out_shape, grad_out, out, lse)
     wanted = _args.wanted(problem, attn_mask, sinks, mask_grad, sinks_grad)
     problem.differentiate(*given, wanted, _args.num_threads(num_threads))
-    *of_rows, of_mask, of_sinks = wanted
+    of_query, of_key, of_value, of_mask, of_sinks = wanted
     return AttentionGradients(
-        *of_rows, _args.finished(of_mask, attn_mask), _args.finished(of_sinks, sinks)
+        of_query,
+        of_key,
+        of_value,
+        _args.finished(of_mask, attn_mask),
+        _args.finished(of_sinks, sinks),
     )
 
 
@@ -140,7 +144,7 @@ def varlen_attention_backward(
     cu_seqlens_q: Array,
     cu_seqlens_k: Array,
     attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
@@ -148,7 +152,7 @@ def varlen_attention_backward(
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
     window_size: Window = (-1, -1),
-    softcap: float = 0.0,
+    softcap: Number = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
@@ -209,14 +213,20 @@ def varlen_attention_backward(
     )
     problem.set_dropout(*dropout)
     heads, total, head_dim_v = problem.out_shape
-    grad_out, out, lse = _args.given(problem, (total, heads, head_dim_v), grad_out, out, lse)
+    given = _args.given(problem, (total, heads, head_dim_v), grad_out, out, lse)
     wanted = _args.wanted(problem, attn_mask, sinks, mask_grad, sinks_grad)
     problem.differentiate(
-        grad_out.swapaxes(0, 1), out.swapaxes(0, 1), lse, wanted, _args.num_threads(num_threads)
+        given[0].swapaxes(0, 1),
+        given[1].swapaxes(0, 1),
+        given[2],
+        wanted,
+        _args.num_threads(num_threads),
     )
-    *of_rows, of_mask, of_sinks = wanted
+    of_query, of_key, of_value, of_mask, of_sinks = wanted
     return AttentionGradients(
-        *(x.swapaxes(0, 1) for x in of_rows),
+        of_query.swapaxes(0, 1),
+        of_key.swapaxes(0, 1),
+        of_value.swapaxes(0, 1),
         _args.finished(of_mask, attn_mask),
         _args.finished(of_sinks, sinks),
     )

@@ -17,10 +17,13 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import IO, NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import selfattn
 from selfattn.demo.words import printable
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _DEMO_NEEDS = ("matplotlib", "rich", "safetensors", "tokenizers")
 _STATUS = "Exit status: 0 if all went well, 1 if it could not be done, 2 for wrong arguments."
@@ -69,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         super().error(printable(message))
 
-    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is not None and file is sys.stdout:
             file.write(message)
         else:

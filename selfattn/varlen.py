@@ -6,7 +6,7 @@ the sequences; `_core` computes it. The truth it is tested against is `reference
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
@@ -16,6 +16,87 @@ if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
 
 
+@overload
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: Literal[False] = ...,
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> np.ndarray: ...
+
+
+@overload
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: Literal[True],
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+@overload
+def varlen_attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    cu_seqlens_q: Array,
+    cu_seqlens_k: Array,
+    attn_mask: Array | None = ...,
+    dropout_p: Number = ...,
+    is_causal: bool = ...,
+    *,
+    scale: Number | None = ...,
+    enable_gqa: bool = ...,
+    query_offset: Ints = ...,
+    kv_lengths: Ints | None = ...,
+    window_size: Window = ...,
+    softcap: Number = ...,
+    alibi_slopes: Array | None = ...,
+    sinks: Array | None = ...,
+    segment_ids: Array | tuple[Array, Array] | None = ...,
+    dropout_seed: int = ...,
+    return_lse: bool,
+    out: np.ndarray | None = ...,
+    num_threads: int | None = ...,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]: ...
+
+
 def varlen_attention(
     query: Array,
     key: Array,
@@ -23,7 +104,7 @@ def varlen_attention(
     cu_seqlens_q: Array,
     cu_seqlens_k: Array,
     attn_mask: Array | None = None,
-    dropout_p: float = 0.0,
+    dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
@@ -31,7 +112,7 @@ def varlen_attention(
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
     window_size: Window = (-1, -1),
-    softcap: float = 0.0,
+    softcap: Number = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,

@@ -14,6 +14,7 @@ import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,12 +23,15 @@ from .._args.arrays import as_array
 from .._args.foreign import without_gradient
 from . import tensors
 
+if TYPE_CHECKING:
+    from .._typing import Array
+
 _SUFFIXES = (".npz", ".safetensors")
 _LONGEST_NAME = 65000  # bytes; a zip file counts them in 16 bits
 _RESERVED = ("file", "allow_pickle", "__metadata__")  # np.savez's own, and safetensors'
 
 
-def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
+def save(state: Mapping[str, Array], path: str | os.PathLike[str]) -> None:
     """Save arrays by name: a layer's `state_dict()`, say.
 
     Parameters
@@ -59,11 +63,11 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
     >>> layer = nn.MultiheadAttention(8, 2)
     >>> layer.load_state_dict(nn.load(path))
     """
-    path = _path(path)
-    arrays = _arrays(state, path.suffix)
-    write = _write_npz if path.suffix == ".npz" else _write_safetensors
+    checked = _path(path)
+    arrays = _arrays(state, checked.suffix)
+    write = _write_npz if checked.suffix == ".npz" else _write_safetensors
     # In the same folder, so that it can be moved into place: that of the file behind a link.
-    target = Path(os.path.realpath(path))
+    target = Path(os.path.realpath(checked))
     temporary = _new_file(target)
     try:
         like = target if target.exists() else temporary
@@ -77,7 +81,7 @@ def save(state: Mapping[str, np.ndarray], path: str | os.PathLike) -> None:
         raise
 
 
-def load(path: str | os.PathLike, *, strict: bool = True) -> dict[str, np.ndarray]:
+def load(path: str | os.PathLike[str], *, strict: bool = True) -> dict[str, np.ndarray]:
     """Load what `save`, NumPy or safetensors saved: arrays by name.
 
     Parameters
@@ -115,16 +119,16 @@ def load(path: str | os.PathLike, *, strict: bool = True) -> dict[str, np.ndarra
     >>> nn.load(path)
     {'step': array(7)}
     """
-    path, strict = _path(path), flag("strict", strict)
-    if path.suffix == ".npz":
-        with open(path, "rb") as file:
-            return _read_npz(file, path)
+    checked, strict = _path(path), flag("strict", strict)
+    if checked.suffix == ".npz":
+        with open(checked, "rb") as file:
+            return _read_npz(file, checked)
     library = importlib.import_module("safetensors")
-    content = path.read_bytes()
+    content = checked.read_bytes()
     try:
         return tensors.read(library, content, strict)
     except (ValueError, library.SafetensorError) as error:
-        raise ValueError(f"path: expected a .safetensors file, got {path}: {error}") from error
+        raise ValueError(f"path: expected a .safetensors file, got {checked}: {error}") from error
 
 
 def _path(path):

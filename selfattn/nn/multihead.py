@@ -47,7 +47,7 @@ class _Saved(NamedTuple):
     rows: tuple[np.ndarray, ...]  # query, key, value by heads
     merged: np.ndarray  # what attention returned, heads side by side
     lse: np.ndarray
-    turns: list[dict]  # what rope got for query and for key; nothing without it
+    turns: list[dict[str, Any]]  # what rope got for query and for key; nothing without it
     options: dict[str, Any]
 
 
@@ -230,13 +230,16 @@ class MultiheadAttention:
         if self._saved is None:
             raise RuntimeError("backward: expected a forward(..., requires_grad=True) before it")
         inputs, given, rows, merged, lse, turns, options = self._saved
-        grad_out = _args.layer_input("grad_out", grad_out, self.embed_dim, self.dtype)
-        if grad_out.shape != merged.shape:
-            raise ValueError(f"grad_out: expected shape {merged.shape}, got {grad_out.shape}")
+        grad = _args.layer_input("grad_out", grad_out, self.embed_dim, self.dtype)
+        if grad.shape != merged.shape:
+            raise ValueError(f"grad_out: expected shape {merged.shape}, got {grad.shape}")
+        query, key, value = rows
         weight, _ = self._layout.of_output(self.params)
         gradients = scaled_dot_product_attention_backward(
-            self._heads(grad_of_input(grad_out, weight)),
-            *rows,
+            self._heads(grad_of_input(grad, weight)),
+            query,
+            key,
+            value,
             self._heads(merged),
             lse,
             enable_gqa=True,
@@ -248,15 +251,15 @@ class MultiheadAttention:
         for n, turn in enumerate(turns):
             grad_rows[n] = rope_backward(grad_rows[n], **turn)
         grad_rows = [_side_by_side(rows) for rows in grad_rows]
-        self._write_grads(inputs, grad_rows, merged, grad_out)
+        self._write_grads(inputs, grad_rows, merged, grad)
         for name in ("attn_mask", "sinks"):
             self.grads.pop(name, None)
             if (gradient := getattr(gradients, name)) is not None:
                 self.grads[name] = gradient
         of_inputs = self._layout.of_inputs(self.params)
         of_query, of_key, of_value = (
-            grad_of_input(grad, weight)
-            for grad, (weight, _) in zip(grad_rows, of_inputs, strict=True)
+            grad_of_input(grad_of_rows, weight)
+            for grad_of_rows, (weight, _) in zip(grad_rows, of_inputs, strict=True)
         )
         if given == 3:
             return of_query, (of_key, of_value)

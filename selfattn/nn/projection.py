@@ -43,6 +43,7 @@ class Layout:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter, in the order of torch's `state_dict`."""
         total = self.rows[-1].stop
+        shapes: dict[str, tuple[int, ...]]
         if self.is_packed:
             shapes = {"in_proj_weight": (total, self.embed_dim)}
         else:
@@ -68,7 +69,9 @@ class Layout:
             params[name] = rng.uniform(-bound, bound, shape).astype(dtype)
         return params
 
-    def of_inputs(self, arrays: dict[str, np.ndarray]) -> list[tuple]:
+    def of_inputs(
+        self, arrays: dict[str, np.ndarray]
+    ) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Views of the weight and the bias (or None) of query, key and value."""
         if self.is_packed:
             weights = [arrays["in_proj_weight"][rows] for rows in self.rows]
@@ -77,7 +80,7 @@ class Layout:
         biases = [arrays["in_proj_bias"][rows] if self.bias else None for rows in self.rows]
         return list(zip(weights, biases, strict=True))
 
-    def of_output(self, arrays: dict[str, np.ndarray]) -> tuple:
+    def of_output(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         """The weight and the bias (or None) of the output."""
         return arrays["out_proj.weight"], arrays.get("out_proj.bias")
 

@@ -17,7 +17,7 @@ import numpy as np
 from .. import _args, _core
 
 if TYPE_CHECKING:
-    from .._typing import Array, Ints
+    from .._typing import Array, Ints, Number
 
 _KEPT_PAIRS = 2**18  # of positions and frequencies: tables of up to 4 MB are kept
 
@@ -28,7 +28,7 @@ def rope(
     *,
     positions: Array | None = None,
     layout: str = "half",
-    theta: float = 10000.0,
+    theta: Number = 10000.0,
     rotary_dim: int | None = None,
     frequencies: Array | None = None,
     out: np.ndarray | None = None,
@@ -98,7 +98,7 @@ def rope_backward(
     *,
     positions: Array | None = None,
     layout: str = "half",
-    theta: float = 10000.0,
+    theta: Number = 10000.0,
     rotary_dim: int | None = None,
     frequencies: Array | None = None,
     out: np.ndarray | None = None,
