@@ -123,14 +123,17 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : array, shape (..., Hq, L, E)
-        float32 or float64; 2-D is one head. Any strides. A NumPy array, or an
-        object that offers `__array__`, the buffer protocol or DLPack on the CPU.
+        float32 or float64; 2-D is one head. Any strides. A NumPy array, or an object that offers
+        `__array__`, the buffer protocol or DLPack on the CPU; no tensor that requires grad.
     key : array, shape (..., Hkv, S, E)
     value : array, shape (..., Hkv, S, Ev)
         Of query's dtype. The axes before the last three broadcast; so does a head axis of 1.
     attn_mask : array that broadcasts to (..., Hq, L, S), optional
         Bools: True lets a query see a key. Floats, of query's dtype or float32: added to the
         scores; exactly -inf masks. Any strides, read in place; an axis of 1 broadcasts.
+        Axes count from the last: three are (Hq, L, S), whatever the batch is; for a mask of each
+        batch entry give (B, 1, L, S). Floats take no bools beside them: put -inf where those are
+        False, or say it by `kv_lengths`, `window_size`, `segment_ids`, which go with any mask.
     dropout_p : float
         Probability of dropping a weight, 0 to 1; those left are divided by `1 - dropout_p`. As
         torch's function, it drops whenever it is not 0: there is no training mode to switch.
@@ -151,6 +154,8 @@ def scaled_dot_product_attention(
         Bend the scores to `softcap * tanh(scores / softcap)`, before all else; 0 does not.
     alibi_slopes : array, shape (Hq,) or (..., Hq), optional
         Subtract `slope * abs(i + query_offset - j)` from the scores. Query's dtype or float32.
+        A distance that all of a query's keys have in common cancels in the softmax and moves `lse`
+        alone; but the scores hold it, rounded to query's dtype, and lose the digits it takes.
     sinks : array, shape (Hq,), optional
         One more logit for each head in the softmax's denominator, which no value belongs to.
         Query's dtype or float32.
@@ -181,6 +186,8 @@ def scaled_dot_product_attention(
         For a wrong dtype, byte order or kind of argument.
     ValueError
         For a wrong shape or value.
+    NotImplementedError
+        For half precision, float16 and bfloat16.
 
     Notes
     -----

@@ -311,8 +311,8 @@ class MultiheadAttention:
         ----------
         state : mapping of str to array
             The names and shapes of `state_dict()`, no more and no less; floats of any width, and
-            `torch.nn.MultiheadAttention.state_dict()` as it is. Where one is wrong, nothing is
-            written.
+            `torch.nn.MultiheadAttention.state_dict()` as it is, of bfloat16 too, or its parameters,
+            which may require grad. Where one is wrong, nothing is written.
         """
         arrays = _args.layer_state(state, self._layout.shapes, self.dtype)
         for name, x in arrays.items():
