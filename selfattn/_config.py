@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 
 import numpy as np
 
 from . import _core, _threads, _version
 
-_forced = ""
-
-
-def force_isa(name: str) -> None:
-    """Use the kernels that SELFATTN_ISA names; an empty name is none. Called on import."""
-    global _forced
-    # A name that is no valid text is not one of them.
-    if name and not (name in _core.isas() and _core.force_isa(name)):
-        raise ImportError(
-            f"SELFATTN_ISA: expected one of {', '.join(_core.isas())}, which this machine can run, "
-            f"got {name!r}"
-        )
-    _forced = name
-
-
-force_isa(os.environ.get("SELFATTN_ISA", ""))
+_forced = os.environ.get("SELFATTN_ISA", "")
+wrong_isa = ""
+# A name that is no valid text is not one of them.
+if _forced and not (_forced in _core.isas() and _core.force_isa(_forced)):
+    wrong_isa = (
+        f"SELFATTN_ISA: expected one of {', '.join(_core.isas())}, which this machine can run, "
+        f"got {_forced!r}"
+    )
+    _forced = ""
+    # The command says so itself, and `selfattn info` which there are.
+    if os.path.basename((getattr(sys, "argv", None) or [""])[0]) not in (
+        "selfattn",
+        "selfattn.exe",
+    ):
+        raise ImportError(wrong_isa)
 
 
 def isas() -> list[str]:

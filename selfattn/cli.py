@@ -4,7 +4,7 @@
     selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
 
-Called by the console script, through `_selfattn_command.py`. What cannot be done is one line on
+Called by the console script. What cannot be done is one line on
 stderr and exit status 1; arguments that make no sense are their usage, one line and exit status 2;
 an interrupt is 130. A reader that goes away has seen enough: status 1, and not a word.
 """
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import selfattn
+from selfattn import _config
 from selfattn.demo.words import printable
 
 if TYPE_CHECKING:
@@ -29,18 +30,15 @@ _DEMO_NEEDS = ("matplotlib", "rich", "safetensors", "tokenizers")
 _STATUS = "Exit status: 0 if all went well, 1 if it could not be done, 2 for wrong arguments."
 
 
-def main(argv: Sequence[str] | None = None, wrong_isa: str | None = None) -> int:
-    """Run the command with the arguments of the process, or with `argv`; return its exit status.
-
-    `wrong_isa` says what is wrong with SELFATTN_ISA, if anything is.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with the arguments of the process, or with `argv`; return its exit status."""
     if sys.stdout is None:
         return _fail("standard output is closed")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 shows ? for the rest
     try:
         try:
-            return _run(_parser().parse_args(argv), wrong_isa)
+            return _run(_parser().parse_args(argv))
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `selfattn demo | head`
@@ -55,12 +53,12 @@ def main(argv: Sequence[str] | None = None, wrong_isa: str | None = None) -> int
         return 130
 
 
-def _run(arguments: argparse.Namespace, wrong_isa: str | None) -> int:
-    if wrong_isa is None:
+def _run(arguments: argparse.Namespace) -> int:
+    if not _config.wrong_isa:
         return arguments.run(arguments)
     if arguments.run is _info:  # it says which there are
         _info(arguments)
-    return _fail(wrong_isa)
+    return _fail(_config.wrong_isa)
 
 
 class _Parser(argparse.ArgumentParser):

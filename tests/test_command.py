@@ -15,7 +15,8 @@ import pytest
 import selfattn
 from selfattn.demo import words
 
-BEGIN = "import sys; from _selfattn_command import main; sys.exit(main())"
+# As the script that pip makes, whose name is the first of the arguments.
+BEGIN = "import sys; sys.argv[0] = 'selfattn'; from selfattn.cli import main; sys.exit(main())"
 SELFATTN = shlex.join([sys.executable, "-P", "-c", BEGIN])
 BUFFERED = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
 full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
@@ -43,7 +44,7 @@ def test_the_script_begins_there():
     """What pip installs as `selfattn` is what these tests run."""
     metadata = pytest.importorskip("importlib.metadata")
     scripts = metadata.entry_points(group="console_scripts", name="selfattn")
-    assert {script.value for script in scripts} == {"_selfattn_command:main"}
+    assert {script.value for script in scripts} == {"selfattn.cli:main"}
 
 
 @pytest.mark.parametrize("arguments", ["info", "demo", "demo --word am", "--help", "--version"])

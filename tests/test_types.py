@@ -67,7 +67,7 @@ def test_the_public_modules():
     folder = HERE.parent
     if not (folder / "pyproject.toml").exists() or not (folder / "selfattn").exists():
         pytest.skip("no source folder")
-    status, said = mypy("selfattn", "_selfattn_command.py", cwd=folder)
+    status, said = mypy("selfattn", cwd=folder)
     assert status == 0, said
 
 
