@@ -53,7 +53,9 @@ def scaled_dot_product_attention_backward(
     out : array, shape (..., Hq, L, Ev)
         What the forward call returned.
     lse : array, shape (..., Hq, L)
-        What it returned with `return_lse=True`.
+        What it returned with `return_lse=True`. Or both of more keys than these, merged
+        (`merge_states`): then the gradients of key and value are those of a piece of the keys, and
+        the query's is its part of a sum over all pieces.
     mask_grad : bool
         Return the gradient of `attn_mask` too, which must be of floats.
     sinks_grad : bool
@@ -83,6 +85,10 @@ def scaled_dot_product_attention_backward(
         dS = P * (dP - sum(grad_out * out))
         grad_query = scale * dS @ key,  grad_key = scale * dS.T @ query
         grad_value = P.T @ grad_out
+
+    A large `lse` has lost bits of the sum that it is the log of. Where these keys alone make just
+    this `lse`, maximum and sum are found again, and nothing is lost; where it is of more keys, a
+    weight may be off by half of lse's last bit, relative to itself.
 
     A query that sees no key has gradients of 0 and adds 0 to the others, whatever it holds; so has
     a pair of a query and a key that is masked.
