@@ -61,39 +61,46 @@ static void few_begin(const sa_tile *t, void *memory) {
     v_leave();
 }
 
+/* The sums of a part of head_dim, which begins at `first`, added to the scores. */
+SA_INLINE void few_add_part(const int M, const vec *part, int64_t first, real *s) {
+    SA_UNROLL
+    for (int r = 0; r < M; ++r) {
+        real *sum = s + r * FEW_S_ROW;
+        v_store(sum, first == 0 ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
+    }
+}
+
 /* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
  * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
 SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                            uintptr_t soon, real *s) {
-    const int64_t chunk = sa_chunk_e(t->head_dim), length = SA_CHUNKS_OF_PART * chunk;
-    for (int64_t first = 0; first < t->head_dim; first += length) {
-        const int64_t end = first + length < t->head_dim ? first + length : t->head_dim;
-        vec part[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
+    const int64_t chunk = sa_chunk_e(t->head_dim);
+    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
+    vec part[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
+    SA_UNROLL
+    for (int r = 0; r < M; ++r) part[r] = v_zero();
+    for (int64_t d = 0; d < t->head_dim; d += chunk) {
         SA_UNROLL
-        for (int r = 0; r < M; ++r) part[r] = v_zero();
-        for (int64_t d = first; d < end; d += chunk) {
+        for (int r = 0; r < M; ++r) acc[r] = v_zero();
+        for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
+            vec square[LANES];
+            load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
+            v_transpose(square);
             SA_UNROLL
-            for (int r = 0; r < M; ++r) acc[r] = v_zero();
-            for (int64_t e = d; e < d + chunk && e < end; e += LANES) {
-                vec square[LANES];
-                load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
-                v_transpose(square);
+            for (int i = 0; i < LANES; ++i) {
                 SA_UNROLL
-                for (int i = 0; i < LANES; ++i) {
-                    SA_UNROLL
-                    for (int r = 0; r < M; ++r)
-                        acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
-                }
+                for (int r = 0; r < M; ++r)
+                    acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
             }
-            SA_UNROLL
-            for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
+        }
+        if (d == end) {
+            few_add_part(M, part, first, s);
+            first = end, end += SA_CHUNKS_OF_PART * chunk;
         }
         SA_UNROLL
-        for (int r = 0; r < M; ++r) {
-            real *sum = s + r * FEW_S_ROW;
-            v_store(sum, first == 0 ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
-        }
+        for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
     }
+    few_add_part(M, part, first, s);
 }
 
 /* The same for any keys, rows and strides, by panels of K. */
