@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -42,8 +43,7 @@ def assert_one_line(done, message, status=1):
 
 def test_the_script_begins_there():
     """What pip installs as `selfattn` is what these tests run."""
-    metadata = pytest.importorskip("importlib.metadata")
-    scripts = metadata.entry_points(group="console_scripts", name="selfattn")
+    scripts = entry_points(group="console_scripts", name="selfattn")
     assert {script.value for script in scripts} == {"selfattn.cli:main"}
 
 

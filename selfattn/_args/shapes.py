@@ -11,7 +11,7 @@ def broadcast_shapes(*shapes):
     `np.broadcast_shapes` knows 32 axes, of the 64 that arrays may have, and under torch.compile
     returns another kind of tuple.
     """
-    axes = max(map(len, shapes), default=0)
+    axes = max([0, *map(len, shapes)])
     padded = [(1,) * (axes - len(shape)) + tuple(shape) for shape in shapes]
     return tuple(_common(lengths) for lengths in zip(*padded, strict=True))
 
