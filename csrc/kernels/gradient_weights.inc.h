@@ -8,7 +8,7 @@
  * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged
  * blocks marks tell by a set sign what is masked. Called by backward.inc.h. */
 
-enum { FEW_KEYS = 16 }; /* of a row, whose D is summed over them */
+enum { FEW_KEYS = 16 }; /* of a row in a block: D is summed over them */
 
 /* dP for vectors [first, first + n). */
 static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
@@ -105,25 +105,29 @@ SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
 
 SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
 
-/* Whether the row sees few keys, all of them in the block that begins there. */
-SA_INLINE int sees_few_keys(const sa_tile *t, int r, int64_t block) {
-    return r < t->rows && t->key_hi[r] - t->key_lo[r] <= FEW_KEYS && block <= t->key_lo[r] &&
-           t->key_hi[r] <= block + SA_BLOCK_N;
+/* How many of the block's keys each row of vector i sees, however that is said. */
+static vec count_seen(const backward_scratch *x, const block_keys *keys, int i) {
+    vec seen = v_set((real)(keys->end - keys->begin));
+    if (!is_ragged(keys)) return seen;
+    ptrdiff_t at = keys->begin * x->row + i * LANES;
+    seen = v_zero();
+    for (int j = keys->begin; j < keys->end; ++j, at += x->row)
+        seen = v_add(seen, unless_masked(v_load(x->marks + at), v_set(1)));
+    return seen;
 }
 
 /* D of vector i's rows. With few keys, dP - D is a small difference, in which the roundings of
- * `out` and of the two sums over e are what is left. There D is the sum of P dP instead, whose
- * roundings are dP's own and cancel: if these P add up to 1, no key is missing, be it one that
- * another call has and that lse counts. A row that has a single key keeps D, which is dP itself
- * then. */
+ * `out` and of the two sums over e are what is left. Where a row sees few keys of a block, and
+ * their P add up to 1, no other key matters, be it one of another block or one that another call
+ * has and that lse counts; and D is the sum of P dP instead, whose roundings are dP's own and
+ * cancel. A row that has a single key keeps D, which is dP itself then. */
 static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_weights *w,
                       const block_keys *keys, int i) {
     vec delta = v_load(x->delta + i * LANES);
-    if (keys->ranges == SA_FULL && keys->end - keys->begin > FEW_KEYS) return delta;
-    real few[LANES], any = 0;
-    for (int r = 0; r < LANES; ++r)
-        any += few[r] = (real)sees_few_keys(t, i * LANES + r, keys->block);
-    if (any == 0) return delta;
+    if (!is_ragged(keys) && keys->end - keys->begin > FEW_KEYS) return delta;
+    vec seen = count_seen(x, keys, i);
+    vmask is_few = v_both(v_lt(v_zero(), seen), v_le(seen, v_set(FEW_KEYS)));
+    if (!v_lane_bits(is_few)) return delta;
     vec sum = v_zero(), most = v_zero(), sum_of_dp = v_zero();
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
@@ -140,8 +144,9 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
     }
     vec off = v_sub(sum, v_set(1));
     vmask is_whole = v_le(v_max(off, v_sub(v_zero(), off)), v_set(8 * REAL_EPSILON));
-    vmask is_few = v_both(v_eq(v_load(few), v_set(1)), v_lt(most, sum));
-    return v_select(v_both(is_whole, is_few), sum_of_dp, delta);
+    vmask is_single = v_eq(most, sum);
+    vec few = v_select(v_both(is_whole, is_few), sum_of_dp, delta);
+    return v_select(is_single, delta, few);
 }
 
 /* S and dP -> P and dS, for vector i; `plain`, a constant, where no row or key has more to it. */
