@@ -2,8 +2,8 @@
 
 A packager's environment may hold such flags, in CFLAGS or LDFLAGS, and the compiler then computes
 something else than the code says, without a word. setup.py gives these after them; what is left,
-csrc/strict_math.h refuses. Each is named, because gcc's -fno-fast-math leaves what was asked for by
-name. Where nothing was asked for, they change nothing.
+csrc/strict_math.h refuses. Each is named, since it depends on the compiler which of the others
+-fno-fast-math takes back: on a link, none. Where no such flag is given they change nothing.
 """
 
 import os
@@ -11,7 +11,7 @@ import subprocess
 from itertools import pairwise
 
 OF_BOTH = [
-    "-ffp-contract=off",  # twice: clang warns at the next where it was not off, and forgets it
+    "-ffp-contract=off",  # before the next, at which clang warns where it was not off
     "-fno-fast-math",
     "-fno-associative-math",
     "-fno-reciprocal-math",
@@ -19,12 +19,9 @@ OF_BOTH = [
     "-fsigned-zeros",
     "-mrecip=none",  # x86, as the next
     "-mfpmath=sse",
-    "-ffp-contract=off",
 ]
 OF_CLANG = [
     "-fno-approx-func",
-    "-fhonor-nans",
-    "-fhonor-infinities",
     "-fdenormal-fp-math=ieee",
     "-ffp-eval-method=source",
 ]
