@@ -34,7 +34,7 @@ def test_same_bits_as_the_long_way(dtype, with_out):
     query, key, value = arrays(dtype)
     value = value[..., :4]
     out = np.empty_like(query[..., :4], order="C") if with_out else None
-    plain = _core.attend_plainly(query, key, value, out, (), (), 1)
+    plain = _core.attend_plainly(query, key, value, out, (), (), 1, None)
     assert plain is out if with_out else plain is not None
     long, _ = selfattn.scaled_dot_product_attention(query, key, value, return_lse=True)
     assert plain.tobytes() == long.tobytes()
@@ -57,7 +57,7 @@ def unusual_outs(query):
 def test_what_is_not_plain_goes_the_long_way():
     query, key, value = arrays()
     for out in unusual_outs(query):
-        assert _core.attend_plainly(query, key, value, out, (), (), 1) is None
+        assert _core.attend_plainly(query, key, value, out, (), (), 1, None) is None
     unusual = [
         (query.swapaxes(-1, -2).copy().swapaxes(-1, -2), key, value),
         (query[0, 0], key[0, 0], value[0, 0]),
@@ -68,10 +68,25 @@ def test_what_is_not_plain_goes_the_long_way():
         (query.tolist(), key, value),
     ]
     for operands in unusual:
-        assert _core.attend_plainly(*operands, None, (), (), 1) is None
+        assert _core.attend_plainly(*operands, None, (), (), 1, None) is None
     for option in (object(), 1.0, True, -1):
         for default in (None, 0.0, False, 0, (-1, -1)):
-            assert _core.attend_plainly(query, key, value, None, (option,), (default,), 1) is None
+            call = (query, key, value, None, (option,), (default,), 1, None)
+            assert _core.attend_plainly(*call) is None
+
+
+def test_the_number_of_threads_is_asked_for_where_there_is_work():
+    """A small call does not wait for the answer, which takes longer than it does."""
+    asked = []
+
+    def number():
+        asked.append(2)
+        return 2
+
+    for length, times in ((4, 0), (300, 1)):
+        x = np.ones((1, 2, length, 16), "f4")
+        _core.attend_plainly(x, x, x, None, (), (), None, number)
+        assert len(asked) == times
 
 
 def test_an_out_beside_an_input_does_not_overlap():

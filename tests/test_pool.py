@@ -51,24 +51,23 @@ def test_affinity_of_helpers():
     children.run(COMMON, code)
 
 
-@pytest.mark.parametrize("n", [2, 5, 64])
+@pytest.mark.parametrize("n", [2, 3, 8])
 def test_helpers_that_sleep_are_all_woken(n):
-    """Each of the pieces waits until every worker has one: so many must come."""
+    """By calls long enough for every helper to come, however few cores there are."""
     code = f"""
-    attend({n})
-    for _ in range(5):
-        time.sleep(0.05)
-        assert np.array_equal(attend({n}), want)
+    x = np.broadcast_to(x[:1], (64, 700, 64))
+    want = attend(1)
 
     def switches(task):
-        text = open(f"/proc/self/task/{{task}}/status").read()
-        return int(text.partition("\\nvoluntary_ctxt_switches:")[2].split()[0])
+        lines = open(f"/proc/self/task/{{task}}/status").read().splitlines()
+        return int([x.split()[1] for x in lines if x.startswith("voluntary_ctxt")][0])
 
+    attend({n})
     helpers = tasks() - before
     assert len(helpers) == {n - 1}
     slept = {{task: switches(task) for task in helpers}}
-    for attempt in range(200):  # one whose core is busy may come too late for a call
-        time.sleep(0.01)
+    for attempt in range(30):
+        time.sleep(0.01)  # so that they sleep
         assert np.array_equal(attend({n}), want)
         if all(switches(task) > slept[task] for task in helpers):
             break
