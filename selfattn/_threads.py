@@ -112,8 +112,16 @@ def _of_environment() -> int | None:
 
 
 def _of_machine() -> int:
-    cores = _core.num_cores() or os.cpu_count() or 1
-    return max(1, math.ceil(min(cores, _quota(), MOST)))
+    return max(1, math.ceil(min(_cores(), _quota(), MOST)))
+
+
+def _cores() -> int:
+    """Those of this thread's affinity, if the system tells; else all that there are."""
+    if cores := _core.num_cores():
+        return cores
+    with contextlib.suppress(AttributeError, OSError):  # it has room for more than a thousand cores
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 # Reading the files takes longer than many a call: what was found, and how long it is believed.

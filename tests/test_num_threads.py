@@ -155,6 +155,20 @@ def test_affinity_that_changes_later():
     assert children.run(code, OMP_NUM_THREADS=None) == of_machine
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity masks here")
+def test_affinity_of_more_cores_than_a_set_has_room_for(monkeypatch):
+    """Python's own look at the mask takes over; and the number of all cores, if that may not be."""
+    monkeypatch.setattr(_threads._core, "num_cores", lambda: 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(1500, 1503)))
+    assert _threads._cores() == 3
+
+    def refused(pid):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refused)
+    assert _threads._cores() == os.cpu_count()
+
+
 def test_environment_that_changes_later():
     code = """
     import os, selfattn
