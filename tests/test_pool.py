@@ -26,7 +26,7 @@ def test_affinity_of_helpers():
     """Theirs is the caller's own of that moment, less its core; nobody else's is touched."""
     code = """
     ready, done = threading.Event(), threading.Event()
-    thread = threading.Thread(target=lambda: (ready.set(), done.wait()))
+    thread = threading.Thread(target=lambda: (ready.set(), done.wait()), daemon=True)
     thread.start()
     ready.wait()
     bystanders = tasks()
