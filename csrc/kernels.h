@@ -198,9 +198,56 @@ typedef struct {
     int64_t pairs, step, first, second;
 } sa_turn_row;
 
+enum {
+    SA_PROJECT_LANES = 192, /* of a tile of a projection, in float32; half of it in float64 */
+    SA_PROJECT_M = 512,     /* its rows of A */
+    SA_PROJECT_STEP = 128,  /* those that are multiplied between two questions whether to stop */
+    SA_PROJECT_K = 256,     /* rows of a block of the weight's gradient */
+};
+
+/* What a projection sums over k, or its gradients do, and where it lies. */
+typedef struct {
+    enum { SA_BY_ROWS, SA_BY_COLUMNS } by; /* what of x is a lane */
+    int64_t k, block;                      /* of which so many are loaded at a time */
+    ptrdiff_t x_col;
+    /* By rows: the matrix w that x is multiplied by, and a bias or NULL. */
+    const char *w, *bias;
+    ptrdiff_t w_row, w_k, bias_step, out_col;
+    /* By columns: dy, of so many columns, and the gradient of the matrix. */
+    ptrdiff_t dy_col;
+    int64_t dy_cols;
+    char *grad;
+    ptrdiff_t grad_row, grad_col;
+} sa_product;
+
+/* A tile of it: lanes of x, by m rows of w or columns of dy; w, bias and grad are the tile's. */
+typedef struct {
+    sa_product p;
+    int lanes;
+    int64_t m;
+    const char *x[SA_PROJECT_K]; /* by rows: those of the lanes; by columns: those of the block's k */
+    const char *dy[SA_PROJECT_K]; /* by columns: likewise, from column 0 */
+    int64_t dy_first;             /* the tile's first column of it */
+    char *out[SA_PROJECT_LANES];  /* by rows */
+} sa_project_tile;
+
+typedef struct {
+    int lanes; /* of a tile, at most */
+    /* How many k are loaded at a time if tiles are like this one, the largest; and, that being
+     * known, the bytes of scratch. */
+    int64_t (*block)(const sa_project_tile *t);
+    size_t (*scratch_size)(const sa_project_tile *t);
+    /* For each block of k in order: load it, and multiply it step by step; then write. */
+    void (*load)(const sa_project_tile *t, void *scratch, int64_t k_begin, int64_t k_end);
+    void (*multiply)(const sa_project_tile *t, void *scratch, int64_t k_begin, int64_t k_end,
+                     int64_t m_begin, int64_t m_end);
+    void (*finish)(const sa_project_tile *t, void *scratch);
+} sa_project_kernel;
+
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
+    sa_project_kernel project, few_project, project_columns;
     sa_backward_kernel backward;
     /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
      * becomes of them by softmax, given the partial result of all keys. */

@@ -3,6 +3,7 @@
 
 #include "dispatch.h"
 #include "pool.h"
+#include "row_at.h"
 
 /* A usual last-level cache; elements worth a turn at the shared counter, and worth a thread. */
 enum { CACHE_BYTES = 32 << 20, ELEMENTS_PER_TURN = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
@@ -21,12 +22,7 @@ struct row_call {
 };
 
 static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
-    char *at = a->data;
-    for (int i = p->axes - 1; i > 0; --i) {
-        at += row % p->shape[i] * a->stride[i];
-        row /= p->shape[i];
-    }
-    return p->axes ? at + row * a->stride[0] : at;
+    return sa_row_at(a, p->axes, p->shape, row);
 }
 
 /* Whether the result is larger than a usual cache, so that it should go around it. */

@@ -6,6 +6,7 @@
  *     sum         out = weights v
  *     softmax     out = softmax(x) along one axis
  *     merge       out, lse of attention over two disjoint sets of keys, from those of each
+ *     project     out = x w^T + bias, and the gradients of x, w and bias
  *     turn        out = x, its pairs of elements turned by the angles of the row
  *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
  *
@@ -122,6 +123,32 @@ typedef struct {
 sa_status sa_softmax(const sa_row_problem *problem);
 sa_status sa_merge(const sa_row_problem *problem);
 sa_status sa_turn(const sa_row_problem *problem);
+
+/* Rows of x, projected by a matrix of (n_out, n_in). */
+typedef struct {
+    sa_dtype dtype;
+    int axes; /* before the columns of x and out */
+    int64_t shape[SA_MAX_AXES], n_in, n_out;
+    sa_rows x, out;
+    char *weight, *bias; /* bias may be NULL */
+    ptrdiff_t weight_row, weight_col, bias_step;
+    int num_threads;
+    sa_interrupt interrupt;
+} sa_projection;
+
+/* The gradients of x, weight and bias, written where their data is not NULL, from that of out, which
+ * the projection's `out` holds. */
+typedef struct {
+    sa_rows x;
+    char *weight, *bias;
+    ptrdiff_t weight_row, weight_col, bias_step;
+} sa_projection_gradients;
+
+sa_status sa_project(const sa_projection *projection);
+sa_status sa_project_backward(const sa_projection *projection,
+                              const sa_projection_gradients *gradients);
+/* Whether the projection uses one thread, however many it may use. */
+int sa_projects_serially(const sa_projection *projection);
 
 /* Cores that the calling thread may use now; 0 if the system does not tell. */
 int sa_num_cores(void);

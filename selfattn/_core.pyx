@@ -72,6 +72,22 @@ cdef extern from "selfattn.h" nogil:
         int64_t pairs, step, first, second
         int num_threads
         sa_interrupt interrupt
+    ctypedef struct sa_projection:
+        sa_dtype dtype
+        int axes
+        int64_t *shape
+        int64_t n_in, n_out
+        sa_rows x, out
+        char *weight
+        char *bias
+        Py_ssize_t weight_row, weight_col, bias_step
+        int num_threads
+        sa_interrupt interrupt
+    ctypedef struct sa_projection_gradients:
+        sa_rows x
+        char *weight
+        char *bias
+        Py_ssize_t weight_row, weight_col, bias_step
     ctypedef enum sa_function:
         SA_EXP2_SCALED, SA_EXP_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH
 
@@ -83,6 +99,10 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
     sa_status sa_turn(const sa_row_problem *) noexcept
+    sa_status sa_project(const sa_projection *) noexcept
+    sa_status sa_project_backward(
+        const sa_projection *, const sa_projection_gradients *
+    ) noexcept
     int sa_is_serial(const sa_problem *) noexcept
     int sa_num_cores() noexcept
     const char *sa_isa_built(int) noexcept
@@ -662,6 +682,87 @@ def turn(
     fill_rows(&p.a, x, axis)
     fill_rows(&p.b, angles, axis)
     solve_rows(&p, sa_turn, out, axis, num_threads)
+
+
+# ------------------------------------------------------------------ projections
+
+
+cdef void fill_projection(
+    sa_projection *p,
+    cnp.ndarray x,
+    cnp.ndarray weight,
+    cnp.ndarray bias,
+    cnp.ndarray out,
+    int num_threads,
+    list raised,
+) noexcept:
+    """x (..., n_in) by weight (n_out, n_in) and bias, which may be None, to out (..., n_out)."""
+    cdef int i, last = cnp.PyArray_NDIM(x) - 1
+    p.dtype = dtype_of(x)
+    p.axes = last
+    for i in range(last):
+        p.shape[i] = cnp.PyArray_DIMS(x)[i]
+    p.n_out = cnp.PyArray_DIMS(weight)[0]
+    p.n_in = cnp.PyArray_DIMS(weight)[1]
+    fill_rows(&p.x, x, last)
+    fill_rows(&p.out, out, last)
+    fill_matrix(weight, &p.weight, &p.weight_row, &p.weight_col)
+    fill_vector(bias, &p.bias, &p.bias_step)
+    p.num_threads = num_threads
+    may_interrupt(&p.interrupt, raised)
+
+
+cdef inline void fill_matrix(cnp.ndarray x, char **data, Py_ssize_t *row, Py_ssize_t *col) noexcept:
+    data[0] = NULL
+    if x is not None:
+        data[0] = <char *>cnp.PyArray_DATA(x)
+        row[0] = cnp.PyArray_STRIDES(x)[0]
+        col[0] = cnp.PyArray_STRIDES(x)[1]
+
+
+cdef inline void fill_vector(cnp.ndarray x, char **data, Py_ssize_t *step) noexcept:
+    data[0] = NULL
+    if x is not None:
+        data[0] = <char *>cnp.PyArray_DATA(x)
+        step[0] = cnp.PyArray_STRIDES(x)[0]
+
+
+def project(
+    cnp.ndarray x, cnp.ndarray weight, cnp.ndarray bias, cnp.ndarray out, int num_threads
+):
+    """x @ weight.T + bias, which may be None, into `out`."""
+    cdef sa_projection p
+    cdef list raised = []
+    cdef sa_status status
+    fill_projection(&p, x, weight, bias, out, num_threads, raised)
+    with nogil:
+        status = sa_project(&p)
+    return check(status, raised)
+
+
+def project_backward(
+    cnp.ndarray grad_out,
+    cnp.ndarray x,
+    cnp.ndarray weight,
+    cnp.ndarray grad_x,
+    cnp.ndarray grad_weight,
+    cnp.ndarray grad_bias,
+    int num_threads,
+):
+    """The gradients of x, weight and bias into those of the arrays that are not None."""
+    cdef sa_projection p
+    cdef sa_projection_gradients g
+    cdef list raised = []
+    cdef sa_status status
+    fill_projection(&p, x, weight, None, grad_out, num_threads, raised)
+    g.x.data = NULL
+    if grad_x is not None:
+        fill_rows(&g.x, grad_x, cnp.PyArray_NDIM(grad_x) - 1)
+    fill_matrix(grad_weight, &g.weight, &g.weight_row, &g.weight_col)
+    fill_vector(grad_bias, &g.bias, &g.bias_step)
+    with nogil:
+        status = sa_project_backward(&p, &g)
+    return check(status, raised)
 
 
 # ------------------------------------------------------------------ the machine

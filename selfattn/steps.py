@@ -17,15 +17,29 @@ if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
 
 
-def project(x: Array, weight: Array, bias: Array | None = None) -> np.ndarray:
-    """Project by a learnable weight and bias: `x @ weight.T + bias`, by NumPy's BLAS.
+def project(
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Project by a learnable weight and bias: `x @ weight.T + bias`.
+
+    A row of the result has the same bits whatever other rows are in `x`, whatever the number of
+    threads, the instruction set and the strides.
 
     Parameters
     ----------
     x : array, shape (..., n_in)
-        float32 or float64.
+        float32 or float64. Any strides.
     weight : array, shape (n_out, n_in)
+        Of x's dtype. Read in place, whatever its strides: a transposed view is as good.
     bias : array, shape (n_out,), optional
+    out : array, shape (..., n_out), optional
+        It may overlap an input.
+    num_threads : int, optional
 
     Returns
     -------
@@ -46,22 +60,16 @@ def project(x: Array, weight: Array, bias: Array | None = None) -> np.ndarray:
     >>> selfattn.project(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, -1.0]]), np.ones(2))
     array([[ 4., -1.]])
     """
-    inputs, matrix = _args.array("x", x), _args.array("weight", weight)
-    _args.same_dtype("weight", matrix, "x", inputs)
-    if inputs.ndim < 1:
-        raise ValueError(f"x: expected 1 or more axes, got shape {inputs.shape}")
-    if matrix.ndim != 2 or matrix.shape[1] != inputs.shape[-1]:
-        raise ValueError(f"weight: expected shape (n_out, {inputs.shape[-1]}), got {matrix.shape}")
-    # One product over all rows: a product for each leading index is up to 3 times slower.
-    rows = inputs.reshape(math.prod(inputs.shape[:-1]), inputs.shape[-1])
-    y = (rows @ matrix.T).reshape(*inputs.shape[:-1], len(matrix))
-    if bias is not None:
-        offset = _args.array("bias", bias)
-        _args.same_dtype("bias", offset, "x", inputs)
-        if offset.shape != matrix.shape[:1]:
-            raise ValueError(f"bias: expected shape {matrix.shape[:1]}, got {offset.shape}")
-        y += offset
-    return y
+    rows, matrix, offset, shape = _args.projection(x, weight, bias)
+    num_threads = _args.num_threads(num_threads)
+    inputs = (rows, matrix) if offset is None else (rows, matrix, offset)
+    return _args.compute_into(
+        out,
+        shape,
+        rows,
+        inputs,
+        lambda target: _core.project(rows, matrix, offset, target, num_threads),
+    )
 
 
 def scaled_dot_product(

@@ -25,10 +25,6 @@ typedef struct {
     partial sums, part; /* of the rows to be counted again; that of one split */
 } backward_scratch;
 
-SA_INLINE ptrdiff_t whole_vectors(int64_t n) {
-    return (ptrdiff_t)((n + LANES - 1) / LANES * LANES);
-}
-
 static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
     size_t row = (size_t)whole_vectors(rows);
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);

@@ -26,6 +26,8 @@ SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
     for (int i = 0; i < n; ++i) write_real(p + i * stride, y[i]);
 }
 
+SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
+
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
 /* The LANES elements at an offset in LANES rows. What is needed soon lies that far from each. */

@@ -183,13 +183,12 @@ static void product(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same, of a sum over head_dim that is only written, over a part of k at a time: so many rows
- * of B stay in the nearest cache from strip to strip. Each part is summed from 0 and then added,
- * for a sum of very many chunks would have a larger error. */
+/* The same, of a long sum, over a part of k at a time: so many rows of B stay in the nearest cache
+ * from strip to strip. Each part is summed from 0; the first is written, unless p->kind says that
+ * it is added as the others are. A sum of very many chunks would have a larger error. */
 static void product_in_parts(int n, product_args *p) {
     const int64_t part = SA_CHUNKS_OF_PART * p->chunk;
     int64_t left = p->k;
-    p->kind = BETA_ZERO;
     p->factor = 1;
     do {
         p->k = left < part ? left : part;

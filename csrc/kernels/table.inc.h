@@ -19,6 +19,7 @@
 #include "tile.inc.h"
 #include "few.inc.h"
 #include "scores.inc.h"
+#include "project.inc.h"
 #include "backward.inc.h"
 #include "merge.inc.h"
 #include "softmax_row.inc.h"
@@ -84,6 +85,24 @@ const sa_kernels SA_TABLE = {
             .split = few_split,
             .merge = few_merge,
             .finish = few_finish},
+    .project = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
+                .block = project_block,
+                .scratch_size = project_scratch_size,
+                .load = project_load,
+                .multiply = project_multiply,
+                .finish = project_finish},
+    .few_project = {.lanes = FEW_ROWS,
+                    .block = few_project_block,
+                    .scratch_size = few_project_scratch_size,
+                    .load = few_project_load,
+                    .multiply = few_project_multiply,
+                    .finish = few_project_finish},
+    .project_columns = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
+                        .block = project_block,
+                        .scratch_size = project_scratch_size,
+                        .load = project_load_columns,
+                        .multiply = project_multiply_columns,
+                        .finish = project_finish_columns},
     .backward = {.scratch_size = backward_scratch_size,
                  .clear = backward_clear,
                  .begin = backward_begin,

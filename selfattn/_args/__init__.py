@@ -7,6 +7,7 @@
     options.py     each option on its own
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
+    projections.py rows, a matrix and a bias
     rotary.py      rotary positions
     layers.py      layers: their sizes, inputs and weights
 
@@ -36,6 +37,7 @@ from .problems import (
     sum_problem,
     varlen_problem,
 )
+from .projections import projection
 from .rotary import rotary, rotary_offset
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "layer_state",
     "merge_operands",
     "num_threads",
+    "projection",
     "rotary",
     "rotary_offset",
     "same_dtype",

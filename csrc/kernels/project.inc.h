@@ -1,0 +1,359 @@
+/* The product of a projection and those of its gradients, in the one micro-kernel:
+ *
+ *     C[m][lane] = sum over k of A[m, k] * B[k][lane]
+ *
+ *     rows       out[row, m]  = sum of W[m, k] * x[row, k] + bias[m]    a lane is a row of x
+ *     few rows   the same of a row or a few, at memory's speed          a lane is a row of W
+ *     columns    dW[m, col]   = sum of dy[k, m] * x[k, col]             a lane is a column of x
+ *
+ * The sum over k runs in chunks of PROJECT_CHUNK, each from 0, and these in parts of PROJECT_PART,
+ * each from 0; the parts are added in order. So an element has the same bits in all three, and they
+ * depend on nothing but its row of A and its column of B.
+ *
+ * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and A passes by it
+ * row by row. Where elements of a row do not lie side by side, a step of rows is transposed first:
+ * the caches find no room for columns of a large array. Called by the loops through the table
+ * (kernels.h). */
+
+enum {
+    PROJECT_CHUNK = 32,
+    PROJECT_PART = PROJECT_CHUNK * SA_CHUNKS_OF_PART,
+    PROJECT_LANES = TILE_N * LANES, /* of a panel */
+    /* Elements of a block of a single panel, which few m pass by: the longer it is, the longer are
+     * the pieces in which A is read. */
+    PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
+};
+
+_Static_assert((int)PROJECT_PART == (int)SA_PROJECT_K, "the loops point at a block of rows");
+
+typedef struct {
+    real *b, *a, *sums, *c;
+    int64_t row; /* elements of a row of A; B's panels have as many */
+} project_scratch;
+
+/* Whether elements of a row of A lie side by side. */
+static int has_rows_of_a(const sa_project_tile *t) {
+    return t->p.by != SA_BY_COLUMNS && t->p.w_k == (ptrdiff_t)sizeof(real);
+}
+
+/* The tile's k in a block of theirs, at most `most`. */
+static int64_t block_of(const sa_project_tile *t, int64_t most) {
+    return t->p.k < most ? t->p.k : most;
+}
+
+/* ------------------------------------------------------------------ lanes of x */
+
+static int64_t project_block(const sa_project_tile *t) {
+    int64_t lanes = whole_vectors(t->lanes), block = PROJECT_PART;
+    if (lanes <= PROJECT_LANES && has_rows_of_a(t))
+        block = PROJECT_LONG / lanes / PROJECT_PART * PROJECT_PART;
+    return block_of(t, block);
+}
+
+/* Elements of A that are transposed at a time. */
+static int64_t project_turned(const sa_project_tile *t) {
+    return has_rows_of_a(t) ? 0 : SA_PROJECT_STEP * whole_vectors(t->p.block);
+}
+
+static size_t project_scratch_size(const sa_project_tile *t) {
+    int64_t lanes = whole_vectors(t->lanes);
+    int64_t b = lanes * whole_vectors(t->p.block), c = lanes * t->m;
+    return (size_t)(b + project_turned(t) + SUMS_ROOM + c) * sizeof(real);
+}
+
+static project_scratch project_layout(const sa_project_tile *t, void *memory) {
+    project_scratch x = {.b = memory, .row = whole_vectors(t->p.block)};
+    x.a = x.b + x.row * whole_vectors(t->lanes);
+    x.sums = x.a + project_turned(t);
+    x.c = x.sums + SUMS_ROOM;
+    return x;
+}
+
+/* The panel of the lanes from `first` on: so many vectors, its rows of B and of C. */
+typedef struct {
+    int n;
+    ptrdiff_t row;
+    real *b, *c;
+} project_panel;
+
+static project_panel panel_at(const sa_project_tile *t, const project_scratch *x, int first) {
+    int n = (at_most(t->lanes - first, PROJECT_LANES) + LANES - 1) / LANES;
+    return (project_panel){n, n * LANES, x->b + first * x->row, x->c + first * t->m};
+}
+
+#define EACH_PANEL(first) for (int first = 0; first < t->lanes; first += PROJECT_LANES)
+
+/* B from rows of x, of which each is a lane. */
+static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
+    project_scratch x = project_layout(t, memory);
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, &x, first);
+        for (int j = 0; j < p.n; ++j) {
+            const char *rows[LANES];
+            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
+            for (int r = 0; r < count; ++r) rows[r] = t->x[lane + r] + k_begin * t->p.x_col;
+            gather(rows, count, t->p.x_col, k_end - k_begin, 1, 0, p.b + j * LANES, p.row);
+        }
+    }
+    v_leave();
+}
+
+static int is_zero(const char *p, ptrdiff_t stride, int64_t n) {
+    for (int64_t i = 0; i < n; i += LANES) {
+        vec x = load_strided(p + i * stride, stride, at_most(n - i, LANES));
+        if (v_lane_bits(v_eq(x, v_zero())) != (1u << LANES) - 1) return 0;
+    }
+    return 1;
+}
+
+/* B from columns of x. A row whose gradient is 0 everywhere adds nothing to that of the weight,
+ * whatever it holds: it may be padding. */
+static void project_load_columns(const sa_project_tile *t, void *memory, int64_t k_begin,
+                                 int64_t k_end) {
+    project_scratch x = project_layout(t, memory);
+    int64_t count = k_end - k_begin;
+    int finite = 1;
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, &x, first);
+        for (int64_t k = 0; k < count; ++k)
+            for (int j = 0; j < p.n; ++j) {
+                int lane = first + j * LANES;
+                v_store(p.b + k * p.row + j * LANES,
+                        load_strided(t->x[k] + lane * t->p.x_col, t->p.x_col,
+                                     at_most(t->lanes - lane, LANES)));
+            }
+        finite &= all_finite((const char *)p.b, 0, sizeof(real), 1, count * p.row);
+    }
+    for (int64_t k = 0; !finite && k < count; ++k) {
+        if (!is_zero(t->dy[k], t->p.dy_col, t->p.dy_cols)) continue;
+        EACH_PANEL(first) {
+            project_panel p = panel_at(t, &x, first);
+            for (int j = 0; j < p.n; ++j) v_store(p.b + k * p.row + j * LANES, v_zero());
+        }
+    }
+    v_leave();
+}
+
+/* Rows [m_begin, m_end) of A from columns that are `col` bytes apart in each of `count` arrays. */
+static void transpose_a(const project_scratch *x, const char *const *columns, int64_t count,
+                        ptrdiff_t col, int64_t m_begin, int64_t m_end) {
+    for (int64_t k = 0; k < count; k += LANES) {
+        const char *from[LANES];
+        int width = at_most(count - k, LANES);
+        for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m_begin * col;
+        gather(from, width, col, m_end - m_begin, 1, 0, x->a + k, x->row);
+    }
+}
+
+/* Rows [m_begin, m_end) of C, for all lanes, from the block of k that was loaded; `a` is the first
+ * of A's. In a long block each strip passes by all of it, and so A is read in long pieces. */
+static void multiply_rows(const sa_project_tile *t, const project_scratch *x, const char *a,
+                          ptrdiff_t a_row, ptrdiff_t a_k, int64_t k_begin, int64_t k_end,
+                          int64_t m_begin, int64_t m_end) {
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, x, first);
+        int64_t strip = k_end - k_begin > PROJECT_PART ? STRIP_M(p.n) : m_end - m_begin;
+        for (int64_t m = m_begin; m < m_end; m += strip)
+            product_in_parts(p.n, &(product_args){
+                                      .m = at_most(m_end - m, (int)strip),
+                                      .k = k_end - k_begin,
+                                      .chunk = PROJECT_CHUNK,
+                                      .a = a + (m - m_begin) * a_row,
+                                      .a_row = a_row,
+                                      .a_k = a_k,
+                                      .b = (const char *)p.b,
+                                      .b_k = p.row * (ptrdiff_t)sizeof(real),
+                                      .c = p.c + m * p.row,
+                                      .c_row = p.row,
+                                      .kind = k_begin == 0 ? BETA_ZERO : SUM_SCALED,
+                                      .sums = x->sums,
+                                  });
+    }
+}
+
+static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end,
+                             int64_t m_begin, int64_t m_end) {
+    project_scratch x = project_layout(t, memory);
+    const char *w = t->p.w + k_begin * t->p.w_k;
+    if (has_rows_of_a(t)) {
+        multiply_rows(t, &x, w + m_begin * t->p.w_row, t->p.w_row, t->p.w_k, k_begin, k_end, m_begin,
+                      m_end);
+    } else {
+        const char *columns[PROJECT_PART];
+        for (int64_t k = 0; k < k_end - k_begin; ++k) columns[k] = w + k * t->p.w_k;
+        transpose_a(&x, columns, k_end - k_begin, t->p.w_row, m_begin, m_end);
+        multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), sizeof(real),
+                      k_begin, k_end, m_begin, m_end);
+    }
+    v_leave();
+}
+
+static void project_multiply_columns(const sa_project_tile *t, void *memory, int64_t k_begin,
+                                     int64_t k_end, int64_t m_begin, int64_t m_end) {
+    project_scratch x = project_layout(t, memory);
+    const char *columns[PROJECT_PART];
+    for (int64_t k = 0; k < k_end - k_begin; ++k)
+        columns[k] = t->dy[k] + t->dy_first * t->p.dy_col;
+    transpose_a(&x, columns, k_end - k_begin, t->p.dy_col, m_begin, m_end);
+    multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), sizeof(real), k_begin,
+                  k_end, m_begin, m_end);
+    v_leave();
+}
+
+static void project_finish(const sa_project_tile *t, void *memory) {
+    project_scratch x = project_layout(t, memory);
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, &x, first);
+        for (int64_t m = 0; t->p.k == 0 && m < t->m * p.row; m += LANES) v_store(p.c + m, v_zero());
+        for (int64_t m = 0; t->p.bias && m < t->m; ++m)
+            for (int j = 0; j < p.n; ++j) {
+                real *c = p.c + m * p.row + j * LANES;
+                v_store(c, v_add(v_load(c), v_broadcast(t->p.bias + m * t->p.bias_step)));
+            }
+        for (int j = 0; j < p.n; ++j) {
+            int lane = first + j * LANES;
+            scatter(t->out + lane, at_most(t->lanes - lane, LANES), t->p.out_col, t->m,
+                    p.c + j * LANES, p.row);
+        }
+    }
+    v_leave();
+}
+
+static void project_finish_columns(const sa_project_tile *t, void *memory) {
+    project_scratch x = project_layout(t, memory);
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, &x, first);
+        for (int64_t m = 0; m < t->m; ++m)
+            for (int j = 0; j < p.n; ++j) {
+                int lane = first + j * LANES;
+                vec c = t->p.k ? v_load(p.c + m * p.row + j * LANES) : v_zero();
+                store_strided(t->p.grad + m * t->p.grad_row + lane * t->p.grad_col, t->p.grad_col,
+                              at_most(t->lanes - lane, LANES), c);
+            }
+    }
+    v_leave();
+}
+
+/* ------------------------------------------------------------------ few rows */
+
+enum {
+    FEW_PROJECT_K = 4096,      /* of a block */
+    FEW_PROJECT_COLUMNS = 256, /* of W, where they are what lies side by side, at a time */
+};
+
+typedef struct {
+    real *x, *panel, *sums, *c;
+    int64_t x_row, c_row;
+} few_project_scratch;
+
+static int has_columns_of_w(const sa_project_tile *t) {
+    return t->p.w_row == (ptrdiff_t)sizeof(real) && t->p.w_k != (ptrdiff_t)sizeof(real);
+}
+
+static int64_t few_project_block(const sa_project_tile *t) {
+    return block_of(t, has_columns_of_w(t) ? PROJECT_PART : FEW_PROJECT_K);
+}
+
+static size_t few_project_scratch_size(const sa_project_tile *t) {
+    int64_t of_row = whole_vectors(t->p.block) + whole_vectors(t->m);
+    return (size_t)(t->lanes * of_row + PROJECT_PART * LANES + SUMS_ROOM) * sizeof(real);
+}
+
+static few_project_scratch few_project_layout(const sa_project_tile *t, void *memory) {
+    few_project_scratch x = {.panel = memory};
+    x.x_row = whole_vectors(t->p.block);
+    x.c_row = whole_vectors(t->m);
+    x.sums = x.panel + PROJECT_PART * LANES;
+    x.x = x.sums + SUMS_ROOM;
+    x.c = x.x + t->lanes * x.x_row;
+    return x;
+}
+
+static void few_project_load(const sa_project_tile *t, void *memory, int64_t k_begin,
+                             int64_t k_end) {
+    few_project_scratch x = few_project_layout(t, memory);
+    for (int r = 0; r < t->lanes; ++r)
+        for (int64_t k = k_begin; k < k_end; k += LANES)
+            v_store(x.x + r * x.x_row + (k - k_begin),
+                    load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
+    v_leave();
+}
+
+/* The product for n vectors of lanes at `b`. */
+static void few_project_product(int n, const few_project_scratch *x, int rows, int64_t k,
+                                int64_t length, const char *b, ptrdiff_t b_k, int is_first,
+                                real *c) {
+    product_in_parts(n, &(product_args){
+                            .m = rows,
+                            .k = length,
+                            .chunk = PROJECT_CHUNK,
+                            .a = (const char *)(x->x + k),
+                            .a_row = x->x_row * (ptrdiff_t)sizeof(real),
+                            .a_k = sizeof(real),
+                            .b = b,
+                            .b_k = b_k,
+                            .c = c,
+                            .c_row = x->c_row,
+                            .kind = is_first ? BETA_ZERO : SUM_SCALED,
+                            .sums = x->sums,
+                        });
+}
+
+/* Vectors whose lanes are rows of W. */
+static void few_project_rows(const sa_project_tile *t, const few_project_scratch *x, int64_t m,
+                             int count, int64_t k_begin, int64_t k_end) {
+    const char *rows[LANES];
+    int64_t length = k_end - k_begin;
+    int are_squares =
+        t->p.w_k == (ptrdiff_t)sizeof(real) && count == LANES && length % LANES == 0 && length > 0;
+    uintptr_t soon = (uintptr_t)t->p.w_row * LANES;
+    for (int i = 0; i < count; ++i) rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
+    for (int r = 0; are_squares && r < t->lanes; r += FEW_ROWS_OF_SQUARES) {
+        const real *q = x->x + r * x->x_row;
+        real *c = x->c + r * x->c_row + m;
+#define SQUARES(M)                                                                               \
+    few_squares(M, length, PROJECT_CHUNK, q, x->x_row, rows, soon, k_begin == 0, c, x->c_row)
+        switch (at_most(t->lanes - r, FEW_ROWS_OF_SQUARES)) {
+            case 1: SQUARES(1); break;
+            case 2: SQUARES(2); break;
+            case 3: SQUARES(3); break;
+            default: SQUARES(4);
+        }
+#undef SQUARES
+    }
+    for (int64_t k = 0; !are_squares && k < length; k += PROJECT_PART) {
+        const char *from[LANES];
+        int part = at_most(length - k, PROJECT_PART);
+        for (int i = 0; i < count; ++i) from[i] = rows[i] + k * t->p.w_k;
+        gather(from, count, t->p.w_k, part, 1, 0, x->panel, LANES);
+        few_project_product(1, x, t->lanes, k, part, (const char *)x->panel, sizeof(vec),
+                            k_begin + k == 0, x->c + m);
+    }
+}
+
+static void few_project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin,
+                                 int64_t k_end, int64_t m_begin, int64_t m_end) {
+    few_project_scratch x = few_project_layout(t, memory);
+    int64_t m = m_begin;
+    for (int n; has_columns_of_w(t) && (n = at_most((m_end - m) / LANES, MAX_N)) > 0; m += n * LANES)
+        few_project_product(n, &x, t->lanes, 0, k_end - k_begin,
+                            t->p.w + m * t->p.w_row + k_begin * t->p.w_k, t->p.w_k, k_begin == 0, x.c + m);
+    for (; m < m_end; m += LANES)
+        few_project_rows(t, &x, m, at_most(m_end - m, LANES), k_begin, k_end);
+    v_leave();
+}
+
+static void few_project_finish(const sa_project_tile *t, void *memory) {
+    few_project_scratch x = few_project_layout(t, memory);
+    for (int r = 0; r < t->lanes; ++r)
+        for (int64_t m = 0; m < t->m; m += LANES) {
+            int width = at_most(t->m - m, LANES);
+            vec out = t->p.k ? v_load(x.c + r * x.c_row + m) : v_zero();
+            if (t->p.bias)
+                out = v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
+            store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
+        }
+    v_leave();
+}
+
+#undef EACH_PANEL

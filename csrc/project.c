@@ -1,0 +1,261 @@
+/* Projections and their gradients: the parallel loop over tiles. The kernels compute.
+ *
+ *     out = x w^T + bias        dx = dy w        dw = dy^T x        dbias = dy^T 1
+ *
+ * dx is a projection of dy by the transposed w; dw has lanes of x's columns instead of its rows, and
+ * dbias is dw for an x that is 1 everywhere. A tile owns what it writes: some lanes by some rows of
+ * the matrix, whose product it sums over all k. How it is cut changes no bit. */
+
+#include "dispatch.h"
+#include "plan.h"
+#include "pool.h"
+#include "row_at.h"
+
+/* Bytes: less needs no allocation, which a small call would wait for. */
+enum { SMALL_SCRATCH = 32 * 1024 };
+
+/* Work below which waking a thread costs more than it saves; and the least of a tile that is cut
+ * smaller than it may be, so that all threads find one. */
+static const double FLOPS_PER_THREAD = 150e3;
+static const double FLOPS_PER_TILE = 2e6;
+
+/* Rows of w come in multiples of it, which vectors and strips of all sets divide. */
+enum { M_UNIT = 48 };
+
+/* Tiles that each thread should find, so that it does not matter if one is slower than the rest. */
+enum { TILES_PER_THREAD = 4 };
+
+typedef struct {
+    const sa_project_kernel *kernel;
+    int axes;
+    const int64_t *shape;
+    sa_rows x, out; /* by columns: dy instead of out */
+    sa_product product;
+    int64_t lanes, m, lanes_of_tile, m_of_tile, tiles_of_m;
+    int num_threads;
+    char *scratch;
+    size_t scratch_size;
+    sa_counter next;
+    sa_stop *stop;
+} project_call;
+
+static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
+
+/* n in equal pieces of at most `most`, each a multiple of `unit`. */
+static int64_t even(int64_t n, int64_t most, int64_t unit) {
+    int64_t size = parts(n, parts(n, most));
+    size = parts(size, unit) * unit;
+    return size < most ? size : most;
+}
+
+static int64_t tiles_of(const project_call *c) {
+    return parts(c->lanes, c->lanes_of_tile) * c->tiles_of_m;
+}
+
+static void cut(project_call *c, int64_t lanes_of_tile, int64_t m_of_tile, int64_t unit) {
+    c->lanes_of_tile = even(c->lanes, lanes_of_tile, unit);
+    c->m_of_tile = even(c->m, m_of_tile, M_UNIT);
+    c->tiles_of_m = parts(c->m, c->m_of_tile);
+}
+
+/* Tiles as large as may be, but several for each thread if the work allows. */
+static void plan(project_call *c, int num_threads, int unit) {
+    double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
+    double threads = flops / FLOPS_PER_THREAD;
+    c->num_threads = threads < num_threads ? (int)threads : num_threads;
+    if (c->num_threads < 1) c->num_threads = 1;
+    int64_t lanes = c->kernel->lanes, m = SA_PROJECT_M;
+    cut(c, lanes, m, unit);
+    if (c->num_threads == 1) return;
+    int64_t wanted = (int64_t)(flops / FLOPS_PER_TILE);
+    if (wanted > (int64_t)TILES_PER_THREAD * c->num_threads)
+        wanted = (int64_t)TILES_PER_THREAD * c->num_threads;
+    if (wanted < c->num_threads) wanted = c->num_threads;
+    int64_t of_lanes = parts(c->lanes, c->lanes_of_tile);
+    if (tiles_of(c) < wanted) cut(c, lanes, parts(c->m, parts(wanted, of_lanes)), unit);
+}
+
+static void point_at_rows(const project_call *c, const sa_rows *a, int64_t first, int64_t count,
+                          const char **rows) {
+    for (int64_t i = 0; i < count; ++i) rows[i] = sa_row_at(a, c->axes, c->shape, first + i);
+}
+
+static void fill_tile(const project_call *c, int64_t tile, sa_project_tile *t) {
+    int64_t lane = tile / c->tiles_of_m * c->lanes_of_tile;
+    int64_t m = tile % c->tiles_of_m * c->m_of_tile;
+    t->p = c->product;
+    t->lanes = (int)(lane + c->lanes_of_tile < c->lanes ? c->lanes_of_tile : c->lanes - lane);
+    t->m = m + c->m_of_tile < c->m ? c->m_of_tile : c->m - m;
+    if (t->p.by == SA_BY_COLUMNS) {
+        t->dy_first = m;
+        t->p.grad += m * t->p.grad_row + lane * t->p.grad_col;
+        return;
+    }
+    point_at_rows(c, &c->x, lane, t->lanes, t->x);
+    point_at_rows(c, &c->out, lane, t->lanes, (const char **)t->out);
+    for (int i = 0; i < t->lanes; ++i) t->out[i] += m * t->p.out_col;
+    t->p.w += m * t->p.w_row;
+    if (t->p.bias) t->p.bias += m * t->p.bias_step;
+}
+
+/* The rows of a block of k. */
+static void point_at_block(const project_call *c, int64_t tile, int64_t k_begin, int64_t k_end,
+                           sa_project_tile *t) {
+    int64_t lane = tile / c->tiles_of_m * c->lanes_of_tile;
+    point_at_rows(c, &c->x, k_begin, k_end - k_begin, t->x);
+    for (int64_t k = 0; k < k_end - k_begin; ++k) t->x[k] += lane * t->p.x_col;
+    point_at_rows(c, &c->out, k_begin, k_end - k_begin, t->dy);
+}
+
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* Returns 0 if the call must stop. */
+static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker) {
+    const sa_project_kernel *kernel = c->kernel;
+    sa_project_tile t;
+    fill_tile(c, tile, &t);
+    int64_t block = t.p.block;
+    for (int64_t k = 0; k < t.p.k; k += block) {
+        int64_t k_end = least(k + block, t.p.k);
+        if (t.p.by == SA_BY_COLUMNS) point_at_block(c, tile, k, k_end, &t);
+        kernel->load(&t, scratch, k, k_end);
+        for (int64_t m = 0; m < t.m; m += SA_PROJECT_STEP) {
+            kernel->multiply(&t, scratch, k, k_end, m, least(m + SA_PROJECT_STEP, t.m));
+            if (sa_must_stop(c->stop, worker)) return 0;
+        }
+    }
+    kernel->finish(&t, scratch);
+    return 1;
+}
+
+static void some_tiles(void *arg, int worker) {
+    project_call *c = arg;
+    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    for (int64_t tile, tiles = tiles_of(c); (tile = sa_take(&c->next)) < tiles;)
+        if (!compute_tile(c, tile, scratch, worker)) return;
+}
+
+/* Decide what tiles like the first, the largest one, need. */
+static void plan_memory(project_call *c) {
+    sa_project_tile t;
+    t.p = c->product;
+    t.lanes = (int)least(c->lanes, c->lanes_of_tile);
+    t.m = least(c->m, c->m_of_tile);
+    t.p.block = c->product.block = c->kernel->block(&t);
+    c->scratch_size = sa_whole_lines(c->kernel->scratch_size(&t));
+}
+
+static sa_status run(project_call *c, int num_threads, int unit) {
+    if (c->lanes == 0 || c->m == 0) return SA_OK;
+    plan(c, num_threads, unit);
+    if (c->num_threads > tiles_of(c)) c->num_threads = (int)tiles_of(c);
+    _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
+    plan_memory(c);
+    int is_small = c->num_threads == 1 && c->scratch_size <= sizeof small;
+    c->scratch = is_small ? small : sa_alloc((size_t)c->num_threads, c->scratch_size);
+    if (!c->scratch) return SA_NO_MEMORY;
+    sa_parallel(c->num_threads, some_tiles, c, c->stop);
+    if (!is_small) sa_free(c->scratch);
+    return SA_OK;
+}
+
+static int64_t rows_of(const sa_projection *p) {
+    int64_t rows = 1;
+    for (int i = 0; i < p->axes; ++i) rows *= p->shape[i];
+    return rows;
+}
+
+/* x w^T + bias */
+static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
+    const sa_kernels *k = sa_kernels_for(p->dtype);
+    int64_t rows = rows_of(p);
+    int is_few = rows <= k->few_project.lanes;
+    project_call c = {
+        .kernel = is_few ? &k->few_project : &k->project,
+        .axes = p->axes,
+        .shape = p->shape,
+        .x = p->x,
+        .out = p->out,
+        .product = {.by = SA_BY_ROWS,
+                    .k = p->n_in,
+                    .x_col = p->x.col,
+                    .w = p->weight,
+                    .bias = p->bias,
+                    .w_row = p->weight_row,
+                    .w_k = p->weight_col,
+                    .bias_step = p->bias_step,
+                    .out_col = p->out.col},
+        .lanes = rows,
+        .m = p->n_out,
+        .stop = stop,
+    };
+    return run(&c, p->num_threads, is_few ? 1 : k->tile.rows);
+}
+
+/* grad (n_out, n_in) = dy^T x, with p's out for dy */
+static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, char *grad,
+                            ptrdiff_t grad_row, ptrdiff_t grad_col, sa_stop *stop) {
+    const sa_kernels *k = sa_kernels_for(p->dtype);
+    project_call c = {
+        .kernel = &k->project_columns,
+        .axes = p->axes,
+        .shape = p->shape,
+        .x = x,
+        .out = p->out,
+        .product = {.by = SA_BY_COLUMNS,
+                    .k = rows_of(p),
+                    .x_col = x.col,
+                    .dy_col = p->out.col,
+                    .dy_cols = p->n_out,
+                    .grad = grad,
+                    .grad_row = grad_row,
+                    .grad_col = grad_col},
+        .lanes = n_in,
+        .m = p->n_out,
+        .stop = stop,
+    };
+    return run(&c, p->num_threads, k->tile.rows);
+}
+
+sa_status sa_project(const sa_projection *p) {
+    sa_stop stop;
+    sa_enter(&stop, p->interrupt);
+    sa_status status = by_rows(p, &stop), left = sa_leave(&stop);
+    return status == SA_OK ? left : status;
+}
+
+static sa_status gradient_of_x(const sa_projection *p, const sa_projection_gradients *g,
+                               sa_stop *stop) {
+    sa_projection turned = *p;
+    turned.x = p->out;
+    turned.out = g->x;
+    turned.n_in = p->n_out;
+    turned.n_out = p->n_in;
+    turned.weight_row = p->weight_col;
+    turned.weight_col = p->weight_row;
+    turned.bias = NULL;
+    return by_rows(&turned, stop);
+}
+
+static sa_status gradient_of_bias(const sa_projection *p, const sa_projection_gradients *g,
+                                  sa_stop *stop) {
+    static const float one_f32 = 1;
+    static const double one_f64 = 1;
+    sa_projection of_ones = *p;
+    const void *one = p->dtype == SA_f64 ? (const void *)&one_f64 : (const void *)&one_f32;
+    of_ones.out = (sa_rows){.data = (char *)one};
+    of_ones.n_out = 1;
+    return by_columns(&of_ones, p->out, p->n_out, g->bias, 0, g->bias_step, stop);
+}
+
+sa_status sa_project_backward(const sa_projection *p, const sa_projection_gradients *g) {
+    sa_status status = SA_OK;
+    sa_stop stop;
+    sa_enter(&stop, p->interrupt);
+    if (g->x.data) status = gradient_of_x(p, g, &stop);
+    if (status == SA_OK && !stop.stopped && g->weight)
+        status = by_columns(p, p->x, p->n_in, g->weight, g->weight_row, g->weight_col, &stop);
+    if (status == SA_OK && !stop.stopped && g->bias) status = gradient_of_bias(p, g, &stop);
+    sa_status left = sa_leave(&stop);
+    return status == SA_OK ? left : status;
+}
