@@ -16,9 +16,10 @@
  * (kernels.h). */
 
 enum {
-    PROJECT_CHUNK = 32,
-    PROJECT_PART = PROJECT_CHUNK * SA_CHUNKS_OF_PART,
+    PROJECT_CHUNK = 64,
+    PROJECT_PART = 256,
     PROJECT_LANES = TILE_N * LANES, /* of a panel */
+    PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
     /* Elements of a block of a single panel, which few m pass by: the longer it is, the longer are
      * the pieces in which A is read. */
     PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
@@ -83,16 +84,32 @@ static project_panel panel_at(const sa_project_tile *t, const project_scratch *x
 
 #define EACH_PANEL(first) for (int first = 0; first < t->lanes; first += PROJECT_LANES)
 
-/* B from rows of x, of which each is a lane. */
+/* Lines of rows, to be in the nearest cache before they are written or read. */
+static void fetch_pieces(const char *const *rows, int count, ptrdiff_t offset, ptrdiff_t bytes) {
+    for (int r = 0; r < count; ++r)
+        for (ptrdiff_t at = 0; at < bytes; at += CACHE_LINE)
+            SA_PREFETCH_NEAREST(rows[r] + offset + at);
+}
+
+/* B from rows of x, of which each is a lane, in pieces that fit the nearest cache beside x: a store
+ * that misses it holds up those after it. */
 static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
     project_scratch x = project_layout(t, memory);
+    const ptrdiff_t col = t->p.x_col, piece_bytes = PROJECT_PIECE * (ptrdiff_t)sizeof(real);
     EACH_PANEL(first) {
         project_panel p = panel_at(t, &x, first);
-        for (int j = 0; j < p.n; ++j) {
-            const char *rows[LANES];
-            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
-            for (int r = 0; r < count; ++r) rows[r] = t->x[lane + r] + k_begin * t->p.x_col;
-            gather(rows, count, t->p.x_col, k_end - k_begin, 1, 0, p.b + j * LANES, p.row);
+        int lanes = at_most(t->lanes - first, PROJECT_LANES);
+        const char *rows[PROJECT_LANES], *panel = (const char *)p.b;
+        for (int r = 0; r < lanes; ++r) rows[r] = t->x[first + r] + k_begin * col;
+        for (int64_t k = 0, end = k_end - k_begin; k < end; k += PROJECT_PIECE) {
+            int length = at_most(end - k, PROJECT_PIECE);
+            if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(rows, lanes, piece_bytes, piece_bytes);
+            panel += piece_bytes * p.row;
+            fetch_pieces(&panel, 1, 0, piece_bytes * p.row);
+            for (int lane = 0; lane < lanes; lane += LANES)
+                gather(rows + lane, at_most(lanes - lane, LANES), col, length, 1, 0,
+                       p.b + k * p.row + lane, p.row);
+            for (int r = 0; r < lanes; ++r) rows[r] += length * col;
         }
     }
     v_leave();
@@ -176,8 +193,8 @@ static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_b
     project_scratch x = project_layout(t, memory);
     const char *w = t->p.w + k_begin * t->p.w_k;
     if (has_rows_of_a(t)) {
-        multiply_rows(t, &x, w + m_begin * t->p.w_row, t->p.w_row, t->p.w_k, k_begin, k_end, m_begin,
-                      m_end);
+        multiply_rows(t, &x, w + m_begin * t->p.w_row, t->p.w_row, t->p.w_k, k_begin, k_end,
+                      m_begin, m_end);
     } else {
         const char *columns[PROJECT_PART];
         for (int64_t k = 0; k < k_end - k_begin; ++k) columns[k] = w + k * t->p.w_k;
@@ -202,6 +219,7 @@ static void project_multiply_columns(const sa_project_tile *t, void *memory, int
 
 static void project_finish(const sa_project_tile *t, void *memory) {
     project_scratch x = project_layout(t, memory);
+    const ptrdiff_t piece_bytes = PROJECT_PIECE * (ptrdiff_t)sizeof(real);
     EACH_PANEL(first) {
         project_panel p = panel_at(t, &x, first);
         for (int64_t m = 0; t->p.k == 0 && m < t->m * p.row; m += LANES) v_store(p.c + m, v_zero());
@@ -210,10 +228,17 @@ static void project_finish(const sa_project_tile *t, void *memory) {
                 real *c = p.c + m * p.row + j * LANES;
                 v_store(c, v_add(v_load(c), v_broadcast(t->p.bias + m * t->p.bias_step)));
             }
-        for (int j = 0; j < p.n; ++j) {
-            int lane = first + j * LANES;
-            scatter(t->out + lane, at_most(t->lanes - lane, LANES), t->p.out_col, t->m,
-                    p.c + j * LANES, p.row);
+        int lanes = at_most(t->lanes - first, PROJECT_LANES);
+        char *rows[PROJECT_LANES];
+        for (int r = 0; r < lanes; ++r) rows[r] = t->out[first + r];
+        for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
+            int length = at_most(t->m - m, PROJECT_PIECE);
+            if (t->p.out_col == (ptrdiff_t)sizeof(real))
+                fetch_pieces((const char *const *)rows, lanes, piece_bytes, piece_bytes);
+            for (int lane = 0; lane < lanes; lane += LANES)
+                scatter(rows + lane, at_most(lanes - lane, LANES), t->p.out_col, length,
+                        p.c + m * p.row + lane, p.row);
+            for (int r = 0; r < lanes; ++r) rows[r] += length * t->p.out_col;
         }
     }
     v_leave();
