@@ -199,10 +199,10 @@ typedef struct {
 } sa_turn_row;
 
 enum {
-    SA_PROJECT_LANES = 96, /* of a tile of a projection, in float32; half of it in float64 */
-    SA_PROJECT_M = 1024,     /* its rows of A */
+    SA_PROJECT_LANES = 192, /* of a tile of a projection, in float32; half of it in float64 */
+    SA_PROJECT_M = 768,     /* its rows of A */
     SA_PROJECT_STEP = 128,  /* those that are multiplied between two questions whether to stop */
-    SA_PROJECT_K = 256,     /* rows of a block of the weight's gradient */
+    SA_PROJECT_K = 128,     /* rows of a block of the weight's gradient */
 };
 
 /* What a projection sums over k, or its gradients do, and where it lies. */

@@ -27,7 +27,7 @@ static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                             .c_row = x->row,
                             .sums = x->tile.sums,
                             .ahead = ahead,
-                        });
+                        }, 0);
 }
 
 /* The marks of vector i; after tile_see, which leaves B in the panel. */

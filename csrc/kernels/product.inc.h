@@ -57,7 +57,15 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
 /* What is fetched with each k. */
-typedef enum { FETCH_NOTHING, FETCH_LINE, FETCH_ROW } fetching;
+typedef enum { FETCH_NOTHING, FETCH_LINE, FETCH_ROW, FETCH_STRIP } fetching;
+
+/* So many elements of M rows. */
+SA_INLINE void fetch_strip(const int M, const char *rows, ptrdiff_t row, int64_t count) {
+    SA_UNROLL
+    for (int i = 0; i < M; ++i, rows += row)
+        for (int64_t k = 0; k < count; k += CACHE_LINE / (int)sizeof(real))
+            SA_PREFETCH_NEAREST((uintptr_t)rows + (uintptr_t)k * sizeof(real));
+}
 
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
  * keeps in registers is few as well: integers that find no room would be put into vectors'
@@ -81,6 +89,7 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == FETCH_LINE) soon = take_ahead(p->ahead, count, &soon_k);
+        if (fetch == FETCH_STRIP) fetch_strip(M, third[0] + M * a_row, a_row, count);
         for (int64_t k = 0; k < count; ++k) {
             vec bk[MAX_N];
             SA_UNROLL
@@ -89,7 +98,7 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
                 if (fetch == FETCH_ROW || (fetch == FETCH_LINE && j == 0))
                     SA_PREFETCH(soon + (uintptr_t)j * sizeof(vec));
             }
-            if (fetch != FETCH_NOTHING) soon += (uintptr_t)soon_k;
+            if (fetch == FETCH_LINE || fetch == FETCH_ROW) soon += (uintptr_t)soon_k;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
                 vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
@@ -168,11 +177,16 @@ static void product_3(const product_args *p) { product_rows(3, FETCH_NOTHING, p)
 static void fetching_1(const product_args *p) { product_rows(1, FETCH_ROW, p); }
 static void fetching_2(const product_args *p) { product_rows(2, FETCH_ROW, p); }
 static void fetching_3(const product_args *p) { product_rows(3, FETCH_ROW, p); }
+static void streaming_1(const product_args *p) { product_rows(1, FETCH_STRIP, p); }
+static void streaming_2(const product_args *p) { product_rows(2, FETCH_STRIP, p); }
+static void streaming_3(const product_args *p) { product_rows(3, FETCH_STRIP, p); }
 #if MAX_N == 4
+static void streaming_4(const product_args *p) { product_rows(4, FETCH_STRIP, p); }
 static void product_4(const product_args *p) { product_rows(4, FETCH_NOTHING, p); }
 static void fetching_4(const product_args *p) { product_rows(4, FETCH_ROW, p); }
 #else
 #define product_4 NULL
+#define streaming_4 NULL
 #define fetching_4 NULL
 #endif
 
@@ -186,13 +200,18 @@ static void product(int n, const product_args *p) {
 /* The same, of a long sum, over a part of k at a time: so many rows of B stay in the nearest cache
  * from strip to strip. Each part is summed from 0; the first is written, unless p->kind says that
  * it is added as the others are. A sum of very many chunks would have a larger error. */
-static void product_in_parts(int n, product_args *p) {
+static void product_streamed(int n, const product_args *p) {
+    static void (*const of_width[])(const product_args *) = {streaming_1, streaming_2, streaming_3,
+                                                             streaming_4};
+    of_width[n - 1](p);
+}
+static void product_in_parts(int n, product_args *p, int streams) {
     const int64_t part = SA_CHUNKS_OF_PART * p->chunk;
     int64_t left = p->k;
     p->factor = 1;
     do {
         p->k = left < part ? left : part;
-        product(n, p);
+        streams ? product_streamed(n, p) : product(n, p);
         left -= p->k;
         p->a += p->k * p->a_k;
         p->b += p->k * p->b_k;

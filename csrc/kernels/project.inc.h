@@ -17,7 +17,7 @@
 
 enum {
     PROJECT_CHUNK = 64,
-    PROJECT_PART = 256,
+    PROJECT_PART = 128,
     PROJECT_LANES = TILE_N * LANES, /* of a panel */
     PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
     /* Elements of a block of a single panel, which few m pass by: the longer it is, the longer are
@@ -184,7 +184,7 @@ static void multiply_rows(const sa_project_tile *t, const project_scratch *x, co
                                       .c_row = p.row,
                                       .kind = k_begin == 0 ? BETA_ZERO : SUM_SCALED,
                                       .sums = x->sums,
-                                  });
+                                  }, a_k == (ptrdiff_t)sizeof(real));
     }
 }
 
@@ -321,7 +321,7 @@ static void few_project_product(int n, const few_project_scratch *x, int rows, i
                             .c_row = x->c_row,
                             .kind = is_first ? BETA_ZERO : SUM_SCALED,
                             .sums = x->sums,
-                        });
+                        }, 0);
 }
 
 /* Vectors whose lanes are rows of W. */

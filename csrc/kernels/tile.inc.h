@@ -110,7 +110,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                             .c_row = x->row,
                             .sums = x->sums,
                             .ahead = ahead,
-                        });
+                        }, 0);
 }
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
