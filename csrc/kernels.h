@@ -28,6 +28,7 @@ enum {
  * SA_CHUNKS_OF_PART chunks, each of both from 0. The shorter a chunk, the smaller the error and the
  * slower the sum. */
 static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; }
+static inline int sa_part_e(int64_t head_dim) { return SA_CHUNKS_OF_PART * sa_chunk_e(head_dim); }
 
 /* A tile's scores, as the softmax sees them:
  *
@@ -199,9 +200,8 @@ typedef struct {
 } sa_turn_row;
 
 enum {
-    SA_PROJECT_LANES = 192, /* of a tile of a projection, in float32; half of it in float64 */
+    SA_PROJECT_LANES = 144, /* of a tile of a projection, in float32; half of it in float64 */
     SA_PROJECT_M = 768,     /* its rows of A */
-    SA_PROJECT_STEP = 128,  /* those that are multiplied between two questions whether to stop */
     SA_PROJECT_K = 128,     /* rows of a block of the weight's gradient */
 };
 
@@ -232,7 +232,7 @@ typedef struct {
 } sa_project_tile;
 
 typedef struct {
-    int lanes; /* of a tile, at most */
+    int lanes, step; /* lanes of a tile, at most; rows of A that are multiplied at a time */
     /* How many k are loaded at a time if tiles are like this one, the largest; and, that being
      * known, the bytes of scratch. */
     int64_t (*block)(const sa_project_tile *t);

@@ -14,6 +14,9 @@
 /* Bytes: less needs no allocation, which a small call would wait for. */
 enum { SMALL_SCRATCH = 32 * 1024 };
 
+/* A usual part of a last-level cache. */
+enum { CACHE_BYTES = 8 << 20 };
+
 /* Work below which waking a thread costs more than it saves; and the least of a tile that is cut
  * smaller than it may be, so that all threads find one. */
 static const double FLOPS_PER_THREAD = 150e3;
@@ -24,6 +27,9 @@ enum { M_UNIT = 48 };
 
 /* Tiles that each thread should find, so that it does not matter if one is slower than the rest. */
 enum { TILES_PER_THREAD = 4 };
+
+/* Of a tile that is cut smaller for that: what packing it costs must stay small. */
+enum { LEAST_LANES = 48, LEAST_M = 96 };
 
 typedef struct {
     const sa_project_kernel *kernel;
@@ -41,38 +47,39 @@ typedef struct {
 
 static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-/* n in equal pieces of at most `most`, each a multiple of `unit`. */
-static int64_t even(int64_t n, int64_t most, int64_t unit) {
-    int64_t size = parts(n, parts(n, most));
-    size = parts(size, unit) * unit;
-    return size < most ? size : most;
+/* The size of equal pieces of n, about so many, each a multiple of `unit`. */
+static int64_t piece(int64_t n, int64_t pieces, int64_t unit) {
+    return parts(parts(n, pieces), unit) * unit;
 }
 
 static int64_t tiles_of(const project_call *c) {
     return parts(c->lanes, c->lanes_of_tile) * c->tiles_of_m;
 }
 
-static void cut(project_call *c, int64_t lanes_of_tile, int64_t m_of_tile, int64_t unit) {
-    c->lanes_of_tile = even(c->lanes, lanes_of_tile, unit);
-    c->m_of_tile = even(c->m, m_of_tile, M_UNIT);
-    c->tiles_of_m = parts(c->m, c->m_of_tile);
-}
+static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Tiles as large as may be, but several for each thread if the work allows. */
-static void plan(project_call *c, int num_threads, int unit) {
+/* Tiles as large as may be; but if the work allows, several for each thread, and as many for each.
+ * Lanes are cut first: a cut through m has x packed once more. */
+static void plan(project_call *c, int num_threads, int lanes_of_vector) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
     double threads = flops / FLOPS_PER_THREAD;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
-    int64_t lanes = c->kernel->lanes, m = SA_PROJECT_M;
-    cut(c, lanes, m, unit);
-    if (c->num_threads == 1) return;
-    int64_t wanted = (int64_t)(flops / FLOPS_PER_TILE);
-    if (wanted > (int64_t)TILES_PER_THREAD * c->num_threads)
-        wanted = (int64_t)TILES_PER_THREAD * c->num_threads;
-    if (wanted < c->num_threads) wanted = c->num_threads;
-    int64_t of_lanes = parts(c->lanes, c->lanes_of_tile);
-    if (tiles_of(c) < wanted) cut(c, lanes, parts(c->m, parts(wanted, of_lanes)), unit);
+    int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
+    if (c->num_threads > 1) {
+        int64_t wanted = (int64_t)(flops / FLOPS_PER_TILE);
+        wanted = least(most(wanted, c->num_threads), (int64_t)TILES_PER_THREAD * c->num_threads);
+        int64_t most_by_lanes = most(by_lanes, c->lanes / LEAST_LANES);
+        if (by_lanes * by_m < wanted) by_lanes = least(most_by_lanes, parts(wanted, by_m));
+        if (by_lanes > 1) by_lanes = least(parts(by_lanes, c->num_threads) * c->num_threads, most_by_lanes);
+        int64_t most_by_m = most(by_m, c->m / LEAST_M);
+        if (by_lanes * by_m < c->num_threads)
+            by_m = least(most_by_m, parts(c->num_threads, by_lanes));
+    }
+    c->lanes_of_tile = least(piece(c->lanes, by_lanes, lanes_of_vector), c->kernel->lanes);
+    c->m_of_tile = least(piece(c->m, by_m, M_UNIT), SA_PROJECT_M);
+    c->tiles_of_m = parts(c->m, c->m_of_tile);
 }
 
 static void point_at_rows(const project_call *c, const sa_rows *a, int64_t first, int64_t count,
@@ -107,8 +114,6 @@ static void point_at_block(const project_call *c, int64_t tile, int64_t k_begin,
     point_at_rows(c, &c->out, k_begin, k_end - k_begin, t->dy);
 }
 
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* Returns 0 if the call must stop. */
 static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker) {
     const sa_project_kernel *kernel = c->kernel;
@@ -119,8 +124,8 @@ static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker
         int64_t k_end = least(k + block, t.p.k);
         if (t.p.by == SA_BY_COLUMNS) point_at_block(c, tile, k, k_end, &t);
         kernel->load(&t, scratch, k, k_end);
-        for (int64_t m = 0; m < t.m; m += SA_PROJECT_STEP) {
-            kernel->multiply(&t, scratch, k, k_end, m, least(m + SA_PROJECT_STEP, t.m));
+        for (int64_t m = 0; m < t.m; m += kernel->step) {
+            kernel->multiply(&t, scratch, k, k_end, m, least(m + kernel->step, t.m));
             if (sa_must_stop(c->stop, worker)) return 0;
         }
     }
@@ -165,11 +170,18 @@ static int64_t rows_of(const sa_projection *p) {
     return rows;
 }
 
+/* Whether so many rows are few: then the weight is read at the speed of memory. It is no better
+ * than that for twice as many, if it comes from there. */
+static int is_for_few(const sa_projection *p, int64_t rows, const sa_kernels *k) {
+    double bytes = (double)p->n_in * (double)p->n_out * (p->dtype == SA_f64 ? 8 : 4);
+    return rows <= (bytes > CACHE_BYTES ? k->few_project.lanes : k->few_project.lanes / 2);
+}
+
 /* x w^T + bias */
 static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     int64_t rows = rows_of(p);
-    int is_few = rows <= k->few_project.lanes;
+    int is_few = is_for_few(p, rows, k);
     project_call c = {
         .kernel = is_few ? &k->few_project : &k->project,
         .axes = p->axes,
@@ -189,7 +201,7 @@ static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
         .m = p->n_out,
         .stop = stop,
     };
-    return run(&c, p->num_threads, is_few ? 1 : k->tile.rows);
+    return run(&c, p->num_threads, is_few ? 1 : k->lanes);
 }
 
 /* grad (n_out, n_in) = dy^T x, with p's out for dy */
@@ -214,7 +226,7 @@ static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, cha
         .m = p->n_out,
         .stop = stop,
     };
-    return run(&c, p->num_threads, k->tile.rows);
+    return run(&c, p->num_threads, k->lanes);
 }
 
 sa_status sa_project(const sa_projection *p) {

@@ -61,29 +61,28 @@ static void few_begin(const sa_tile *t, void *memory) {
     v_leave();
 }
 
-/* The sums of a part of a long sum, written or added to what there is. */
-SA_INLINE void few_add_part(const int M, const vec *part, int is_first, real *s, ptrdiff_t s_row) {
+/* The sums of a part of head_dim, which begins at `first`, added to the scores. */
+SA_INLINE void few_add_part(const int M, const vec *part, int64_t first, real *s) {
     SA_UNROLL
     for (int r = 0; r < M; ++r) {
-        real *sum = s + r * s_row;
-        v_store(sum, is_first ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
+        real *sum = s + r * FEW_S_ROW;
+        v_store(sum, first == 0 ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
     }
 }
 
-/* s[r][lane] = sum over k of q[r][k] * rows[lane][k], for M rows, a constant, and as many lanes as
- * there are in a vector; added to what there is unless it is the first. A square of the rows,
- * transposed in registers, is multiplied where it is; what is needed soon lies so far from each. */
-SA_INLINE void few_squares(const int M, int64_t length, int64_t chunk, const real *q,
-                           ptrdiff_t q_row, const char *const *rows, uintptr_t soon, int is_first,
-                           real *s, ptrdiff_t s_row) {
+/* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
+ * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
+SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
+                           uintptr_t soon, real *s) {
+    const int64_t chunk = sa_chunk_e(t->head_dim);
     int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
     vec part[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
     SA_UNROLL
     for (int r = 0; r < M; ++r) part[r] = v_zero();
-    for (int64_t d = 0; d < length; d += chunk) {
+    for (int64_t d = 0; d < t->head_dim; d += chunk) {
         SA_UNROLL
         for (int r = 0; r < M; ++r) acc[r] = v_zero();
-        for (int64_t e = d; e < d + chunk && e < length; e += LANES) {
+        for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
             vec square[LANES];
             load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
             v_transpose(square);
@@ -91,24 +90,17 @@ SA_INLINE void few_squares(const int M, int64_t length, int64_t chunk, const rea
             for (int i = 0; i < LANES; ++i) {
                 SA_UNROLL
                 for (int r = 0; r < M; ++r)
-                    acc[r] = v_fma(v_set(q[r * q_row + e + i]), square[i], acc[r]);
+                    acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
             }
         }
         if (d == end) {
-            few_add_part(M, part, is_first && first == 0, s, s_row);
+            few_add_part(M, part, first, s);
             first = end, end += SA_CHUNKS_OF_PART * chunk;
         }
         SA_UNROLL
         for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
     }
-    few_add_part(M, part, is_first && first == 0, s, s_row);
-}
-
-/* The scores of as many keys as there are lanes. */
-SA_INLINE void few_squares_of_keys(const int M, const sa_tile *t, const real *q,
-                                   const char *const *rows, uintptr_t soon, real *s) {
-    few_squares(M, t->head_dim, sa_chunk_e(t->head_dim), q, t->head_dim, rows, soon, 1, s,
-                FEW_S_ROW);
+    few_add_part(M, part, first, s);
 }
 
 /* The same for any keys, rows and strides, by panels of K. */
@@ -153,10 +145,10 @@ static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys 
         real *s = x->s + at;
         for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row;
         switch (are_squares && count == LANES ? t->rows : 0) {
-            case 1: few_squares_of_keys(1, t, x->q, rows, soon, s); break;
-            case 2: few_squares_of_keys(2, t, x->q, rows, soon, s); break;
-            case 3: few_squares_of_keys(3, t, x->q, rows, soon, s); break;
-            case 4: few_squares_of_keys(4, t, x->q, rows, soon, s); break;
+            case 1: few_squares(1, t, x->q, rows, soon, s); break;
+            case 2: few_squares(2, t, x->q, rows, soon, s); break;
+            case 3: few_squares(3, t, x->q, rows, soon, s); break;
+            case 4: few_squares(4, t, x->q, rows, soon, s); break;
             default: few_panels(t, x, rows, count, soon, s);
         }
     }

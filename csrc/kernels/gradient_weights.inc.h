@@ -18,6 +18,7 @@ static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                             .m = keys->end - keys->begin,
                             .k = t->head_dim_v,
                             .chunk = sa_chunk_e(t->head_dim_v),
+                            .part = sa_part_e(t->head_dim_v),
                             .a = t->v + (keys->block + keys->begin) * t->v_row,
                             .a_row = t->v_row,
                             .a_k = t->v_col,
@@ -27,7 +28,7 @@ static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                             .c_row = x->row,
                             .sums = x->tile.sums,
                             .ahead = ahead,
-                        }, 0);
+                        });
 }
 
 /* The marks of vector i; after tile_see, which leaves B in the panel. */

@@ -18,6 +18,8 @@ typedef enum {
 typedef struct {
     int64_t m, k, chunk;
     int64_t phase; /* how far into its chunk the first k is */
+    int64_t part;  /* of product_in_parts */
+    int fetches_a;
     const char *a;
     ptrdiff_t a_row, a_k; /* strides in bytes */
     const char *b;
@@ -56,15 +58,15 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 #define SUM_AT (sums + (i * n + j) * LANES)
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
-/* What is fetched with each k. */
+/* What is fetched: with each k, or at the beginning of each chunk the next strip's part of it. */
 typedef enum { FETCH_NOTHING, FETCH_LINE, FETCH_ROW, FETCH_STRIP } fetching;
 
-/* So many elements of M rows. */
-SA_INLINE void fetch_strip(const int M, const char *rows, ptrdiff_t row, int64_t count) {
+/* So many elements, side by side, of M rows. */
+SA_INLINE void fetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_t count) {
     SA_UNROLL
-    for (int i = 0; i < M; ++i, rows += row)
-        for (int64_t k = 0; k < count; k += CACHE_LINE / (int)sizeof(real))
-            SA_PREFETCH_NEAREST((uintptr_t)rows + (uintptr_t)k * sizeof(real));
+    for (int i = 0; i < M; ++i, row += (uintptr_t)step)
+        for (uintptr_t at = 0; at < (uintptr_t)count * sizeof(real); at += CACHE_LINE)
+            SA_PREFETCH_NEAREST(row + at);
 }
 
 /* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
@@ -89,7 +91,7 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == FETCH_LINE) soon = take_ahead(p->ahead, count, &soon_k);
-        if (fetch == FETCH_STRIP) fetch_strip(M, third[0] + M * a_row, a_row, count);
+        if (fetch == FETCH_STRIP) fetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
         for (int64_t k = 0; k < count; ++k) {
             vec bk[MAX_N];
             SA_UNROLL
@@ -181,13 +183,13 @@ static void streaming_1(const product_args *p) { product_rows(1, FETCH_STRIP, p)
 static void streaming_2(const product_args *p) { product_rows(2, FETCH_STRIP, p); }
 static void streaming_3(const product_args *p) { product_rows(3, FETCH_STRIP, p); }
 #if MAX_N == 4
-static void streaming_4(const product_args *p) { product_rows(4, FETCH_STRIP, p); }
 static void product_4(const product_args *p) { product_rows(4, FETCH_NOTHING, p); }
 static void fetching_4(const product_args *p) { product_rows(4, FETCH_ROW, p); }
+static void streaming_4(const product_args *p) { product_rows(4, FETCH_STRIP, p); }
 #else
 #define product_4 NULL
-#define streaming_4 NULL
 #define fetching_4 NULL
+#define streaming_4 NULL
 #endif
 
 /* n <= MAX_N vectors of lanes. */
@@ -197,21 +199,22 @@ static void product(int n, const product_args *p) {
     of_width[n - 1](p);
 }
 
-/* The same, of a long sum, over a part of k at a time: so many rows of B stay in the nearest cache
- * from strip to strip. Each part is summed from 0; the first is written, unless p->kind says that
- * it is added as the others are. A sum of very many chunks would have a larger error. */
-static void product_streamed(int n, const product_args *p) {
+/* The same, fetching each strip's rows of A while the strip before it is computed. */
+static void product_and_fetch_a(int n, const product_args *p) {
     static void (*const of_width[])(const product_args *) = {streaming_1, streaming_2, streaming_3,
                                                              streaming_4};
     of_width[n - 1](p);
 }
-static void product_in_parts(int n, product_args *p, int streams) {
-    const int64_t part = SA_CHUNKS_OF_PART * p->chunk;
+
+/* The same, of a long sum, over p->part of k at a time: so many rows of B stay in the nearest cache
+ * from strip to strip. Each part is summed from 0; the first is written, unless p->kind says that
+ * it is added as the others are. A sum of very many chunks would have a larger error. */
+static void product_in_parts(int n, product_args *p) {
     int64_t left = p->k;
     p->factor = 1;
     do {
-        p->k = left < part ? left : part;
-        streams ? product_streamed(n, p) : product(n, p);
+        p->k = left < p->part ? left : p->part;
+        p->fetches_a ? product_and_fetch_a(n, p) : product(n, p);
         left -= p->k;
         p->a += p->k * p->a_k;
         p->b += p->k * p->b_k;

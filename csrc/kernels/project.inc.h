@@ -19,6 +19,7 @@ enum {
     PROJECT_CHUNK = 64,
     PROJECT_PART = 128,
     PROJECT_LANES = TILE_N * LANES, /* of a panel */
+    PROJECT_STEP = 128, /* rows of A */
     PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
     /* Elements of a block of a single panel, which few m pass by: the longer it is, the longer are
      * the pieces in which A is read. */
@@ -51,21 +52,23 @@ static int64_t project_block(const sa_project_tile *t) {
     return block_of(t, block);
 }
 
+static int is_long(const sa_project_tile *t) { return t->p.block > PROJECT_PART; }
+
 /* Elements of A that are transposed at a time. */
-static int64_t project_turned(const sa_project_tile *t) {
-    return has_rows_of_a(t) ? 0 : SA_PROJECT_STEP * whole_vectors(t->p.block);
+static int64_t elements_of_a(const sa_project_tile *t) {
+    return has_rows_of_a(t) ? 0 : PROJECT_STEP * whole_vectors(t->p.block);
 }
 
 static size_t project_scratch_size(const sa_project_tile *t) {
     int64_t lanes = whole_vectors(t->lanes);
     int64_t b = lanes * whole_vectors(t->p.block), c = lanes * t->m;
-    return (size_t)(b + project_turned(t) + SUMS_ROOM + c) * sizeof(real);
+    return (size_t)(b + elements_of_a(t) + SUMS_ROOM + c) * sizeof(real);
 }
 
 static project_scratch project_layout(const sa_project_tile *t, void *memory) {
     project_scratch x = {.b = memory, .row = whole_vectors(t->p.block)};
     x.a = x.b + x.row * whole_vectors(t->lanes);
-    x.sums = x.a + project_turned(t);
+    x.sums = x.a + elements_of_a(t);
     x.c = x.sums + SUMS_ROOM;
     return x;
 }
@@ -154,37 +157,72 @@ static void project_load_columns(const sa_project_tile *t, void *memory, int64_t
 /* Rows [m_begin, m_end) of A from columns that are `col` bytes apart in each of `count` arrays. */
 static void transpose_a(const project_scratch *x, const char *const *columns, int64_t count,
                         ptrdiff_t col, int64_t m_begin, int64_t m_end) {
-    for (int64_t k = 0; k < count; k += LANES) {
-        const char *from[LANES];
-        int width = at_most(count - k, LANES);
-        for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m_begin * col;
-        gather(from, width, col, m_end - m_begin, 1, 0, x->a + k, x->row);
+    for (int64_t m = m_begin; m < m_end; m += PROJECT_PIECE) {
+        int length = at_most(m_end - m, PROJECT_PIECE);
+        for (int64_t k = 0; k < count; k += LANES) {
+            const char *from[LANES];
+            int width = at_most(count - k, LANES);
+            for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m * col;
+            if (col == (ptrdiff_t)sizeof(real))
+                fetch_pieces(from, width, length * col, length * col);
+            gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
+        }
     }
 }
 
+static product_args project_args(const project_scratch *x, const project_panel *p, int64_t m,
+                                 int64_t k_begin) {
+    return (product_args){
+        .chunk = PROJECT_CHUNK,
+        .part = PROJECT_PART,
+        .b_k = p->row * (ptrdiff_t)sizeof(real),
+        .c = p->c + m * p->row,
+        .c_row = p->row,
+        .kind = k_begin == 0 ? BETA_ZERO : SUM_SCALED,
+        .sums = x->sums,
+    };
+}
+
 /* Rows [m_begin, m_end) of C, for all lanes, from the block of k that was loaded; `a` is the first
- * of A's. In a long block each strip passes by all of it, and so A is read in long pieces. */
+ * of A's. */
 static void multiply_rows(const sa_project_tile *t, const project_scratch *x, const char *a,
-                          ptrdiff_t a_row, ptrdiff_t a_k, int64_t k_begin, int64_t k_end,
-                          int64_t m_begin, int64_t m_end) {
+                          ptrdiff_t a_row, int64_t k_begin, int64_t k_end, int64_t m_begin,
+                          int64_t m_end) {
     EACH_PANEL(first) {
         project_panel p = panel_at(t, x, first);
-        int64_t strip = k_end - k_begin > PROJECT_PART ? STRIP_M(p.n) : m_end - m_begin;
-        for (int64_t m = m_begin; m < m_end; m += strip)
-            product_in_parts(p.n, &(product_args){
-                                      .m = at_most(m_end - m, (int)strip),
-                                      .k = k_end - k_begin,
-                                      .chunk = PROJECT_CHUNK,
-                                      .a = a + (m - m_begin) * a_row,
-                                      .a_row = a_row,
-                                      .a_k = a_k,
-                                      .b = (const char *)p.b,
-                                      .b_k = p.row * (ptrdiff_t)sizeof(real),
-                                      .c = p.c + m * p.row,
-                                      .c_row = p.row,
-                                      .kind = k_begin == 0 ? BETA_ZERO : SUM_SCALED,
-                                      .sums = x->sums,
-                                  }, a_k == (ptrdiff_t)sizeof(real));
+        product_args args = project_args(x, &p, m_begin, k_begin);
+        args.m = m_end - m_begin;
+        args.k = k_end - k_begin;
+        args.a = a;
+        args.a_row = a_row;
+        args.a_k = sizeof(real);
+        args.b = (const char *)p.b;
+        args.fetches_a = 1;
+        product_in_parts(p.n, &args);
+    }
+}
+
+/* The same of a single panel and a long block: strip by strip along all of it, so that A, which
+ * comes from memory, is read in long pieces. The next strip is fetched, a line with each k. */
+static void multiply_long_rows(const sa_project_tile *t, const project_scratch *x, const char *a,
+                               ptrdiff_t a_row, int64_t k_begin, int64_t k_end, int64_t m_begin,
+                               int64_t m_end) {
+    project_panel p = panel_at(t, x, 0);
+    const int strip = STRIP_M(p.n);
+    for (int64_t m = m_begin; m < m_end; m += strip, a += strip * a_row) {
+        product_args args = project_args(x, &p, m, k_begin);
+        ahead soon;
+        ahead_begin(&soon);
+        fetch_rows(&soon, a + strip * a_row, a_row, strip,
+                   (k_end - k_begin) * (ptrdiff_t)sizeof(real));
+        args.m = at_most(m_end - m, strip);
+        args.k = k_end - k_begin;
+        args.a = a;
+        args.a_row = a_row;
+        args.a_k = sizeof(real);
+        args.b = (const char *)p.b;
+        args.ahead = &soon;
+        product_in_parts(p.n, &args);
     }
 }
 
@@ -193,14 +231,14 @@ static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_b
     project_scratch x = project_layout(t, memory);
     const char *w = t->p.w + k_begin * t->p.w_k;
     if (has_rows_of_a(t)) {
-        multiply_rows(t, &x, w + m_begin * t->p.w_row, t->p.w_row, t->p.w_k, k_begin, k_end,
-                      m_begin, m_end);
+        (is_long(t) ? multiply_long_rows : multiply_rows)(
+            t, &x, w + m_begin * t->p.w_row, t->p.w_row, k_begin, k_end, m_begin, m_end);
     } else {
         const char *columns[PROJECT_PART];
         for (int64_t k = 0; k < k_end - k_begin; ++k) columns[k] = w + k * t->p.w_k;
         transpose_a(&x, columns, k_end - k_begin, t->p.w_row, m_begin, m_end);
-        multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), sizeof(real),
-                      k_begin, k_end, m_begin, m_end);
+        multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), k_begin,
+                      k_end, m_begin, m_end);
     }
     v_leave();
 }
@@ -212,7 +250,7 @@ static void project_multiply_columns(const sa_project_tile *t, void *memory, int
     for (int64_t k = 0; k < k_end - k_begin; ++k)
         columns[k] = t->dy[k] + t->dy_first * t->p.dy_col;
     transpose_a(&x, columns, k_end - k_begin, t->p.dy_col, m_begin, m_end);
-    multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), sizeof(real), k_begin,
+    multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), k_begin,
                   k_end, m_begin, m_end);
     v_leave();
 }
@@ -256,128 +294,6 @@ static void project_finish_columns(const sa_project_tile *t, void *memory) {
                               at_most(t->lanes - lane, LANES), c);
             }
     }
-    v_leave();
-}
-
-/* ------------------------------------------------------------------ few rows */
-
-enum {
-    FEW_PROJECT_K = 4096,      /* of a block */
-    FEW_PROJECT_COLUMNS = 256, /* of W, where they are what lies side by side, at a time */
-};
-
-typedef struct {
-    real *x, *panel, *sums, *c;
-    int64_t x_row, c_row;
-} few_project_scratch;
-
-static int has_columns_of_w(const sa_project_tile *t) {
-    return t->p.w_row == (ptrdiff_t)sizeof(real) && t->p.w_k != (ptrdiff_t)sizeof(real);
-}
-
-static int64_t few_project_block(const sa_project_tile *t) {
-    return block_of(t, has_columns_of_w(t) ? PROJECT_PART : FEW_PROJECT_K);
-}
-
-static size_t few_project_scratch_size(const sa_project_tile *t) {
-    int64_t of_row = whole_vectors(t->p.block) + whole_vectors(t->m);
-    return (size_t)(t->lanes * of_row + PROJECT_PART * LANES + SUMS_ROOM) * sizeof(real);
-}
-
-static few_project_scratch few_project_layout(const sa_project_tile *t, void *memory) {
-    few_project_scratch x = {.panel = memory};
-    x.x_row = whole_vectors(t->p.block);
-    x.c_row = whole_vectors(t->m);
-    x.sums = x.panel + PROJECT_PART * LANES;
-    x.x = x.sums + SUMS_ROOM;
-    x.c = x.x + t->lanes * x.x_row;
-    return x;
-}
-
-static void few_project_load(const sa_project_tile *t, void *memory, int64_t k_begin,
-                             int64_t k_end) {
-    few_project_scratch x = few_project_layout(t, memory);
-    for (int r = 0; r < t->lanes; ++r)
-        for (int64_t k = k_begin; k < k_end; k += LANES)
-            v_store(x.x + r * x.x_row + (k - k_begin),
-                    load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
-    v_leave();
-}
-
-/* The product for n vectors of lanes at `b`. */
-static void few_project_product(int n, const few_project_scratch *x, int rows, int64_t k,
-                                int64_t length, const char *b, ptrdiff_t b_k, int is_first,
-                                real *c) {
-    product_in_parts(n, &(product_args){
-                            .m = rows,
-                            .k = length,
-                            .chunk = PROJECT_CHUNK,
-                            .a = (const char *)(x->x + k),
-                            .a_row = x->x_row * (ptrdiff_t)sizeof(real),
-                            .a_k = sizeof(real),
-                            .b = b,
-                            .b_k = b_k,
-                            .c = c,
-                            .c_row = x->c_row,
-                            .kind = is_first ? BETA_ZERO : SUM_SCALED,
-                            .sums = x->sums,
-                        }, 0);
-}
-
-/* Vectors whose lanes are rows of W. */
-static void few_project_rows(const sa_project_tile *t, const few_project_scratch *x, int64_t m,
-                             int count, int64_t k_begin, int64_t k_end) {
-    const char *rows[LANES];
-    int64_t length = k_end - k_begin;
-    int are_squares =
-        t->p.w_k == (ptrdiff_t)sizeof(real) && count == LANES && length % LANES == 0 && length > 0;
-    uintptr_t soon = (uintptr_t)t->p.w_row * LANES;
-    for (int i = 0; i < count; ++i) rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
-    for (int r = 0; are_squares && r < t->lanes; r += FEW_ROWS_OF_SQUARES) {
-        const real *q = x->x + r * x->x_row;
-        real *c = x->c + r * x->c_row + m;
-#define SQUARES(M)                                                                               \
-    few_squares(M, length, PROJECT_CHUNK, q, x->x_row, rows, soon, k_begin == 0, c, x->c_row)
-        switch (at_most(t->lanes - r, FEW_ROWS_OF_SQUARES)) {
-            case 1: SQUARES(1); break;
-            case 2: SQUARES(2); break;
-            case 3: SQUARES(3); break;
-            default: SQUARES(4);
-        }
-#undef SQUARES
-    }
-    for (int64_t k = 0; !are_squares && k < length; k += PROJECT_PART) {
-        const char *from[LANES];
-        int part = at_most(length - k, PROJECT_PART);
-        for (int i = 0; i < count; ++i) from[i] = rows[i] + k * t->p.w_k;
-        gather(from, count, t->p.w_k, part, 1, 0, x->panel, LANES);
-        few_project_product(1, x, t->lanes, k, part, (const char *)x->panel, sizeof(vec),
-                            k_begin + k == 0, x->c + m);
-    }
-}
-
-static void few_project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin,
-                                 int64_t k_end, int64_t m_begin, int64_t m_end) {
-    few_project_scratch x = few_project_layout(t, memory);
-    int64_t m = m_begin;
-    for (int n; has_columns_of_w(t) && (n = at_most((m_end - m) / LANES, MAX_N)) > 0; m += n * LANES)
-        few_project_product(n, &x, t->lanes, 0, k_end - k_begin,
-                            t->p.w + m * t->p.w_row + k_begin * t->p.w_k, t->p.w_k, k_begin == 0, x.c + m);
-    for (; m < m_end; m += LANES)
-        few_project_rows(t, &x, m, at_most(m_end - m, LANES), k_begin, k_end);
-    v_leave();
-}
-
-static void few_project_finish(const sa_project_tile *t, void *memory) {
-    few_project_scratch x = few_project_layout(t, memory);
-    for (int r = 0; r < t->lanes; ++r)
-        for (int64_t m = 0; m < t->m; m += LANES) {
-            int width = at_most(t->m - m, LANES);
-            vec out = t->p.k ? v_load(x.c + r * x.c_row + m) : v_zero();
-            if (t->p.bias)
-                out = v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
-            store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
-        }
     v_leave();
 }
 

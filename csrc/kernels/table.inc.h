@@ -20,6 +20,7 @@
 #include "few.inc.h"
 #include "scores.inc.h"
 #include "project.inc.h"
+#include "few_project.inc.h"
 #include "backward.inc.h"
 #include "merge.inc.h"
 #include "softmax_row.inc.h"
@@ -86,19 +87,22 @@ const sa_kernels SA_TABLE = {
             .merge = few_merge,
             .finish = few_finish},
     .project = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
+                .step = PROJECT_STEP,
                 .block = project_block,
                 .scratch_size = project_scratch_size,
                 .load = project_load,
                 .multiply = project_multiply,
                 .finish = project_finish},
-    .few_project = {.lanes = FEW_ROWS,
+    .few_project = {.lanes = 2 * FEW_ROWS,
+                    .step = FEW_COLUMNS,
                     .block = few_project_block,
                     .scratch_size = few_project_scratch_size,
                     .load = few_project_load,
                     .multiply = few_project_multiply,
                     .finish = few_project_finish},
     .project_columns = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
-                        .block = project_block,
+                        .step = PROJECT_STEP,
+                .block = project_block,
                         .scratch_size = project_scratch_size,
                         .load = project_load_columns,
                         .multiply = project_multiply_columns,

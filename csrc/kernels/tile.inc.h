@@ -101,6 +101,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                             .m = keys->end - keys->begin,
                             .k = t->head_dim,
                             .chunk = sa_chunk_e(t->head_dim),
+                            .part = sa_part_e(t->head_dim),
                             .a = t->k + (keys->block + keys->begin) * t->k_row,
                             .a_row = t->k_row,
                             .a_k = t->k_col,
@@ -110,7 +111,7 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                             .c_row = x->row,
                             .sums = x->sums,
                             .ahead = ahead,
-                        }, 0);
+                        });
 }
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
