@@ -3,7 +3,8 @@
 A call travels one way:
 
     attention.py, varlen.py,
-    backward.py, steps.py      public functions and their docstrings
+    backward.py, linear.py,
+    steps.py                   public functions and their docstrings
       -> _args/                the only validator: arrays and options -> a plain problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
           -> csrc/forward.c …  the parallel loops over tiles; plan.c cuts them
@@ -25,8 +26,9 @@ from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
 from .attention import merge_states, scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
-from .gradients import AttentionGradients
-from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
+from .gradients import AttentionGradients, ProjectionGradients
+from .linear import project, project_backward
+from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
 if TYPE_CHECKING:
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionGradients",
+    "ProjectionGradients",
     "__version__",
     "attention_weights",
     "get_num_threads",
     "isas",
     "merge_states",
     "project",
+    "project_backward",
     "scaled_dot_product",
     "scaled_dot_product_attention",
     "scaled_dot_product_attention_backward",

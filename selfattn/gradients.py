@@ -1,6 +1,6 @@
 """What the backward functions return: the gradients, by the names of the inputs.
 
-Built by `backward.py`, and by `reference/`.
+Built by `backward.py` and `linear.py`, and by `reference/`.
 """
 
 from __future__ import annotations
@@ -42,3 +42,26 @@ class AttentionGradients(NamedTuple):
     value: np.ndarray
     attn_mask: np.ndarray | None = None
     sinks: np.ndarray | None = None
+
+
+class ProjectionGradients(NamedTuple):
+    """The gradients of `sum(grad_out * out)` for a projection, each of the shape of its input.
+
+    Attributes
+    ----------
+    x : array, shape (..., n_in)
+    weight : array, shape (n_out, n_in)
+    bias : array, shape (n_out,), or None
+        None where there is no bias.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> x, weight = np.ones((3, 4)), np.ones((2, 4))
+    >>> selfattn.project_backward(np.ones((3, 2)), x, weight, np.ones(2)).bias
+    array([3., 3.])
+    """
+
+    x: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray | None = None

@@ -1,4 +1,4 @@
-"""The steps of self-attention, each on its own: project, score, normalise, sum; and the weights.
+"""The steps of self-attention after the projection, each on its own: score, normalise, sum; weights.
 
 The fused call of `attention.py` does the last three at once and never holds their L x S results;
 these are for looking at them, and for models that need one of them. Called by users.
@@ -6,7 +6,6 @@ these are for looking at them, and for models that need one of them. Called by u
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,61 +14,6 @@ from . import _args, _core
 
 if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
-
-
-def project(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    *,
-    out: np.ndarray | None = None,
-    num_threads: int | None = None,
-) -> np.ndarray:
-    """Project by a learnable weight and bias: `x @ weight.T + bias`.
-
-    A row of the result has the same bits whatever other rows are in `x`, whatever the number of
-    threads, the instruction set and the strides.
-
-    Parameters
-    ----------
-    x : array, shape (..., n_in)
-        float32 or float64. Any strides.
-    weight : array, shape (n_out, n_in)
-        Of x's dtype. Read in place, whatever its strides: a transposed view is as good.
-    bias : array, shape (n_out,), optional
-    out : array, shape (..., n_out), optional
-        It may overlap an input.
-    num_threads : int, optional
-
-    Returns
-    -------
-    array, shape (..., n_out)
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a wrong dtype or kind; for a wrong shape.
-
-    Notes
-    -----
-    The layout of `weight` is that of `torch.nn.Linear`.
-
-    Examples
-    --------
-    >>> import numpy as np, selfattn
-    >>> selfattn.project(np.array([[1.0, 2.0]]), np.array([[1.0, 1.0], [0.0, -1.0]]), np.ones(2))
-    array([[ 4., -1.]])
-    """
-    rows, matrix, offset, shape = _args.projection(x, weight, bias)
-    num_threads = _args.num_threads(num_threads)
-    inputs = (rows, matrix) if offset is None else (rows, matrix, offset)
-    return _args.compute_into(
-        out,
-        shape,
-        rows,
-        inputs,
-        lambda target: _core.project(rows, matrix, offset, target, num_threads),
-    )
 
 
 def scaled_dot_product(

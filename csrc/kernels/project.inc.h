@@ -1,3 +1,4 @@
+#define STAGE(t) (t->lanes > PROJECT_LANES && t->p.w_row % 4096 == 0)
 /* The product of a projection and those of its gradients, in the one micro-kernel:
  *
  *     C[m][lane] = sum over k of A[m, k] * B[k][lane]
@@ -35,7 +36,7 @@ typedef struct {
 
 /* Whether elements of a row of A lie side by side. */
 static int has_rows_of_a(const sa_project_tile *t) {
-    return t->p.by != SA_BY_COLUMNS && t->p.w_k == (ptrdiff_t)sizeof(real);
+    return t->p.by != SA_BY_COLUMNS && t->p.w_k == (ptrdiff_t)sizeof(real) && !(STAGE(t));
 }
 
 /* The tile's k in a block of theirs, at most `most`. */
@@ -101,18 +102,19 @@ static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin
     const ptrdiff_t col = t->p.x_col, piece_bytes = PROJECT_PIECE * (ptrdiff_t)sizeof(real);
     EACH_PANEL(first) {
         project_panel p = panel_at(t, &x, first);
-        int lanes = at_most(t->lanes - first, PROJECT_LANES);
-        const char *rows[PROJECT_LANES], *panel = (const char *)p.b;
-        for (int r = 0; r < lanes; ++r) rows[r] = t->x[first + r] + k_begin * col;
-        for (int64_t k = 0, end = k_end - k_begin; k < end; k += PROJECT_PIECE) {
-            int length = at_most(end - k, PROJECT_PIECE);
-            if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(rows, lanes, piece_bytes, piece_bytes);
-            panel += piece_bytes * p.row;
-            fetch_pieces(&panel, 1, 0, piece_bytes * p.row);
-            for (int lane = 0; lane < lanes; lane += LANES)
-                gather(rows + lane, at_most(lanes - lane, LANES), col, length, 1, 0,
-                       p.b + k * p.row + lane, p.row);
-            for (int r = 0; r < lanes; ++r) rows[r] += length * col;
+        for (int j = 0; j < p.n; ++j) {
+            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
+            const char *rows[LANES], *panel = (const char *)p.b;
+            for (int r = 0; r < count; ++r) rows[r] = t->x[lane + r] + k_begin * col;
+            for (int64_t k = 0, end = k_end - k_begin; k < end; k += PROJECT_PIECE) {
+                int length = at_most(end - k, PROJECT_PIECE);
+                if (col == (ptrdiff_t)sizeof(real))
+                    fetch_pieces(rows, count, piece_bytes, piece_bytes);
+                panel += piece_bytes * p.row;
+                if (j == 0) fetch_pieces(&panel, 1, 0, piece_bytes * p.row);
+                gather(rows, count, col, length, 1, 0, p.b + k * p.row + j * LANES, p.row);
+                for (int r = 0; r < count; ++r) rows[r] += length * col;
+            }
         }
     }
     v_leave();
@@ -166,6 +168,17 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
             if (col == (ptrdiff_t)sizeof(real))
                 fetch_pieces(from, width, length * col, length * col);
             gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
+        }
+    }
+}
+
+static void copy_a(const project_scratch *x, const char *w, int64_t count, ptrdiff_t w_row, int64_t m_begin, int64_t m_end) {
+    for (int64_t m = m_begin; m < m_end; ++m) {
+        const char *from = w + m * w_row, *soon = from + 4 * w_row;
+        real *to = x->a + (m - m_begin) * x->row;
+        for (int64_t k = 0; k < count; k += LANES) {
+            if (k % (64 / (int)sizeof(real)) == 0) SA_PREFETCH_NEAREST((uintptr_t)soon + k * sizeof(real));
+            v_store(to + k, load_strided(from + k * (int)sizeof(real), sizeof(real), at_most(count - k, LANES)));
         }
     }
 }
@@ -236,7 +249,8 @@ static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_b
     } else {
         const char *columns[PROJECT_PART];
         for (int64_t k = 0; k < k_end - k_begin; ++k) columns[k] = w + k * t->p.w_k;
-        transpose_a(&x, columns, k_end - k_begin, t->p.w_row, m_begin, m_end);
+        if (t->p.w_k == sizeof(real)) copy_a(&x, w, k_end - k_begin, t->p.w_row, m_begin, m_end);
+        else transpose_a(&x, columns, k_end - k_begin, t->p.w_row, m_begin, m_end);
         multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), k_begin,
                       k_end, m_begin, m_end);
     }
@@ -266,17 +280,17 @@ static void project_finish(const sa_project_tile *t, void *memory) {
                 real *c = p.c + m * p.row + j * LANES;
                 v_store(c, v_add(v_load(c), v_broadcast(t->p.bias + m * t->p.bias_step)));
             }
-        int lanes = at_most(t->lanes - first, PROJECT_LANES);
-        char *rows[PROJECT_LANES];
-        for (int r = 0; r < lanes; ++r) rows[r] = t->out[first + r];
-        for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
-            int length = at_most(t->m - m, PROJECT_PIECE);
-            if (t->p.out_col == (ptrdiff_t)sizeof(real))
-                fetch_pieces((const char *const *)rows, lanes, piece_bytes, piece_bytes);
-            for (int lane = 0; lane < lanes; lane += LANES)
-                scatter(rows + lane, at_most(lanes - lane, LANES), t->p.out_col, length,
-                        p.c + m * p.row + lane, p.row);
-            for (int r = 0; r < lanes; ++r) rows[r] += length * t->p.out_col;
+        for (int j = 0; j < p.n; ++j) {
+            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
+            char *rows[LANES];
+            for (int r = 0; r < count; ++r) rows[r] = t->out[lane + r];
+            for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
+                int length = at_most(t->m - m, PROJECT_PIECE);
+                if (t->p.out_col == (ptrdiff_t)sizeof(real))
+                    fetch_pieces((const char *const *)rows, count, piece_bytes, piece_bytes);
+                scatter(rows, count, t->p.out_col, length, p.c + m * p.row + j * LANES, p.row);
+                for (int r = 0; r < count; ++r) rows[r] += length * t->p.out_col;
+            }
         }
     }
     v_leave();

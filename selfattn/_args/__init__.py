@@ -13,7 +13,7 @@
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
-`varlen.py`, `backward.py`, `steps.py` and `nn/`; what it returns goes to `_core`, which checks
+`varlen.py`, `backward.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to `_core`, which checks
 nothing but whether arrays are the usual ones (`plain_problem`, which `problems.py` asks first).
 """
 
@@ -37,7 +37,7 @@ from .problems import (
     sum_problem,
     varlen_problem,
 )
-from .projections import projection
+from .projections import gradient_of, projection
 from .rotary import rotary, rotary_offset
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "dropout",
     "finished",
     "flag",
+    "gradient_of",
     "given",
     "layer_dtype",
     "layer_input",

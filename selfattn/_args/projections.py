@@ -21,3 +21,12 @@ def projection(x, weight, bias):
     if offset.shape != matrix.shape[:1]:
         raise ValueError(f"bias: expected shape {matrix.shape[:1]}, got {offset.shape}")
     return rows, matrix, offset, shape
+
+
+def gradient_of(name, x, shape, like):
+    """The gradient of a result of that shape and of like's dtype, as an array."""
+    grad = array(name, x)
+    same_dtype(name, grad, "x", like)
+    if grad.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {grad.shape}")
+    return grad

@@ -4,7 +4,7 @@
     out = [head 1, ..., head H] Wo' + bo,   head h = attention(query h, key h, value h)
 
 A head is a view of its columns, so nothing is copied between the products and the kernels. Called
-by users; attention is `attention.py`'s and `backward.py`'s, the products `projection.py`'s. The
+by users; attention is `attention.py`'s and `backward.py`'s, the products `linear.py`'s. The
 truth it is tested against is `reference/layer.py`.
 """
 
@@ -19,7 +19,8 @@ import numpy as np
 from .. import _args
 from ..attention import scaled_dot_product_attention
 from ..backward import scaled_dot_product_attention_backward
-from ..steps import attention_weights, project
+from ..linear import project
+from ..steps import attention_weights
 from .projection import Layout, grad_of_input, write_grads
 from .rotary import rope, rope_backward
 
@@ -98,8 +99,9 @@ class MultiheadAttention:
     `scaled_dot_product_attention` has it, and lengths of padded sequences go to `kv_lengths`;
     dropout is an option of each call, and `attention_weights` returns the maps.
 
-    Attention has the same bits whatever the batch; BLAS, which projects, promises no such thing,
-    and has threads of its own, which `num_threads` does not count.
+    A sequence's result and the gradient of its x have the same bits alone and in any batch, and so
+    have those of a causal prefix, whatever the number of threads and the instruction set. The
+    gradients of the parameters are sums over all rows of a batch, and depend on them.
 
     Padding that holds NaN changes nothing where it is a context's and `kv_lengths` leaves it out.
     In self-attention padded rows are queries too, and a NaN query that sees keys makes their
@@ -186,12 +188,13 @@ class MultiheadAttention:
         inputs, given = self._inputs(x, context)
         turns = self._turns(rope, options, inputs[0])
         leading = _args.layer_leading(*inputs)
-        rows = self._rows(inputs, turns)
+        num_threads = options.get("num_threads")
+        rows = self._rows(inputs, turns, num_threads)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
         result = scaled_dot_product_attention(
             *rows, enable_gqa=True, return_lse=keep, out=self._heads(merged), **options
         )
-        out = project(merged, *self._layout.of_output(self.params))
+        out = project(merged, *self._layout.of_output(self.params), num_threads=num_threads)
         if keep:
             self._saved = _Saved(inputs, given, rows, merged, result[1], turns, options)
         return out
@@ -234,9 +237,10 @@ class MultiheadAttention:
         if grad.shape != merged.shape:
             raise ValueError(f"grad_out: expected shape {merged.shape}, got {grad.shape}")
         query, key, value = rows
+        num_threads = _args.num_threads(options.get("num_threads"))
         weight, _ = self._layout.of_output(self.params)
         gradients = scaled_dot_product_attention_backward(
-            self._heads(grad_of_input(grad, weight)),
+            self._heads(grad_of_input(grad, weight, num_threads)),
             query,
             key,
             value,
@@ -251,14 +255,14 @@ class MultiheadAttention:
         for n, turn in enumerate(turns):
             grad_rows[n] = rope_backward(grad_rows[n], **turn)
         grad_rows = [_side_by_side(rows) for rows in grad_rows]
-        self._write_grads(inputs, grad_rows, merged, grad)
+        self._write_grads(inputs, grad_rows, merged, grad, num_threads)
         for name in ("attn_mask", "sinks"):
             self.grads.pop(name, None)
             if (gradient := getattr(gradients, name)) is not None:
                 self.grads[name] = gradient
         of_inputs = self._layout.of_inputs(self.params)
         of_query, of_key, of_value = (
-            grad_of_input(grad_of_rows, weight)
+            grad_of_input(grad_of_rows, weight, num_threads)
             for grad_of_rows, (weight, _) in zip(grad_rows, of_inputs, strict=True)
         )
         if given == 3:
@@ -289,7 +293,8 @@ class MultiheadAttention:
         options = _args.layer_options("attention_options", attention_options, _WEIGHTS)
         inputs, _ = self._inputs(x, context)
         _args.layer_leading(*inputs)
-        query, key = self._rows(inputs[:2], self._turns(rope, options, inputs[0]))
+        turns = self._turns(rope, options, inputs[0])
+        query, key = self._rows(inputs[:2], turns, options.get("num_threads"))
         return attention_weights(query, key, enable_gqa=True, **options)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -354,9 +359,9 @@ class MultiheadAttention:
         _args.rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
         return [{**of_key, "offset": offset}, of_key]
 
-    def _rows(self, inputs, turns):
+    def _rows(self, inputs, turns, num_threads):
         """Query, key and, where its input is given, value by heads, turned."""
-        rows = [self._heads(y) for y in self._layout.project(inputs, self.params)]
+        rows = [self._heads(y) for y in self._layout.project(inputs, self.params, num_threads)]
         for n, turn in enumerate(turns):
             rows[n] = rope(rows[n], **turn)
         return tuple(rows)
@@ -366,14 +371,14 @@ class MultiheadAttention:
         heads = rows.shape[-1] // self.head_dim
         return rows.reshape(*rows.shape[:-1], heads, self.head_dim).swapaxes(-3, -2)
 
-    def _write_grads(self, inputs, grad_rows, merged, grad_out):
+    def _write_grads(self, inputs, grad_rows, merged, grad_out, num_threads):
         for name, x in self.params.items():
             if name not in self.grads:
                 self.grads[name] = np.empty_like(x)
         of_inputs = self._layout.of_inputs(self.grads)
         for grad, x, written in zip(grad_rows, inputs, of_inputs, strict=True):
-            write_grads(grad, x, *written)
-        write_grads(grad_out, merged, *self._layout.of_output(self.grads))
+            write_grads(grad, x, *written, num_threads)
+        write_grads(grad_out, merged, *self._layout.of_output(self.grads), num_threads)
 
 
 def _side_by_side(heads):

@@ -4,7 +4,7 @@
 
 Query, key and value come from one packed matrix, `in_proj_weight`, whose rows are those of the
 query, then the key's, then the value's; from three where keys or values have a width of their own.
-Called by `multihead.py`; the products are NumPy's BLAS's.
+Called by `multihead.py`; the products are those of `linear.py` and its gradients.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..steps import project
+from .. import _core
+from ..linear import project
 
 _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
@@ -84,7 +85,7 @@ class Layout:
         """The weight and the bias (or None) of the output."""
         return arrays["out_proj.weight"], arrays.get("out_proj.bias")
 
-    def project(self, inputs, params) -> list[np.ndarray]:
+    def project(self, inputs, params, num_threads) -> list[np.ndarray]:
         """Query, key and value rows of three inputs, or query and key rows of two.
 
         One product where the inputs are one array.
@@ -94,31 +95,24 @@ class Layout:
         if self.is_packed and all(other is x for other in others):
             wanted = slice(0, self.rows[count - 1].stop)
             bias = params["in_proj_bias"][wanted] if self.bias else None
-            y = project(x, params["in_proj_weight"][wanted], bias)
+            y = project(x, params["in_proj_weight"][wanted], bias, num_threads=num_threads)
             return [y[..., rows] for rows in self.rows[:count]]
         return [
-            project(x, weight, bias)
+            project(x, weight, bias, num_threads=num_threads)
             for x, (weight, bias) in zip(inputs, self.of_inputs(params)[:count], strict=True)
         ]
 
 
-def grad_of_input(grad_y, weight) -> np.ndarray:
+def grad_of_input(grad_y, weight, num_threads) -> np.ndarray:
     """dx of the formulas above."""
-    rows = grad_y.reshape(math.prod(grad_y.shape[:-1]), len(weight))
-    return (rows @ weight).reshape(*grad_y.shape[:-1], weight.shape[1])
+    grad_x = np.empty((*grad_y.shape[:-1], weight.shape[1]), grad_y.dtype)
+    _core.project_backward(grad_y, grad_x, weight, grad_x, None, None, num_threads)
+    return grad_x
 
 
-def write_grads(grad_y, x, grad_weight, grad_bias) -> None:
+def write_grads(grad_y, x, grad_weight, grad_bias, num_threads) -> None:
     """dW, and db where it is not None, are written.
 
     A row whose gradient is all 0, as that of a masked key, adds nothing, whatever x holds there.
     """
-    count = math.prod(x.shape[:-1])
-    rows_y, rows_x = grad_y.reshape(count, len(grad_weight)), x.reshape(count, x.shape[-1])
-    with np.errstate(invalid="ignore"):
-        np.matmul(rows_y.T, rows_x, out=grad_weight)
-    if not np.isfinite(grad_weight).all():  # 0 * NaN may be in it, or a NaN that belongs there
-        rows_x = np.where(rows_y.any(-1, keepdims=True), rows_x, rows_x.dtype.type(0))
-        np.matmul(rows_y.T, rows_x, out=grad_weight)
-    if grad_bias is not None:
-        np.matmul(np.ones(count, x.dtype), rows_y, out=grad_bias)
+    _core.project_backward(grad_y, x, grad_weight, None, grad_weight, grad_bias, num_threads)

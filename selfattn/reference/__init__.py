@@ -24,7 +24,14 @@ from .backward import scaled_dot_product_attention_backward
 from .dropout import dropout_kept
 from .layer import multihead_attention, multihead_attention_backward
 from .rotary import rope, rope_backward
-from .steps import attention_weights, project, scaled_dot_product, softmax, weighted_sum
+from .steps import (
+    attention_weights,
+    project,
+    project_backward,
+    scaled_dot_product,
+    softmax,
+    weighted_sum,
+)
 from .varlen import varlen_attention, varlen_attention_backward
 
 __all__ = [
@@ -34,6 +41,7 @@ __all__ = [
     "multihead_attention",
     "multihead_attention_backward",
     "project",
+    "project_backward",
     "rope",
     "rope_backward",
     "scaled_dot_product",

@@ -1,9 +1,10 @@
-"""The steps of attention, each on its own."""
+"""The steps of attention, each on its own, and the gradients of the first."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from ..gradients import ProjectionGradients
 from .axes import aligned, narrow, wide
 from .distribution import distribution, with_sinks
 from .scores import masked_scores
@@ -15,6 +16,17 @@ def project(x, weight, bias=None):
     if bias is not None:
         y = y + wide(bias)
     return narrow(y, x.dtype)
+
+
+def project_backward(grad_out, x, weight, bias=None):
+    """The gradients of x, weight and, where there is one, bias."""
+    wide_grad, wide_x = wide(grad_out), wide(x)
+    of_x = wide_grad @ wide(weight)
+    rows_grad, rows_x = wide_grad.reshape(-1, len(weight)), wide_x.reshape(-1, x.shape[-1])
+    rows_x = np.where(rows_grad.any(-1, keepdims=True), rows_x, 0)
+    of_weight = np.einsum("ni,nj->ij", rows_grad, rows_x)
+    of_bias = None if bias is None else narrow(rows_grad.sum(0), x.dtype)
+    return ProjectionGradients(narrow(of_x, x.dtype), narrow(of_weight, x.dtype), of_bias)
 
 
 def softmax(x, axis=-1):
