@@ -225,10 +225,10 @@ typedef struct {
     sa_product p;
     int lanes;
     int64_t m;
-    const char *x[SA_PROJECT_K]; /* by rows: those of the lanes; by columns: those of the block's k */
-    const char *dy[SA_PROJECT_K]; /* by columns: likewise, from column 0 */
-    int64_t dy_first;             /* the tile's first column of it */
-    char *out[SA_PROJECT_LANES];  /* by rows */
+    const char *x[SA_PROJECT_LANES]; /* by rows: the lanes'; by columns: those of the block's k */
+    const char *dy[SA_PROJECT_K];    /* by columns: likewise, from column 0 */
+    int64_t dy_first;                /* the tile's first column of it */
+    char *out[SA_PROJECT_LANES];     /* by rows */
 } sa_project_tile;
 
 typedef struct {
@@ -247,7 +247,7 @@ typedef struct {
 typedef struct {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
-    sa_project_kernel project, few_project, project_columns;
+    sa_project_kernel project, few_project;
     sa_backward_kernel backward;
     /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
      * becomes of them by softmax, given the partial result of all keys. */

@@ -2,9 +2,9 @@
  *
  *     out = x w^T + bias        dx = dy w        dw = dy^T x        dbias = dy^T 1
  *
- * dx is a projection of dy by the transposed w; dw has lanes of x's columns instead of its rows, and
- * dbias is dw for an x that is 1 everywhere. A tile owns what it writes: some lanes by some rows of
- * the matrix, whose product it sums over all k. How it is cut changes no bit. */
+ * dx is a projection of dy by the transposed w; dw has lanes of x's columns instead of its rows,
+ * and dbias is dw for an x that is 1 everywhere. A tile owns what it writes: some lanes by some
+ * rows of the matrix, whose product it sums over all k. How it is cut changes no bit. */
 
 #include "dispatch.h"
 #include "plan.h"
@@ -59,23 +59,21 @@ static int64_t tiles_of(const project_call *c) {
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Tiles as large as may be; but if the work allows, several for each thread, and as many for each.
- * Lanes are cut first: a cut through m has x packed once more. */
+/* Tiles as large as may be; but if the work allows, several for each thread. Lanes are cut first,
+ * since a cut through m has x packed once more. */
 static void plan(project_call *c, int num_threads, int lanes_of_vector) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
-    double threads = flops / FLOPS_PER_THREAD;
+    double threads = flops / FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
     if (c->num_threads > 1) {
-        int64_t wanted = (int64_t)(flops / FLOPS_PER_TILE);
-        wanted = least(most(wanted, c->num_threads), (int64_t)TILES_PER_THREAD * c->num_threads);
+        int64_t all = c->num_threads, wanted = all * TILES_PER_THREAD;
+        if (tiles < (double)wanted) wanted = most((int64_t)tiles, all);
         int64_t most_by_lanes = most(by_lanes, c->lanes / LEAST_LANES);
-        if (by_lanes * by_m < wanted) by_lanes = least(most_by_lanes, parts(wanted, by_m));
-        if (by_lanes > 1) by_lanes = least(parts(by_lanes, c->num_threads) * c->num_threads, most_by_lanes);
-        int64_t most_by_m = most(by_m, c->m / LEAST_M);
-        if (by_lanes * by_m < c->num_threads)
-            by_m = least(most_by_m, parts(c->num_threads, by_lanes));
+        if (by_lanes * by_m < wanted) by_lanes = least(parts(wanted, by_m), most_by_lanes);
+        if (by_lanes > 1) by_lanes = least(parts(by_lanes, all) * all, most_by_lanes);
+        if (by_lanes * by_m < all) by_m = least(parts(all, by_lanes), most(by_m, c->m / LEAST_M));
     }
     c->lanes_of_tile = least(piece(c->lanes, by_lanes, lanes_of_vector), c->kernel->lanes);
     c->m_of_tile = least(piece(c->m, by_m, M_UNIT), SA_PROJECT_M);
@@ -209,7 +207,7 @@ static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, cha
                             ptrdiff_t grad_row, ptrdiff_t grad_col, sa_stop *stop) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     project_call c = {
-        .kernel = &k->project_columns,
+        .kernel = &k->project,
         .axes = p->axes,
         .shape = p->shape,
         .x = x,

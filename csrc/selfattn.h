@@ -136,8 +136,8 @@ typedef struct {
     sa_interrupt interrupt;
 } sa_projection;
 
-/* The gradients of x, weight and bias, written where their data is not NULL, from that of out, which
- * the projection's `out` holds. */
+/* The gradients of x, weight and bias, written where their data is not NULL, from that of out,
+ * which the projection's `out` holds. */
 typedef struct {
     sa_rows x;
     char *weight, *bias;

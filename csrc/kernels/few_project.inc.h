@@ -10,6 +10,7 @@
 _Static_assert(PROJECT_PART == 2 * (int)PROJECT_CHUNK, "a part is two chunks");
 
 enum {
+    FEW_PROJECT_ROWS = 8,
     FEW_PROJECT_K = 4096, /* of a block */
     FEW_COLUMNS = 512,    /* of W, whose sums stay in the nearest cache for a chunk of k */
     FEW_COLUMNS_K = 8,    /* so many k are added to a sum at a time */
@@ -211,7 +212,8 @@ static void few_by_columns_of_w(const sa_project_tile *t, const few_project_scra
             for (int r = 0; r < t->lanes; ++r) {
                 real *part = x->part + r * FEW_COLUMNS;
                 add_chunk(is_first, x->chunk + r * FEW_COLUMNS, count, part);
-                if (is_last) add_part(k_begin + k <= PROJECT_PART, part, count, x->c + r * x->c_row + m);
+                if (is_last)
+                    add_part(k_begin + k <= PROJECT_PART, part, count, x->c + r * x->c_row + m);
             }
         }
     }
@@ -232,7 +234,8 @@ static void few_project_finish(const sa_project_tile *t, void *memory) {
             int width = at_most(t->m - m, LANES);
             vec out = t->p.k ? v_load(x.c + r * x.c_row + m) : v_zero();
             if (t->p.bias)
-                out = v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
+                out =
+                    v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
             store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
         }
     v_leave();

@@ -91,7 +91,8 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == FETCH_LINE) soon = take_ahead(p->ahead, count, &soon_k);
-        if (fetch == FETCH_STRIP) fetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
+        if (fetch == FETCH_STRIP)
+            fetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
         for (int64_t k = 0; k < count; ++k) {
             vec bk[MAX_N];
             SA_UNROLL

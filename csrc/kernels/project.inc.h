@@ -1,29 +1,27 @@
-#define STAGE(t) (t->lanes > PROJECT_LANES && t->p.w_row % 4096 == 0)
 /* The product of a projection and those of its gradients, in the one micro-kernel:
  *
  *     C[m][lane] = sum over k of A[m, k] * B[k][lane]
  *
- *     rows       out[row, m]  = sum of W[m, k] * x[row, k] + bias[m]    a lane is a row of x
- *     few rows   the same of a row or a few, at memory's speed          a lane is a row of W
- *     columns    dW[m, col]   = sum of dy[k, m] * x[k, col]             a lane is a column of x
+ *     by rows       out[row, m] = sum of W[m, k] * x[row, k] + bias[m]     a lane is a row of x
+ *     by columns    dW[m, col]  = sum of dy[k, m] * x[k, col]              a lane is a column of x
  *
  * The sum over k runs in chunks of PROJECT_CHUNK, each from 0, and these in parts of PROJECT_PART,
- * each from 0; the parts are added in order. So an element has the same bits in all three, and they
- * depend on nothing but its row of A and its column of B.
+ * each from 0; the parts are added in order. So the bits of an element depend on nothing but its
+ * row of A and its column of B. A few rows go another way to the same bits: few_project.inc.h.
  *
- * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and A passes by it
- * row by row. Where elements of a row do not lie side by side, a step of rows is transposed first:
- * the caches find no room for columns of a large array. Called by the loops through the table
- * (kernels.h). */
+ * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and a step of A's
+ * rows passes by one panel after the other. They are read where they lie, if the caches have room
+ * for them there. Called by the loops through the table (kernels.h). */
 
 enum {
     PROJECT_CHUNK = 64,
-    PROJECT_PART = 128,
-    PROJECT_LANES = TILE_N * LANES, /* of a panel */
-    PROJECT_STEP = 128, /* rows of A */
+    PROJECT_PART = 2 * PROJECT_CHUNK,
+    PROJECT_LANES = TILE_N * LANES,          /* of a panel */
+    PROJECT_STEP = 128,                      /* rows of A */
     PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
-    /* Elements of a block of a single panel, which few m pass by: the longer it is, the longer are
-     * the pieces in which A is read. */
+    PIECE_BYTES = PROJECT_PIECE * (int)sizeof(real),
+    /* Elements of a block of a single panel, which few rows of x make: A comes from memory then,
+     * and the longer the block, the longer the pieces in which it is read. */
     PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
 };
 
@@ -31,33 +29,35 @@ _Static_assert((int)PROJECT_PART == (int)SA_PROJECT_K, "the loops point at a blo
 
 typedef struct {
     real *b, *a, *sums, *c;
-    int64_t row; /* elements of a row of A; B's panels have as many */
+    int64_t row; /* elements of a row of `a`; panels of B have as many rows */
 } project_scratch;
 
-/* Whether elements of a row of A lie side by side. */
-static int has_rows_of_a(const sa_project_tile *t) {
-    return t->p.by != SA_BY_COLUMNS && t->p.w_k == (ptrdiff_t)sizeof(real) && !(STAGE(t));
+/* Whether A's rows are read where they lie: if their elements do side by side, and they do not all
+ * compete for the same places in the caches, as rows that are a multiple of a page apart do. A
+ * single panel reads them once. */
+static int reads_a_in_place(const sa_project_tile *t) {
+    enum { PAGE = 4096 };
+    if (t->p.by == SA_BY_COLUMNS || t->p.w_k != (ptrdiff_t)sizeof(real)) return 0;
+    return t->lanes <= PROJECT_LANES || t->p.w_row % PAGE != 0;
 }
 
-/* The tile's k in a block of theirs, at most `most`. */
+/* The tile's k, or `most` of them. */
 static int64_t block_of(const sa_project_tile *t, int64_t most) {
     return t->p.k < most ? t->p.k : most;
 }
 
-/* ------------------------------------------------------------------ lanes of x */
-
 static int64_t project_block(const sa_project_tile *t) {
     int64_t lanes = whole_vectors(t->lanes), block = PROJECT_PART;
-    if (lanes <= PROJECT_LANES && has_rows_of_a(t))
+    if (lanes <= PROJECT_LANES && reads_a_in_place(t))
         block = PROJECT_LONG / lanes / PROJECT_PART * PROJECT_PART;
     return block_of(t, block);
 }
 
 static int is_long(const sa_project_tile *t) { return t->p.block > PROJECT_PART; }
 
-/* Elements of A that are transposed at a time. */
+/* Elements of A that are brought together at a time. */
 static int64_t elements_of_a(const sa_project_tile *t) {
-    return has_rows_of_a(t) ? 0 : PROJECT_STEP * whole_vectors(t->p.block);
+    return reads_a_in_place(t) ? 0 : PROJECT_STEP * whole_vectors(t->p.block);
 }
 
 static size_t project_scratch_size(const sa_project_tile *t) {
@@ -88,36 +88,41 @@ static project_panel panel_at(const sa_project_tile *t, const project_scratch *x
 
 #define EACH_PANEL(first) for (int first = 0; first < t->lanes; first += PROJECT_LANES)
 
-/* Lines of rows, to be in the nearest cache before they are written or read. */
+/* ------------------------------------------------------------------ B */
+
+/* Lines that are needed soon, of rows whose elements lie side by side. */
 static void fetch_pieces(const char *const *rows, int count, ptrdiff_t offset, ptrdiff_t bytes) {
     for (int r = 0; r < count; ++r)
-        for (ptrdiff_t at = 0; at < bytes; at += CACHE_LINE)
-            SA_PREFETCH_NEAREST(rows[r] + offset + at);
+        for (ptrdiff_t at = offset; at < offset + bytes; at += CACHE_LINE)
+            SA_PREFETCH_NEAREST((uintptr_t)rows[r] + (uintptr_t)at);
 }
 
-/* B from rows of x, of which each is a lane, in pieces that fit the nearest cache beside x: a store
- * that misses it holds up those after it. */
-static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
-    project_scratch x = project_layout(t, memory);
-    const ptrdiff_t col = t->p.x_col, piece_bytes = PROJECT_PIECE * (ptrdiff_t)sizeof(real);
-    EACH_PANEL(first) {
-        project_panel p = panel_at(t, &x, first);
-        for (int j = 0; j < p.n; ++j) {
-            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
-            const char *rows[LANES], *panel = (const char *)p.b;
-            for (int r = 0; r < count; ++r) rows[r] = t->x[lane + r] + k_begin * col;
-            for (int64_t k = 0, end = k_end - k_begin; k < end; k += PROJECT_PIECE) {
-                int length = at_most(end - k, PROJECT_PIECE);
-                if (col == (ptrdiff_t)sizeof(real))
-                    fetch_pieces(rows, count, piece_bytes, piece_bytes);
-                panel += piece_bytes * p.row;
-                if (j == 0) fetch_pieces(&panel, 1, 0, piece_bytes * p.row);
-                gather(rows, count, col, length, 1, 0, p.b + k * p.row + j * LANES, p.row);
-                for (int r = 0; r < count; ++r) rows[r] += length * col;
-            }
-        }
+/* A vector of lanes from rows of x, of which each is one, piece by piece: what the next one reads
+ * and writes is fetched, since a store that misses the nearest cache holds up those after it. */
+static void pack_lanes(const sa_project_tile *t, int lane, int64_t k_begin, int64_t k_end,
+                       int is_first, real *b, ptrdiff_t b_row) {
+    const ptrdiff_t col = t->p.x_col;
+    const char *rows[LANES];
+    int count = at_most(t->lanes - lane, LANES);
+    for (int r = 0; r < count; ++r) rows[r] = t->x[lane + r] + k_begin * col;
+    for (int64_t left = k_end - k_begin; left > 0; left -= PROJECT_PIECE) {
+        const char *panel = (const char *)b;
+        int length = at_most(left, PROJECT_PIECE);
+        if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(rows, count, PIECE_BYTES, PIECE_BYTES);
+        if (is_first) fetch_pieces(&panel, 1, PIECE_BYTES * b_row, PIECE_BYTES * b_row);
+        gather(rows, count, col, length, 1, 0, b, b_row);
+        for (int r = 0; r < count; ++r) rows[r] += length * col;
+        b += PROJECT_PIECE * b_row;
     }
-    v_leave();
+}
+
+static void load_rows(const sa_project_tile *t, const project_scratch *x, int64_t k_begin,
+                      int64_t k_end) {
+    EACH_PANEL(first) {
+        project_panel p = panel_at(t, x, first);
+        for (int j = 0; j < p.n; ++j)
+            pack_lanes(t, first + j * LANES, k_begin, k_end, j == 0, p.b + j * LANES, p.row);
+    }
 }
 
 static int is_zero(const char *p, ptrdiff_t stride, int64_t n) {
@@ -128,15 +133,12 @@ static int is_zero(const char *p, ptrdiff_t stride, int64_t n) {
     return 1;
 }
 
-/* B from columns of x. A row whose gradient is 0 everywhere adds nothing to that of the weight,
+/* Rows of x as they are. One whose gradient is 0 everywhere adds nothing to that of the weight,
  * whatever it holds: it may be padding. */
-static void project_load_columns(const sa_project_tile *t, void *memory, int64_t k_begin,
-                                 int64_t k_end) {
-    project_scratch x = project_layout(t, memory);
-    int64_t count = k_end - k_begin;
+static void load_columns(const sa_project_tile *t, const project_scratch *x, int64_t count) {
     int finite = 1;
     EACH_PANEL(first) {
-        project_panel p = panel_at(t, &x, first);
+        project_panel p = panel_at(t, x, first);
         for (int64_t k = 0; k < count; ++k)
             for (int j = 0; j < p.n; ++j) {
                 int lane = first + j * LANES;
@@ -149,14 +151,30 @@ static void project_load_columns(const sa_project_tile *t, void *memory, int64_t
     for (int64_t k = 0; !finite && k < count; ++k) {
         if (!is_zero(t->dy[k], t->p.dy_col, t->p.dy_cols)) continue;
         EACH_PANEL(first) {
-            project_panel p = panel_at(t, &x, first);
+            project_panel p = panel_at(t, x, first);
             for (int j = 0; j < p.n; ++j) v_store(p.b + k * p.row + j * LANES, v_zero());
         }
     }
+}
+
+static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
+    project_scratch x = project_layout(t, memory);
+    if (t->p.by == SA_BY_ROWS)
+        load_rows(t, &x, k_begin, k_end);
+    else
+        load_columns(t, &x, k_end - k_begin);
     v_leave();
 }
 
-/* Rows [m_begin, m_end) of A from columns that are `col` bytes apart in each of `count` arrays. */
+/* ------------------------------------------------------------------ A */
+
+/* Rows of A, elements side by side. */
+typedef struct {
+    const char *at;
+    ptrdiff_t row;
+} rows_of_a;
+
+/* Rows [m_begin, m_end) from `count` columns, each with its elements `col` bytes apart. */
 static void transpose_a(const project_scratch *x, const char *const *columns, int64_t count,
                         ptrdiff_t col, int64_t m_begin, int64_t m_end) {
     for (int64_t m = m_begin; m < m_end; m += PROJECT_PIECE) {
@@ -165,29 +183,56 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
             const char *from[LANES];
             int width = at_most(count - k, LANES);
             for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m * col;
-            if (col == (ptrdiff_t)sizeof(real))
-                fetch_pieces(from, width, length * col, length * col);
+            if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
             gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
         }
     }
 }
 
-static void copy_a(const project_scratch *x, const char *w, int64_t count, ptrdiff_t w_row, int64_t m_begin, int64_t m_end) {
-    for (int64_t m = m_begin; m < m_end; ++m) {
-        const char *from = w + m * w_row, *soon = from + 4 * w_row;
-        real *to = x->a + (m - m_begin) * x->row;
-        for (int64_t k = 0; k < count; k += LANES) {
-            if (k % (64 / (int)sizeof(real)) == 0) SA_PREFETCH_NEAREST((uintptr_t)soon + k * sizeof(real));
-            v_store(to + k, load_strided(from + k * (int)sizeof(real), sizeof(real), at_most(count - k, LANES)));
-        }
+static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, int64_t rows,
+                   int64_t count) {
+    enum { ROWS_AHEAD = 4 };
+    for (int64_t m = 0; m < rows; ++m, row += step) {
+        fetch_pieces(&row, 1, ROWS_AHEAD * step, count * (ptrdiff_t)sizeof(real));
+        for (int64_t k = 0; k < count; k += LANES)
+            v_store(x->a + m * x->row + k, load_strided(row + k * (ptrdiff_t)sizeof(real),
+                                                        sizeof(real), at_most(count - k, LANES)));
     }
 }
 
-static product_args project_args(const project_scratch *x, const project_panel *p, int64_t m,
-                                 int64_t k_begin) {
+/* Rows [m_begin, m_end), the block's k of them. */
+static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int64_t k_begin,
+                         int64_t k_end, int64_t m_begin, int64_t m_end) {
+    const int64_t count = k_end - k_begin;
+    if (t->p.by == SA_BY_ROWS && t->p.w_k == (ptrdiff_t)sizeof(real)) {
+        const char *w = t->p.w + m_begin * t->p.w_row + k_begin * t->p.w_k;
+        if (reads_a_in_place(t)) return (rows_of_a){w, t->p.w_row};
+        copy_a(x, w, t->p.w_row, m_end - m_begin, count);
+    } else {
+        const char *columns[PROJECT_PART];
+        int by_rows = t->p.by == SA_BY_ROWS;
+        ptrdiff_t col = by_rows ? t->p.w_row : t->p.dy_col;
+        for (int64_t k = 0; k < count; ++k)
+            columns[k] = by_rows ? t->p.w + (k_begin + k) * t->p.w_k : t->dy[k] + t->dy_first * col;
+        transpose_a(x, columns, count, col, m_begin, m_end);
+    }
+    return (rows_of_a){(const char *)x->a, x->row * (ptrdiff_t)sizeof(real)};
+}
+
+/* ------------------------------------------------------------------ C */
+
+/* C's rows [m, m + rows) of a panel, from the block of k that was loaded. */
+static product_args project_args(const project_scratch *x, const project_panel *p, rows_of_a a,
+                                 int64_t m, int64_t rows, int64_t k_begin, int64_t k_end) {
     return (product_args){
+        .m = rows,
+        .k = k_end - k_begin,
         .chunk = PROJECT_CHUNK,
         .part = PROJECT_PART,
+        .a = a.at,
+        .a_row = a.row,
+        .a_k = sizeof(real),
+        .b = (const char *)p->b,
         .b_k = p->row * (ptrdiff_t)sizeof(real),
         .c = p->c + m * p->row,
         .c_row = p->row,
@@ -196,44 +241,30 @@ static product_args project_args(const project_scratch *x, const project_panel *
     };
 }
 
-/* Rows [m_begin, m_end) of C, for all lanes, from the block of k that was loaded; `a` is the first
- * of A's. */
-static void multiply_rows(const sa_project_tile *t, const project_scratch *x, const char *a,
-                          ptrdiff_t a_row, int64_t k_begin, int64_t k_end, int64_t m_begin,
-                          int64_t m_end) {
+/* Rows [m_begin, m_end) of C for all lanes. */
+static void multiply_rows(const sa_project_tile *t, const project_scratch *x, rows_of_a a,
+                          int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     EACH_PANEL(first) {
         project_panel p = panel_at(t, x, first);
-        product_args args = project_args(x, &p, m_begin, k_begin);
-        args.m = m_end - m_begin;
-        args.k = k_end - k_begin;
-        args.a = a;
-        args.a_row = a_row;
-        args.a_k = sizeof(real);
-        args.b = (const char *)p.b;
+        product_args args = project_args(x, &p, a, m_begin, m_end - m_begin, k_begin, k_end);
         args.fetches_a = 1;
         product_in_parts(p.n, &args);
     }
 }
 
-/* The same of a single panel and a long block: strip by strip along all of it, so that A, which
- * comes from memory, is read in long pieces. The next strip is fetched, a line with each k. */
-static void multiply_long_rows(const sa_project_tile *t, const project_scratch *x, const char *a,
-                               ptrdiff_t a_row, int64_t k_begin, int64_t k_end, int64_t m_begin,
-                               int64_t m_end) {
+/* The same of a single panel and a long block: each strip passes by all of it, while the next one
+ * is fetched, a line with each k. */
+static void multiply_long_rows(const sa_project_tile *t, const project_scratch *x, rows_of_a a,
+                               int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     project_panel p = panel_at(t, x, 0);
     const int strip = STRIP_M(p.n);
-    for (int64_t m = m_begin; m < m_end; m += strip, a += strip * a_row) {
-        product_args args = project_args(x, &p, m, k_begin);
+    for (int64_t m = m_begin; m < m_end; m += strip, a.at += strip * a.row) {
+        int rows = at_most(m_end - m, strip);
+        product_args args = project_args(x, &p, a, m, rows, k_begin, k_end);
         ahead soon;
         ahead_begin(&soon);
-        fetch_rows(&soon, a + strip * a_row, a_row, strip,
+        fetch_rows(&soon, a.at + rows * a.row, a.row, strip,
                    (k_end - k_begin) * (ptrdiff_t)sizeof(real));
-        args.m = at_most(m_end - m, strip);
-        args.k = k_end - k_begin;
-        args.a = a;
-        args.a_row = a_row;
-        args.a_k = sizeof(real);
-        args.b = (const char *)p.b;
         args.ahead = &soon;
         product_in_parts(p.n, &args);
     }
@@ -242,71 +273,54 @@ static void multiply_long_rows(const sa_project_tile *t, const project_scratch *
 static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end,
                              int64_t m_begin, int64_t m_end) {
     project_scratch x = project_layout(t, memory);
-    const char *w = t->p.w + k_begin * t->p.w_k;
-    if (has_rows_of_a(t)) {
-        (is_long(t) ? multiply_long_rows : multiply_rows)(
-            t, &x, w + m_begin * t->p.w_row, t->p.w_row, k_begin, k_end, m_begin, m_end);
-    } else {
-        const char *columns[PROJECT_PART];
-        for (int64_t k = 0; k < k_end - k_begin; ++k) columns[k] = w + k * t->p.w_k;
-        if (t->p.w_k == sizeof(real)) copy_a(&x, w, k_end - k_begin, t->p.w_row, m_begin, m_end);
-        else transpose_a(&x, columns, k_end - k_begin, t->p.w_row, m_begin, m_end);
-        multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), k_begin,
-                      k_end, m_begin, m_end);
-    }
+    rows_of_a a = bring_a(t, &x, k_begin, k_end, m_begin, m_end);
+    if (is_long(t))
+        multiply_long_rows(t, &x, a, k_begin, k_end, m_begin, m_end);
+    else
+        multiply_rows(t, &x, a, k_begin, k_end, m_begin, m_end);
     v_leave();
 }
 
-static void project_multiply_columns(const sa_project_tile *t, void *memory, int64_t k_begin,
-                                     int64_t k_end, int64_t m_begin, int64_t m_end) {
-    project_scratch x = project_layout(t, memory);
-    const char *columns[PROJECT_PART];
-    for (int64_t k = 0; k < k_end - k_begin; ++k)
-        columns[k] = t->dy[k] + t->dy_first * t->p.dy_col;
-    transpose_a(&x, columns, k_end - k_begin, t->p.dy_col, m_begin, m_end);
-    multiply_rows(t, &x, (const char *)x.a, x.row * (ptrdiff_t)sizeof(real), k_begin,
-                  k_end, m_begin, m_end);
-    v_leave();
+/* A vector of lanes, each of which is a row of out, piece by piece. */
+static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdiff_t c_row) {
+    char *rows[LANES];
+    int count = at_most(t->lanes - lane, LANES);
+    for (int r = 0; r < count; ++r) rows[r] = t->out[lane + r];
+    for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
+        int length = at_most(t->m - m, PROJECT_PIECE);
+        if (t->p.out_col == (ptrdiff_t)sizeof(real))
+            fetch_pieces((const char *const *)rows, count, PIECE_BYTES, PIECE_BYTES);
+        scatter(rows, count, t->p.out_col, length, c + m * c_row, c_row);
+        for (int r = 0; r < count; ++r) rows[r] += length * t->p.out_col;
+    }
+}
+
+/* Those of a row of C are elements of a row of dW. */
+static void write_columns(const sa_project_tile *t, int lane, const real *c, ptrdiff_t c_row) {
+    char *to = t->p.grad + lane * t->p.grad_col;
+    for (int64_t m = 0; m < t->m; ++m, to += t->p.grad_row)
+        store_strided(to, t->p.grad_col, at_most(t->lanes - lane, LANES), v_load(c + m * c_row));
+}
+
+static void add_bias(const sa_project_tile *t, const project_panel *p) {
+    for (int64_t m = 0; m < t->m; ++m) {
+        vec bias = v_broadcast(t->p.bias + m * t->p.bias_step);
+        for (int j = 0; j < p->n; ++j) {
+            real *c = p->c + m * p->row + j * LANES;
+            v_store(c, v_add(v_load(c), bias));
+        }
+    }
 }
 
 static void project_finish(const sa_project_tile *t, void *memory) {
     project_scratch x = project_layout(t, memory);
-    const ptrdiff_t piece_bytes = PROJECT_PIECE * (ptrdiff_t)sizeof(real);
     EACH_PANEL(first) {
         project_panel p = panel_at(t, &x, first);
-        for (int64_t m = 0; t->p.k == 0 && m < t->m * p.row; m += LANES) v_store(p.c + m, v_zero());
-        for (int64_t m = 0; t->p.bias && m < t->m; ++m)
-            for (int j = 0; j < p.n; ++j) {
-                real *c = p.c + m * p.row + j * LANES;
-                v_store(c, v_add(v_load(c), v_broadcast(t->p.bias + m * t->p.bias_step)));
-            }
-        for (int j = 0; j < p.n; ++j) {
-            int lane = first + j * LANES, count = at_most(t->lanes - lane, LANES);
-            char *rows[LANES];
-            for (int r = 0; r < count; ++r) rows[r] = t->out[lane + r];
-            for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
-                int length = at_most(t->m - m, PROJECT_PIECE);
-                if (t->p.out_col == (ptrdiff_t)sizeof(real))
-                    fetch_pieces((const char *const *)rows, count, piece_bytes, piece_bytes);
-                scatter(rows, count, t->p.out_col, length, p.c + m * p.row + j * LANES, p.row);
-                for (int r = 0; r < count; ++r) rows[r] += length * t->p.out_col;
-            }
-        }
-    }
-    v_leave();
-}
-
-static void project_finish_columns(const sa_project_tile *t, void *memory) {
-    project_scratch x = project_layout(t, memory);
-    EACH_PANEL(first) {
-        project_panel p = panel_at(t, &x, first);
-        for (int64_t m = 0; m < t->m; ++m)
-            for (int j = 0; j < p.n; ++j) {
-                int lane = first + j * LANES;
-                vec c = t->p.k ? v_load(p.c + m * p.row + j * LANES) : v_zero();
-                store_strided(t->p.grad + m * t->p.grad_row + lane * t->p.grad_col, t->p.grad_col,
-                              at_most(t->lanes - lane, LANES), c);
-            }
+        if (t->p.k == 0) memset(p.c, 0, (size_t)(t->m * p.row) * sizeof(real));
+        if (t->p.bias) add_bias(t, &p);
+        for (int j = 0; j < p.n; ++j)
+            (t->p.by == SA_BY_ROWS ? write_rows : write_columns)(t, first + j * LANES,
+                                                                 p.c + j * LANES, p.row);
     }
     v_leave();
 }
