@@ -77,6 +77,10 @@ class Peer:
         """Ways to do a softmax row, into the output given."""
         raise NotImplementedError
 
+    def linear(self, row, num_threads):
+        """Ways to do a linear row, on (x, weight, out), into the output given."""
+        raise NotImplementedError
+
     def choose(self, row, arrays, num_threads):
         """The fastest of its ways, all of which must be right."""
         ways = getattr(self, row.task)(row, num_threads)
@@ -97,10 +101,11 @@ class Peer:
 def array_sets(row):
     """The arrays of a row, in a list of sets to go through in turn.
 
-    One set, but for a single query over many keys so many that no cache holds them all: in a
-    model, too, a layer's keys have left the cache by the time they are needed again.
+    One set, but for a single query over many keys, or a single row of a projection, so many that no
+    cache holds them all: in a model, too, a layer's keys and weights have left the cache by the
+    time they are needed again.
     """
-    is_decode = row.task == "attention" and row.unit == "GB"
+    is_decode = row.task in ("attention", "linear") and row.unit == "GB"
     sets = math.ceil(4 * machine.last_level_cache() / row.amount) if is_decode else 1
     return [row.arrays(copy) for copy in range(sets)]
 

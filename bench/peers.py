@@ -1,4 +1,4 @@
-"""The contestants: selfattn, its NumPy reference, PyTorch, onnxruntime and OpenVINO.
+"""The contestants: selfattn, NumPy, selfattn's NumPy reference, PyTorch, onnxruntime and OpenVINO.
 
 All get the same arrays, in place where the library can, the same number of threads, and float32
 arithmetic for float32. A contestant whose packages are not installed is simply absent. Used by
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 from contest import Call, Peer, Way
 from onnxruntime_peer import OnnxRuntime
 from openvino_peer import OpenVino
@@ -47,6 +48,37 @@ class SelfAttn(Peer):
 
         return [Way("softmax, out=", bind)]
 
+    def linear(self, row, num_threads):
+        import selfattn
+
+        def bind(arrays):
+            x, weight, out = arrays
+            return Call(partial(selfattn.project, x, weight, out=out, num_threads=num_threads))
+
+        return [Way("project, out=", bind)]
+
+
+class NumPy(Peer):
+    """NumPy's product, which is its BLAS's."""
+
+    name = "numpy"
+    packages = ("numpy", "threadpoolctl")
+
+    def unfit(self, row):
+        return "" if row.task == "linear" else f"no {row.task} of its own"
+
+    def linear(self, row, num_threads):
+        import threadpoolctl
+
+        threadpoolctl.threadpool_limits(num_threads, user_api="blas")
+        blas = threadpoolctl.threadpool_info()[0]
+
+        def bind(arrays):
+            x, weight, out = arrays
+            return Call(partial(np.matmul, x, weight.T, out=out))
+
+        return [Way(f"matmul, {blas['internal_api']}, {blas.get('architecture')}", bind)]
+
 
 class Reference(Peer):
     """selfattn's NumPy truth, float64 inside, the whole score matrix in memory."""
@@ -57,6 +89,8 @@ class Reference(Peer):
     def unfit(self, row):
         if row.task == "softmax":
             return ""
+        if row.task == "linear":
+            return "float64 by the same BLAS"
         # The scores and what is made of them, and K and V once per query head: all in float64.
         repeated = row.batch * row.num_heads_q * row.seqlen_k * row.head_dim
         matrices = 11 if row.task == "backward" else 5
@@ -109,7 +143,7 @@ def _blas_threads(num_threads):
     return "threads in BLAS alone"
 
 
-PEERS = (SelfAttn(), Reference(), Torch(), OnnxRuntime(), OpenVino())
+PEERS = (SelfAttn(), NumPy(), Reference(), Torch(), OnnxRuntime(), OpenVino())
 
 
 def contenders():

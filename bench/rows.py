@@ -4,7 +4,8 @@ A forward row counts floating-point operations, 4 B Hq L S E (half if causal, or
 lets be seen), and is held against the FMA peak; a decode row (one query) counts the bytes of K and
 V, and is held against the memory read loop; a backward row counts 2.5 times the forward's
 operations, which it is also called for (3.5) or not; a softmax row counts the bytes read and
-written. Used by every other file of bench/.
+written; a linear row 2 rows n_in n_out operations, but with a single row the weight's bytes. Used
+by every other file of bench/.
 """
 
 from __future__ import annotations
@@ -150,6 +151,46 @@ class SoftmaxRow:
         return x, np.zeros_like(x)
 
 
+@dataclass(frozen=True)
+class LinearRow:
+    """One shape of a projection: rows of x by a weight (n_out, n_in), into a given output."""
+
+    name: str
+    num_rows: int
+    n_in: int
+    n_out: int
+    dtype: str = "float32"
+    is_transposed: bool = False  # the weight: n_in lies behind n_out in memory
+
+    task = "linear"
+
+    def __str__(self):
+        notes = ", transposed" if self.is_transposed else ""
+        notes += f", {self.dtype}" if self.dtype != "float32" else ""
+        return f"{self.name}: {self.num_rows}×{self.n_in}→{self.n_out}{notes}"
+
+    @property
+    def unit(self):
+        """What `amount` counts: "GF" (operations) or, with a single row, "GB" (bytes)."""
+        return "GB" if self.num_rows == 1 else "GF"
+
+    @property
+    def amount(self):
+        """Operations, or bytes of the weight, in one call."""
+        if self.unit == "GB":
+            return self.n_in * self.n_out * np.dtype(self.dtype).itemsize
+        return 2 * self.num_rows * self.n_in * self.n_out
+
+    def arrays(self, copy=0):
+        """(x, weight, out): N(0, 1), and an output whose pages have been touched."""
+        rng = np.random.default_rng([copy, self.num_rows, self.n_in, self.n_out])
+        x = rng.standard_normal((self.num_rows, self.n_in), dtype=self.dtype)
+        weight = rng.standard_normal((self.n_out, self.n_in), dtype=self.dtype)
+        if self.is_transposed:
+            weight = np.asfortranarray(weight)
+        return x, weight, np.zeros((self.num_rows, self.n_out), self.dtype)
+
+
 # PERFORMANCE.md's forward table.
 FORWARD = (
     Row("minilm", 32, 12, 12, 128, 128, 32),
@@ -225,12 +266,27 @@ SOFTMAX = (
     SoftmaxRow("scores512", 1536, 512),
 )
 
+# Projections of models: MiniLM's, BERT's, its feed-forward's; a few rows; what decoding does.
+LINEAR = (
+    LinearRow("minilm", 1024, 384, 384),
+    LinearRow("bert", 4096, 768, 768),
+    LinearRow("widen", 2048, 768, 3072),
+    LinearRow("narrow", 2048, 3072, 768),
+    LinearRow("rows128", 128, 768, 768),
+    LinearRow("rows16", 16, 768, 768),
+    LinearRow("rows8", 8, 4096, 4096),
+    LinearRow("row", 1, 4096, 4096),
+    LinearRow("turned", 2048, 768, 768, is_transposed=True),
+    LinearRow("double", 2048, 768, 768, dtype="float64"),
+)
+
 TABLES = {
     "forward": FORWARD,
     "forward_more": FORWARD_MORE,
     "backward": BACKWARD,
     "backward_more": BACKWARD_MORE,
     "softmax": SOFTMAX,
+    "linear": LINEAR,
     "pauses": PAUSES,
 }
 
@@ -241,4 +297,5 @@ def pick(table, names=None, dtype="float32"):
     unknown = [name for name in names or () if name not in known]
     if unknown:
         raise ValueError(f"no row {', '.join(unknown)} in the {table} table: {', '.join(known)}")
-    return tuple(replace(known[name], dtype=dtype) for name in (names or known))
+    picked = (known[name] for name in (names or known))
+    return tuple(replace(row, dtype=dtype) if dtype != "float32" else row for row in picked)

@@ -1,4 +1,4 @@
-"""PyTorch as a contestant: scaled_dot_product_attention, its autograd, and softmax.
+"""PyTorch as a contestant: scaled_dot_product_attention, its autograd, softmax and linear.
 
 Used by peers.py.
 """
@@ -73,6 +73,15 @@ class Torch(Peer):
             return Call(partial(torch.softmax, x, -1, out=out))
 
         return [Way("softmax, out=", bind)]
+
+    def linear(self, row, num_threads):
+        torch = _torch(num_threads)
+
+        def bind(arrays):
+            x, weight, _ = map(torch.from_numpy, arrays)
+            return Call(partial(torch.nn.functional.linear, x, weight))
+
+        return [Way("linear", bind)]
 
 
 def _torch(num_threads):

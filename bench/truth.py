@@ -3,6 +3,7 @@
     attention    out, strips of queries of all heads
     backward     dQ, dK, dV, whole heads
     softmax      everything
+    linear       rows, over the largest number
 
 Used by contest.py, before anything is timed.
 """
@@ -22,12 +23,26 @@ STRIP = 512
 
 def difference(row, arrays, result):
     """The largest difference of a result on `row.arrays()`; of gradients, a relative one."""
-    compare = {"attention": _of_attention, "backward": _of_gradients, "softmax": _of_softmax}
+    compare = {
+        "attention": _of_attention,
+        "backward": _of_gradients,
+        "softmax": _of_softmax,
+        "linear": _of_projection,
+    }
     return compare[row.task](row, arrays, result)
 
 
 def _of_softmax(row, arrays, result):
     return np.abs(result - reference.softmax(arrays[0])).max()
+
+
+def _of_projection(row, arrays, result):
+    x, weight, _ = arrays
+    if result.shape != (row.num_rows, row.n_out):
+        return np.inf
+    some = sorted({0, row.num_rows // 2, row.num_rows - 1})
+    want = reference.project(x[some], weight)
+    return np.abs(result[some] - want).max() / np.abs(want).max()
 
 
 def _of_attention(row, arrays, result):

@@ -1,4 +1,4 @@
-"""The steps of self-attention after the projection, each on its own: score, normalise, sum; weights.
+"""The steps after the projection, each on its own: score, normalise, sum; and the weights.
 
 The fused call of `attention.py` does the last three at once and never holds their L x S results;
 these are for looking at them, and for models that need one of them. Called by users.

@@ -13,8 +13,9 @@
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
-`varlen.py`, `backward.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to `_core`, which checks
-nothing but whether arrays are the usual ones (`plain_problem`, which `problems.py` asks first).
+`varlen.py`, `backward.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to `_core`,
+which checks nothing but whether arrays are the usual ones (`plain_problem`, which `problems.py`
+asks first).
 """
 
 from .arrays import array, compute_into, same_dtype
@@ -49,8 +50,8 @@ __all__ = [
     "dropout",
     "finished",
     "flag",
-    "gradient_of",
     "given",
+    "gradient_of",
     "layer_dtype",
     "layer_input",
     "layer_inputs",

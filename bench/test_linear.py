@@ -1,0 +1,22 @@
+"""Projections: a group per shape, a bar per contestant, into a given output.
+
+    pytest bench/test_linear.py
+
+Times are printed, never asserted. Run by whoever changes the kernels.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from peers import contenders
+from rows import LINEAR
+
+
+@pytest.mark.benchmark(disable_gc=True, max_time=0.7)
+@pytest.mark.parametrize(
+    ("row", "peer"), tuple(product(LINEAR, contenders())), ids=lambda x: x.name
+)
+def test_linear(race, row, peer):
+    race(row, peer)
