@@ -5,7 +5,7 @@
     rotary.py      rope: rotary positions, forward and backward
     files.py       save, load: arrays by name in .npz and .safetensors
 
-Loaded when it is first asked for. Products of matrices are NumPy's BLAS's, and attention is
+Loaded when it is first asked for. Projections are those of `linear.py`, and attention is
 `attention.py`'s and `backward.py`'s.
 """
 
