@@ -2,7 +2,8 @@
 
 The bound. With u the unit roundoff, a product's error is at most 8 u times the sum of its terms'
 sizes, element by element: they are N(0, 1) here, of both signs, and so are the roundings, of 64 of
-which a chunk's grow as 8 at most. Measured at random shapes up to 4,097 terms: less than 2.
+which a chunk's rarely add up. Measured over 600 random shapes of up to 4,097 terms: at most 5.7
+in float32, 2.8 in float64, where half of the bound is the reference's.
 """
 
 import numpy as np

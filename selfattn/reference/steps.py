@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from ..gradients import ProjectionGradients
@@ -22,7 +24,8 @@ def project_backward(grad_out, x, weight, bias=None):
     """The gradients of x, weight and, where there is one, bias."""
     wide_grad, wide_x = wide(grad_out), wide(x)
     of_x = wide_grad @ wide(weight)
-    rows_grad, rows_x = wide_grad.reshape(-1, len(weight)), wide_x.reshape(-1, x.shape[-1])
+    rows = math.prod(x.shape[:-1])  # which -1 does not tell where there are no columns
+    rows_grad, rows_x = wide_grad.reshape(rows, len(weight)), wide_x.reshape(rows, x.shape[-1])
     rows_x = np.where(rows_grad.any(-1, keepdims=True), rows_x, 0)
     of_weight = np.einsum("ni,nj->ij", rows_grad, rows_x)
     of_bias = None if bias is None else narrow(rows_grad.sum(0), x.dtype)
