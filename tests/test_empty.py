@@ -180,7 +180,7 @@ def test_softmax_and_sum(isa, dtype):
         assert np.array_equal(got, np.full((rows, width), seqlen_k, dtype))
 
 
-def test_project(dtype):
+def test_project(isa, dtype):
     for rows, width, out in axes(3, (0, 1, 3)):
         y = selfattn.project(np.ones((rows, width), dtype), np.ones((out, width), dtype))
         assert np.array_equal(y, np.full((rows, out), width, dtype))

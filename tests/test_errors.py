@@ -14,6 +14,7 @@ import selfattn
 from selfattn import (
     attention_weights,
     project,
+    project_backward,
     scaled_dot_product,
     scaled_dot_product_attention,
     softmax,
@@ -53,6 +54,15 @@ ARGUMENTS = [
     (weighted_sum, {"weights": normal(2, 4, 5, 7), "value": VALUE}),
     (softmax, {"x": QUERY}),
     (project, {"x": QUERY, "weight": normal(3, 8), "bias": normal(3)}),
+    (
+        project_backward,
+        {
+            "grad_out": normal(2, 4, 5, 3),
+            "x": QUERY,
+            "weight": normal(3, 8),
+            "bias": normal(3),
+        },
+    ),
 ]
 PLACES = [(f, arrays, name) for f, arrays in ARGUMENTS for name in arrays]
 

@@ -66,6 +66,11 @@ def test_array_likes(kind, dtype):
     assert same_bits(got, want)
     assert same_bits(selfattn.softmax(like(query)), selfattn.softmax(query))
     assert same_bits(selfattn.project(like(query), like(key)), selfattn.project(query, key))
+    grad_out = normal(5, 9, dtype=dtype)
+    assert same_bits(
+        selfattn.project_backward(like(grad_out), like(query), like(key)),
+        selfattn.project_backward(grad_out, query, key),
+    )
     weights = selfattn.attention_weights(like(query), like(key))
     assert same_bits(
         selfattn.weighted_sum(like(weights), like(value)),

@@ -23,6 +23,12 @@ CALLS = {
     "softmax": "selfattn.softmax(rows, out=square, num_threads=n)",
     "softmax of columns": "selfattn.softmax(rows, 1, out=square, num_threads=n)",
     "softmax of one row": "selfattn.softmax(row, num_threads=n)",
+    "projection": "selfattn.project(x, wide, num_threads=n)",
+    "projection of few rows": "selfattn.project(tall[:2], tall, num_threads=n)",
+    "projection's gradients": "selfattn.project_backward(of_wide, x, wide, num_threads=n)",
+    "gradient of a weight": (
+        "_core.project_backward(of_wide, x, wide, None, np.empty_like(wide), None, n)"
+    ),
 }
 
 CODE = """
@@ -37,6 +43,9 @@ unit = np.random.default_rng(0).standard_normal((1, 8192, 64)).astype("f4")
 x = np.broadcast_to(unit, (40, 8192, 64))  # forty times the work, once the memory
 long = np.broadcast_to(unit[:, :1], (40, 2**25, 64))
 row = np.broadcast_to(unit[0, 0, :1], 2**27)
+wide = np.ones((768, 64), "f4")
+of_wide = np.broadcast_to(wide[:1, :1], (40, 8192, 768))
+tall = np.broadcast_to(wide[:1, :1], (2**17, 2**17))
 if {square}:
     x = unit
     square = np.zeros((1, 8192, 8192), "f4")

@@ -64,7 +64,9 @@ def test_steps(dtype, axes):
         turned = nn.rope(x, np.arange(2).reshape(2, *[1] * (x.ndim - 4)))
         back = nn.rope_backward(x, positions=np.arange(5))
         projected = selfattn.project(x, weight, bias)
-        return scores, weights, summed, *merged, turned, back, selfattn.softmax(x, 0), projected
+        of_projection = selfattn.project_backward(projected, x, weight, bias)
+        steps = scores, weights, summed, *merged, turned, back, selfattn.softmax(x, 0)
+        return *steps, projected, *of_projection
 
     got = steps(stretched(x, axes), stretched(key, axes))
     assert got[0].ndim == axes

@@ -61,6 +61,10 @@ def failing():
         lambda: selfattn.softmax(good, out=good[0]),
         lambda: selfattn.weighted_sum(good, bad),
         lambda: selfattn.project(good, good),
+        lambda: selfattn.project(good, good[0], out=bad),
+        lambda: selfattn.project(good, good[0], three, num_threads=0),
+        lambda: selfattn.project_backward(good, good, good[0]),
+        lambda: selfattn.project_backward(good[..., :3], good, good[0], bad[0, :, 0]),
     ):
         try:
             f()
@@ -81,6 +85,9 @@ def succeeding():
     selfattn.softmax(good, 0, out=out)
     selfattn.weighted_sum(good[:, :, :3], good)
     selfattn.project(good, good[0])
+    selfattn.project(good, good[0, :, ::-1], three, out=out[..., :3])
+    selfattn.project_backward(good[..., :3], good, good[0], three)
+    selfattn.project_backward(good[..., :3], good, good[0])
 
 def references():
     return [sys.getrefcount(x) for x in (good, bad, out, np.dtype("f4"), None)][:3]
@@ -95,7 +102,7 @@ def flat(calls):
             succeeding()
     rounds(300)  # caches fill
     before, held = status("VmRSS"), references()
-    rounds({calls} // 22)
+    rounds({calls} // 28)
     assert references() == held
     assert status("VmRSS") - before < 1_000_000, status("VmRSS") - before
     """
@@ -229,6 +236,13 @@ def test_offsets_past_32_bits(isa, rows, keys, gap):
     assert np.array_equal(out, selfattn.softmax(plain[0], 0))
     selfattn.weighted_sum(scores, moved[2], out=out)
     assert np.array_equal(out, selfattn.weighted_sum(scores.copy(), plain[2]))
+    selfattn.project(moved[0], moved[1], out=scores)
+    assert np.array_equal(scores, selfattn.project(*plain[:2]))
+    for got, want in zip(
+        selfattn.project_backward(scores, *moved[:2], moved[1][:, 0]),
+        selfattn.project_backward(scores.copy(), *plain[:2], plain[1][:, 0]),
+    ):
+        assert np.array_equal(got, want)
     """
     children.run(RESERVED, code)
 
@@ -270,6 +284,7 @@ def test_no_memory_for_the_workspace(threads):
         lambda: attend(wide[:1], wide, value, out=out[:1], num_threads={threads}),
         lambda: selfattn.scaled_dot_product(wide, wide, num_threads={threads}),
         lambda: selfattn.attention_weights(wide, wide, num_threads={threads}),
+        lambda: selfattn.project(few, long, out=row, num_threads={threads}),
     ) * 20:
         try:
             call()

@@ -13,7 +13,7 @@ import children
 import pytest
 
 import selfattn
-from selfattn import _config, _core, _threads, attention, backward, gradients, nn, steps, varlen
+from selfattn import _config, _core, _threads, attention, backward, gradients, linear, nn, steps, varlen
 from selfattn.nn import files, multihead, rotary
 
 
@@ -25,12 +25,14 @@ def test_version():
 def test_all_is_what_the_api_names():
     assert sorted(selfattn.__all__) == [
         "AttentionGradients",
+        "ProjectionGradients",
         "__version__",
         "attention_weights",
         "get_num_threads",
         "isas",
         "merge_states",
         "project",
+        "project_backward",
         "scaled_dot_product",
         "scaled_dot_product_attention",
         "scaled_dot_product_attention_backward",
@@ -176,6 +178,7 @@ def test_the_core_is_linked_without_fast_math():
         attention,
         backward,
         gradients,
+        linear,
         steps,
         varlen,
         _threads,

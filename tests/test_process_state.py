@@ -51,6 +51,11 @@ def calls(n):
         results.append(selfattn.attention_weights(a, a, num_threads=n))
         results.append(selfattn.weighted_sum(a[:, :64], a[:, :64], num_threads=n))
         results.append(selfattn.softmax(a, num_threads=n))
+        for rows in (a, a[0, :2]):
+            results.append(selfattn.project(rows, a[1, :40], a[0, :40, 0], num_threads=n))
+            results += selfattn.project_backward(
+                rows[..., :40], rows, a[1, :40], a[0, :40, 0], num_threads=n
+            )
     return [r.tobytes() for r in results]
 """
 x86_linux = pytest.mark.skipif(
@@ -129,6 +134,9 @@ def test_numpy_error_state(isa):
             selfattn.scaled_dot_product(y, y)
             selfattn.weighted_sum(selfattn.attention_weights(y, y), y)
             selfattn.softmax(y)
+            for rows in (y, y[3:6]):
+                selfattn.project(rows, y[:, ::-1], y[:, 0])
+                selfattn.project_backward(rows @ np.ones((8, 40), dtype), rows, y, y[:, 0])
             selfattn.scaled_dot_product_attention(y, y, y, is_causal=True, query_offset=-9)
         assert np.geterr() == state
 

@@ -8,6 +8,7 @@ import ctypes
 import mmap
 from pathlib import Path
 
+import numpy as np
 import pytest
 from arrays import normal
 
@@ -26,6 +27,7 @@ UPPER_PARTS = 1 << 2 | 1 << 6
 x, y = normal(2, 100, 40), normal(2, 100, 40)
 few = x[:, :3].copy()
 mask = normal(100, 100)
+matrix = normal(50, 40)
 sinks = normal(2)
 
 
@@ -58,6 +60,22 @@ CALLS = {
     "softmax in parts": lambda: selfattn.softmax(long.reshape(-1)),
     "merge": lambda: selfattn.merge_states(x, mask[:2], y, mask[2:4]),
     "rope": lambda: nn.rope(x),
+    "projection": lambda: selfattn.project(x, matrix),
+    "projection by columns": lambda: selfattn.project(x, np.asfortranarray(matrix)),
+    "projection of few rows": lambda: selfattn.project(x[0, :2], matrix),
+    "projection of few rows by columns": lambda: selfattn.project(x[0, :2], np.asfortranarray(matrix)),
+    "gradient of x": lambda: _core.project_backward(
+        x[..., :30], x, matrix[:30], np.empty_like(x), None, None, 1
+    ),
+    "gradient of few rows": lambda: _core.project_backward(
+        x[0, :2, :30], x[0, :2], matrix[:30], np.empty_like(x[0, :2]), None, None, 1
+    ),
+    "gradient of the weight": lambda: _core.project_backward(
+        x[..., :30], y, matrix[:30], None, np.empty_like(matrix[:30]), None, 1
+    ),
+    "gradient of the bias": lambda: _core.project_backward(
+        x[..., :30], y, matrix[:30], None, None, np.empty_like(matrix[:30, 0]), 1
+    ),
     "exponential": lambda: _core.apply("exp", x),
 }
 

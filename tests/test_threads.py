@@ -22,6 +22,7 @@ rng = np.random.default_rng(0)
 x = rng.standard_normal((4, 128, 64)).astype("f4")
 attend = selfattn.scaled_dot_product_attention
 want = attend(x, x, x, num_threads=1)
+projected = selfattn.project(x, x[0], num_threads=1)
 """
 
 
@@ -59,6 +60,14 @@ def test_every_number_of_threads():
         first = attend(a, a, a, num_threads=1)
         for n in [*range(1, 97), 500, 1024, 2]:
             assert np.array_equal(attend(a, a, a, num_threads=n), first), n
+    for rows in (1, 5, 70):
+        given = [rng.standard_normal((n, 130)).astype("f4") for n in (rows, 700)]
+        first = selfattn.project(*given, num_threads=1)
+        gradients = selfattn.project_backward(first, *given, num_threads=1)
+        for n in [*range(1, 97), 500, 1024, 2]:
+            assert np.array_equal(selfattn.project(*given, num_threads=n), first), n
+            again = selfattn.project_backward(first, *given, num_threads=n)
+            assert all(map(np.array_equal, again[:2], gradients[:2])), n
     """
     children.run(COMMON, code)
 
@@ -83,6 +92,8 @@ warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with
 def child():
     for n in (4, 1, 3):
         if not np.array_equal(attend(x, x, x, num_threads=n), want):
+            return 1
+        if not np.array_equal(selfattn.project(x, x[0], num_threads=n), projected):
             return 1
     return 0
 
@@ -143,6 +154,9 @@ def test_small_stacks():
                             selfattn.scaled_dot_product(q, k, num_threads=n)
                             selfattn.weighted_sum(w, v, num_threads=n)
                             selfattn.softmax(k, num_threads=n)
+                            y = selfattn.project(q, k, k[:, 0], num_threads=n)
+                            selfattn.project_backward(y, q, k, k[:, 0], num_threads=n)
+                            selfattn.project(q, k.T.copy().T, num_threads=n)
         except BaseException as error:
             failed.append(error)
     work()  # on a large stack: NumPy's own first calls are over then
@@ -185,6 +199,8 @@ def test_the_gil_is_released():
     beats_during(lambda: selfattn.scaled_dot_product_attention(big, big, big, num_threads=1))
     rows = normal(4000, 4000)
     beats_during(lambda: selfattn.softmax(rows, num_threads=1))
+    beats_during(lambda: selfattn.project(rows[:500], rows, num_threads=1))
+    beats_during(lambda: selfattn.project_backward(rows[:500], rows[:500], rows, num_threads=1))
 
 
 def test_a_result_waits_for_every_helper(isa):
@@ -208,6 +224,7 @@ def test_a_tiny_call_wakes_no_thread():
     selfattn.scaled_dot_product_attention(x, x, x, num_threads=8)
     selfattn.softmax(x, num_threads=8)
     selfattn.attention_weights(x, x, num_threads=8)
+    selfattn.project_backward(x[:, :4], x, x, num_threads=8)
     assert count() == before
     x = np.ones((4, 1000, 64), "f4")
     selfattn.scaled_dot_product_attention(x, x, x, num_threads=3)

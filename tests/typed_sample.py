@@ -77,7 +77,13 @@ def options(x: npt.NDArray[np.float32]) -> None:
     selfattn.scaled_dot_product(x, x, window_size=(1, -1)).max()
     selfattn.attention_weights(x, x, is_causal=True).max()
     selfattn.weighted_sum(selfattn.softmax(x, axis=-1), x[..., :1, :].repeat(4, -2)).max()
-    selfattn.project(x, np.ones((2, 4), np.float32), np.ones(2, np.float32)).max()
+    weight, bias = np.ones((2, 4), np.float32), np.ones(2, np.float32)
+    projected = selfattn.project(x, weight, bias, num_threads=1)
+    assert_type(selfattn.project(x, weight, out=projected), np.ndarray)
+    of_projection = selfattn.project_backward(projected, x, weight, bias, num_threads=np.int64(1))
+    assert_type(of_projection, selfattn.ProjectionGradients)
+    assert_type(of_projection.bias, np.ndarray | None)
+    print(projected.max(), of_projection.x.shape, of_projection.weight.max())
 
 
 class Lent:
