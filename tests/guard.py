@@ -159,6 +159,46 @@ def calls_on(query, key, value):
         yield turn, arrays, [out]
 
 
+def projection_shapes():
+    """(rows, n_in, n_out): each axis through its tails, for few rows and for more."""
+    tails = [*range(1, 19), 24, 25, 31, 32, 33, 63, 64, 65, 127, 128, 129, 131]
+    for n in tails:
+        for rows in (1, 3, 20):
+            yield rows, n, 9
+            yield rows, 9, n
+        yield n, 5, 7
+    yield from ((1, 300, 26), (4, 1000, 17), (30, 1000, 50), (145, 30, 49), (300, 17, 150))
+
+
+def calls_of_projections(rows, n_in, n_out, dtype):
+    """A projection and its gradients; the weight too as it lies when its columns are its rows."""
+    rng = np.random.default_rng(0)
+    shapes = (rows, n_out), (rows, n_in), (n_out, n_in), (n_out,)
+    grad_out, x, weight, bias = (rng.standard_normal(shape).astype(dtype) for shape in shapes)
+    want = [selfattn.project(x, weight, bias)]
+    yield to_out(selfattn.project), (x, weight, bias), want
+    want = [selfattn.project(x, weight)]
+    yield projected_from_columns, (x.T, weight.T), want
+    gradients = selfattn.project_backward(grad_out, x, weight, bias)
+    yield differentiated, (grad_out, x, weight), list(gradients)
+    columns = [a.T for a in gradients[:2]]
+    yield differentiated_by_columns, (grad_out.T, x.T, weight.T), columns
+
+
+def projected_from_columns(x, weight, out):
+    selfattn.project(x.T, weight.T, out=out)
+
+
+def differentiated(grad_out, x, weight, *gradients):
+    """The kernels of a projection's gradients as a function of arrays alone."""
+    _core.project_backward(grad_out, x, weight, *gradients, 1)
+
+
+def differentiated_by_columns(grad_out, x, weight, of_x, of_weight):
+    """The same of arrays whose axes are exchanged."""
+    _core.project_backward(grad_out.T, x.T, weight.T, of_x.T, of_weight.T, None, 1)
+
+
 def option_shapes():
     """(heads, L, S, E, Ev): what the arrays of options have axes of, through its tails."""
     tails = [*range(1, 19), 24, 25, 31, 32, 33, 63, 64, 65, 127, 128, 129, 131]
@@ -220,6 +260,11 @@ def run_all(dtype):
         for i, (f, inputs, want) in enumerate(calls(query, key, value)):
             for end, rows in itertools.product((True, False), repeat=2):
                 print(calls.__name__, shape, i, end, rows, file=sys.stderr)
+                bench.call(f, inputs, want, end, rows)
+    for shape in projection_shapes():
+        for i, (f, inputs, want) in enumerate(calls_of_projections(*shape, dtype)):
+            for end, rows in itertools.product((True, False), repeat=2):
+                print("calls_of_projections", shape, i, end, rows, file=sys.stderr)
                 bench.call(f, inputs, want, end, rows)
 
 

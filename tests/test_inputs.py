@@ -66,10 +66,10 @@ def test_array_likes(kind, dtype):
     assert same_bits(got, want)
     assert same_bits(selfattn.softmax(like(query)), selfattn.softmax(query))
     assert same_bits(selfattn.project(like(query), like(key)), selfattn.project(query, key))
-    grad_out = normal(5, 9, dtype=dtype)
+    of_projection = (normal(5, 9, dtype=dtype), query, key, normal(9, dtype=dtype))
     assert same_bits(
-        selfattn.project_backward(like(grad_out), like(query), like(key)),
-        selfattn.project_backward(grad_out, query, key),
+        selfattn.project_backward(*map(like, of_projection)),
+        selfattn.project_backward(*of_projection),
     )
     weights = selfattn.attention_weights(like(query), like(key))
     assert same_bits(

@@ -164,6 +164,37 @@ def test_workspace_does_not_grow(threads):
 
 
 @linux
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workspace_of_projections_does_not_grow(threads):
+    """With rows, columns of x or of the result: under 1 MB for each thread."""
+    code = f"""
+    from selfattn import _core
+    def calls(rows, n_in, n_out):
+        "The inputs are one number, seen again and again."
+        x = np.broadcast_to(np.float32(1), (rows, n_in))
+        weight = np.broadcast_to(np.float32(1), (n_out, n_in))
+        grad_out = np.broadcast_to(np.float32(1), (rows, n_out))
+        out, of_x, of_weight = (np.empty(a.shape, "f4") for a in (grad_out, x, weight))
+        for a in (out, of_x, of_weight):
+            a.fill(1)  # its pages are there before
+        n = {threads}
+        yield lambda: selfattn.project(x, weight, out=out, num_threads=n)
+        yield lambda: _core.project_backward(grad_out, x, weight, of_x, None, None, n)
+        yield lambda: _core.project_backward(grad_out, x, weight, None, of_weight, None, n)
+
+    for shape in (
+        (300_000, 20, 10), (30_000, 300, 10), (20, 300_000, 10), (2, 300_000, 10), (20, 10, 300_000),
+        (2, 10, 300_000), (1500, 1500, 1500), (3, 3000, 1000),
+    ):
+        for i, call in enumerate(calls(*shape)):
+            call()
+            grown = peak_of(call)
+            assert grown < {threads} * 1_000_000, (shape, i, grown)
+    """
+    children.run(MEMORY, code)
+
+
+@linux
 def test_workspace_of_shared_splits_is_that_of_one_row():
     """The named exception: partial results of key splits, S / 512 of them."""
     code = """
@@ -284,7 +315,6 @@ def test_no_memory_for_the_workspace(threads):
         lambda: attend(wide[:1], wide, value, out=out[:1], num_threads={threads}),
         lambda: selfattn.scaled_dot_product(wide, wide, num_threads={threads}),
         lambda: selfattn.attention_weights(wide, wide, num_threads={threads}),
-        lambda: selfattn.project(few, long, out=row, num_threads={threads}),
     ) * 20:
         try:
             call()
@@ -295,6 +325,35 @@ def test_no_memory_for_the_workspace(threads):
     assert (out == 7).all()
     assert status("VmRSS") - held < 500_000
     assert np.array_equal(attend(small, small, small, num_threads=1), want)
+    """
+    children.run(MEMORY, LIMITED, code)
+
+
+@linux
+def test_no_memory_for_a_projections_workspace():
+    """It is of one size for each thread: not to be had for a thousand of them."""
+    code = """
+    from selfattn import _core
+    x, weight = np.ones((72_000, 64), "f4"), np.ones((768, 64), "f4")
+    out = np.empty((72_000, 768), "f4")  # its pages are not there before
+    out[:3] = 7
+    limit(2**26)
+    held = status("VmRSS")
+    for call in (
+        lambda: selfattn.project(x, weight, out=out, num_threads=1024),
+        lambda: _core.project_backward(out, x, weight, x, None, None, 1024),
+        lambda: _core.project_backward(weight.T, x.T, out.T, None, out.T, None, 1024),
+    ) * 20:
+        try:
+            call()
+        except MemoryError as error:
+            assert "selfattn" in str(error), error
+        else:
+            raise AssertionError("there was memory")
+    assert (out[:3] == 7).all()
+    assert (x == 1).all()
+    assert status("VmRSS") - held < 500_000
+    assert (selfattn.project(x[:99], weight[:9], num_threads=1) == 64).all()
     """
     children.run(MEMORY, LIMITED, code)
 
