@@ -105,5 +105,3 @@ LAYOUTS = {
     "inside of NaN": _padded,
     "pages apart": _by_pages,
 }
-
-

@@ -183,8 +183,8 @@ def test_workspace_of_projections_does_not_grow(threads):
         yield lambda: _core.project_backward(grad_out, x, weight, None, of_weight, None, n)
 
     for shape in (
-        (300_000, 20, 10), (30_000, 300, 10), (20, 300_000, 10), (2, 300_000, 10), (20, 10, 300_000),
-        (2, 10, 300_000), (1500, 1500, 1500), (3, 3000, 1000),
+        (300_000, 20, 10), (30_000, 300, 10), (20, 300_000, 10), (2, 300_000, 10),
+        (20, 10, 300_000), (2, 10, 300_000), (1500, 1500, 1500), (3, 3000, 1000),
     ):
         for i, call in enumerate(calls(*shape)):
             call()

@@ -55,9 +55,7 @@ def test_padded_on_the_right(isa, rng, dtype, padding):
         a[n:] = padding
         g[n:] = 0
     for call in CALLS:
-        alone = [
-            run(layer, x[i, :n], grad_out[i, :n], **call) for i, n in enumerate(lengths)
-        ]
+        alone = [run(layer, x[i, :n], grad_out[i, :n], **call) for i, n in enumerate(lengths)]
         for batch, threads in itertools.product((2, 3, 7), (1, 2, 3)):
             got = run(
                 layer,

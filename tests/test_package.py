@@ -13,7 +13,18 @@ import children
 import pytest
 
 import selfattn
-from selfattn import _config, _core, _threads, attention, backward, gradients, linear, nn, steps, varlen
+from selfattn import (
+    _config,
+    _core,
+    _threads,
+    attention,
+    backward,
+    gradients,
+    linear,
+    nn,
+    steps,
+    varlen,
+)
 from selfattn.nn import files, multihead, rotary
 
 

