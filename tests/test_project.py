@@ -211,5 +211,5 @@ def test_out_that_may_not_be_written():
     x, weight, _ = arrays(3, 4, 5)
     out = np.empty((3, 5), np.float32)
     out.flags.writeable = False
-    with pytest.raises(ValueError, match="^out: expected a writeable array"):
+    with pytest.raises(ValueError, match=r"^out: expected a writeable array"):
         selfattn.project(x, weight, out=out)
