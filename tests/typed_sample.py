@@ -80,7 +80,7 @@ def options(x: npt.NDArray[np.float32]) -> None:
     weight, bias = np.ones((2, 4), np.float32), np.ones(2, np.float32)
     projected = selfattn.project(x, weight, bias, num_threads=1)
     assert_type(selfattn.project(x, weight, out=projected), np.ndarray)
-    of_projection = selfattn.project_backward(projected, x, weight, bias, num_threads=np.int64(1))
+    of_projection = selfattn.project_backward(projected, x, weight, bias, num_threads=1)
     assert_type(of_projection, selfattn.ProjectionGradients)
     assert_type(of_projection.bias, np.ndarray | None)
     print(projected.max(), of_projection.x.shape, of_projection.weight.max())
