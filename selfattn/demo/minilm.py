@@ -150,10 +150,15 @@ class MiniLM:
 
 
 def pool(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The mean over the tokens that are not padding, scaled to length 1: (B, L, D) -> (B, D)."""
-    is_token = np.arange(x.shape[1]) < lengths[:, None]
-    share = np.where(is_token, np.float32(1.0) / lengths[:, None].astype(np.float32), 0.0)
-    mean = (share.astype(np.float32)[:, None, :] @ x)[:, 0]
+    """The mean over the tokens that are not padding, scaled to length 1: (B, L, D) -> (B, D).
+
+    Each sentence's own rows are added, one after the other: zeros for padding would round alike, but
+    a sum over more rows may add them in another order.
+    """
+    mean = np.empty((x.shape[0], x.shape[2]), x.dtype)
+    for row, tokens, length in zip(mean, x, lengths, strict=True):
+        np.add.reduce(tokens[:length], axis=0, out=row)
+        row /= np.float32(length)
     return mean / np.linalg.norm(mean, axis=-1, keepdims=True)
 
 
