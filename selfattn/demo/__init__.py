@@ -3,10 +3,12 @@
     no sentence           example.embedded -> walk -> show: every step on "I am a student"
     a sentence, MiniLM    minilm -> heads -> show: the head in which a word attends most sharply
     a sentence, no MiniLM words -> example.hashed -> walk -> show: every step on the user's words
+    --bits                bits -> show: sentences whose embedding is the same alone and in a batch
 
     words.py     sentence -> words            measure.py  time, difference from the truth
     example.py   vectors and fixed weights    minilm.py   the sentence encoder (gelu.py its GELU)
     walk.py      the four steps               heads.py    choice of a head, maps over words
+    bits.py      alone and in a batch         torch_minilm.py   the encoder in PyTorch
     show.py      the pages in a terminal      tables.py   their tables and heat maps
     learn/       `selfattn demo --train`: a model that learns
 
@@ -17,7 +19,7 @@ from __future__ import annotations
 
 from .words import DemoError, clean, positions, split
 
-__all__ = ["DemoError", "run"]
+__all__ = ["DemoError", "count_bits", "run"]
 
 _MOST_WORDS = 1000  # of the walk, which holds the whole map
 
@@ -49,6 +51,27 @@ def run(sentence: str | None = None, word: str | None = None, console=None) -> N
         show.head(console, word, heads.sharpest(minilm.MiniLM(), sentence, word))
     else:
         _walk(console, sentence, word)
+
+
+def count_bits(console=None) -> None:
+    """Embed sentences alone and in batches, count those whose bits are the same, and show it.
+
+    Raises
+    ------
+    DemoError
+        When not all of selfattn's are, after the page.
+    ModuleNotFoundError
+        When rich, or what reads the weights of MiniLM, is not installed.
+    """
+    from . import bits, show
+
+    console = console or show.terminal()
+    model, is_real = bits.load()
+    tokens = model.tokens(bits.SENTENCES)
+    found = [bits.measure(*way, tokens) for way in bits.ways(model).items()]
+    show.bits(console, found, is_real)
+    if not found[0].keeps_all:
+        raise DemoError("not every embedding has the same bits alone and in a batch")
 
 
 def _walk(console, sentence: str | None, word: str | None) -> None:

