@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 import selfattn
-from selfattn.demo import bits, show
+from selfattn.demo import bits
 from selfattn.demo.minilm import MiniLM, pool
 
 try:
@@ -66,15 +66,19 @@ def largest_difference(model: MiniLM, truth: TorchMiniLM, batch_size: int) -> fl
 
 
 def bits_by_way(model: MiniLM, truth: TorchMiniLM | None) -> Iterator[bits.Way]:
-    """The sentences alone and in batches, counted: selfattn's way first."""
+    """The sentences alone and in batches, counted: selfattn's way first.
+
+    Then the projections by NumPy's product (a BLAS's), attention too by NumPy, and all of it in
+    PyTorch: attention by SDPA, and by product, softmax, product.
+    """
     ways = {
         "selfattn": bits.through(model),
-        "NumPy's product in project": bits.through(model, project=bits.numpy_project),
+        "NumPy in project": bits.through(model, project=bits.numpy_project),
         "NumPy": bits.through(model, bits.numpy_attention, bits.numpy_project),
     }
     if truth is not None:
-        ways["PyTorch, SDPA"] = truth.embed
-        ways["PyTorch, softmax by hand"] = TorchMiniLM(model, is_eager=True).embed
+        ways["PyTorch SDPA"] = truth.embed
+        ways["PyTorch by hand"] = TorchMiniLM(model, is_eager=True).embed
     tokens = model.tokens(SENTENCES)
     for name, embed in ways.items():
         yield bits.measure(name, embed, tokens)
@@ -202,6 +206,8 @@ def main() -> int:
                 f"largest difference {difference:.1e} (at most {TOLERANCE:.0e})"
             )
             status |= difference > TOLERANCE
+    from selfattn.demo import show  # needs rich
+
     found = list(bits_by_way(model, truth))
     show.bits_table(show.terminal(), found)
     if not found[0].keeps_all:

@@ -3,6 +3,7 @@
 It is run as a shell runs it, with its streams where a user may have them.
 """
 
+import importlib.util
 import os
 import re
 import shlex
@@ -108,6 +109,28 @@ def test_seed(seed):
     assert last == f"selfattn demo: error: argument --seed: {wrong}"
     assert usage[0].startswith("usage: selfattn demo")
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize("beside", ["sentence", "--word w", "--train", "--seed 1"])
+def test_bits_goes_alone(beside):
+    done = shell(f"demo --bits {beside}")
+    assert done.returncode == 2
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("selfattn demo: error: --")
+
+
+def test_bits():
+    """Every row of the table, and PyTorch's where it is installed."""
+    for name in ("rich", "safetensors", "tokenizers"):
+        pytest.importorskip(name)
+    done = shell("demo --bits")
+    assert (done.returncode, done.stderr) == (0, "")
+    for size in (2, 7, 32):
+        for kind in ("padded", "not padded"):
+            assert len(re.findall(rf" {size}, {kind} +\d+ of 32 ", done.stdout)) >= 2
+    assert len(re.findall(r" 32 of 32 +0 ", done.stdout)) >= 6
+    is_there = importlib.util.find_spec("torch") is not None
+    assert bool(re.search(r"^PyTorch +2, padded", done.stdout, re.M)) == is_there
 
 
 def test_a_picture_that_cannot_be_written(tmp_path):

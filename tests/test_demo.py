@@ -12,7 +12,7 @@ import pytest
 
 import selfattn
 from selfattn import cli, demo
-from selfattn.demo import example, heads, minilm, words
+from selfattn.demo import bits, example, heads, minilm, words
 from selfattn.demo.gelu import gelu
 from selfattn.demo.walk import walk
 
@@ -261,6 +261,104 @@ def test_find_counts_other_words_only():
     # a sentence of one word: anything else counts
     one = maps[..., [0, 1, 5], :][..., [0, 1, 5]]
     assert heads.find(one, ("[CLS]", "ha", "[SEP]"), [1], none) == (0, 0, 1, 0, True)
+
+
+# ------------------------------------------------------------------ bits
+
+
+@pytest.fixture
+def small(monkeypatch, no_minilm):
+    """An encoder of one layer and random weights, eight sentences, and no PyTorch."""
+    monkeypatch.setattr(bits.MiniLM, "num_layers", 1)
+    monkeypatch.setattr(bits, "SENTENCES", bits.SENTENCES[:8])
+    monkeypatch.setattr(bits.importlib.util, "find_spec", lambda name: None)
+
+
+def blas_of_two(x, weight, bias):
+    """A product as BLAS may compute it: few rows in one order of the sum, many in another."""
+    half = x.shape[1] // 2 if len(x) > 24 else x.shape[1]
+    return x[:, :half] @ weight[:, :half].T + x[:, half:] @ weight[:, half:].T + bias
+
+
+@pytest.mark.usefixtures("small")
+def test_bits_are_counted():
+    model, is_real = bits.load()
+    assert not is_real
+    tokens = model.tokens(bits.SENTENCES)
+    assert len({len(ids) for ids in tokens}) > 3
+    mine = bits.measure("selfattn", bits.through(model), tokens)
+    assert [(part.same, part.total, part.difference) for part in mine.batched] == [(8, 8, 0)] * 6
+    other = bits.measure("other", bits.through(model, project=blas_of_two), tokens)
+    assert not other.keeps_all
+    for part in other.batched:
+        equal = [a.tobytes() == b.tobytes() for a, b in zip(part.alone, part.together, strict=True)]
+        assert part.same == sum(equal)
+        assert part.difference == np.abs(part.alone.astype(float) - part.together).max()
+    largest = bits.largest(other)
+    assert largest.same < 8
+    assert (largest.size, largest.is_padded) == (32, True)
+    sentence, number = bits.example([mine, other])
+    assert largest.alone[sentence, number] != largest.together[sentence, number]
+
+
+def test_minus_zero_is_another_number():
+    """And NaN, of the same bits, is the same."""
+    zero = np.zeros((2, 3), np.float32)
+    part = bits.Batched(2, True, zero, -zero)
+    assert (part.same, part.difference) == (0, 0)
+    nan = zero / 1
+    nan[:] = np.nan
+    assert bits.Batched(2, True, nan, nan.copy()).same == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "digits"), [(1.0, "3f800000"), (-2.0, "c0000000"), (1e-40, "000116c2")]
+)
+def test_hexadecimal(number, digits):
+    assert bits.hexadecimal(np.float32(number)) == digits
+
+
+def test_numpys_encoder_computes_the_same():
+    model = bits._Random()
+    tokens = model.tokens(bits.SENTENCES[:5])
+    mine, other = (
+        bits.measure("", bits.through(model, *arguments), tokens)
+        for arguments in ((), (bits.numpy_attention, bits.numpy_project))
+    )
+    for a, b in zip(mine.batched, other.batched, strict=True):
+        np.testing.assert_allclose(a.together, b.together, rtol=0, atol=2e-6)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_page_of_bits(width):
+    rich = pytest.importorskip("rich.console")
+    console = rich.Console(file=io.StringIO(), width=width, highlight=False)
+    demo.count_bits(console)
+    text = console.file.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert minilm.INSTALL in " ".join(text.split())
+    assert re.findall(r"^(\w+) +2, padded +\d of 8 ", text, re.M) == ["selfattn", "NumPy"]
+    for size in bits.SIZES:
+        for kind in ("padded", "not padded"):
+            assert len(re.findall(rf" {size}, {kind} +\d of 8 ", text)) == 2
+    assert text.count("8 of 8 ") >= 6
+    alone, together = re.search(r"^selfattn +([0-9a-f]{8}) +([0-9a-f]{8}) ", text, re.M).groups()
+    assert alone == together
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_bits_command(capsys, monkeypatch, is_broken):
+    """Its status says whether all of selfattn's bits are the same."""
+    pytest.importorskip("rich")
+    if is_broken:
+        monkeypatch.setattr(selfattn, "project", blas_of_two)
+    assert cli.main(["demo", "--bits"]) == is_broken
+    out, err = capsys.readouterr()
+    message = "selfattn: not every embedding has the same bits alone and in a batch\n"
+    assert err == (message if is_broken else "")
+    assert "Same bits as alone" in out
 
 
 # ------------------------------------------------------------------ GELU

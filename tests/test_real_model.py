@@ -1,4 +1,4 @@
-"""The real MiniLM encoder with selfattn's attention, against float64 written out and PyTorch.
+"""The real MiniLM encoder by selfattn, against float64 written out and PyTorch.
 
 The float64 computation below shares nothing with the package but the weights and the token ids:
 one sentence at a time, one head at a time, no padding. CI installs what this needs in one leg.
@@ -14,7 +14,7 @@ import pytest
 
 import selfattn
 from selfattn import cli, demo
-from selfattn.demo import heads, minilm, words
+from selfattn.demo import bits, heads, minilm, words
 from selfattn.demo.minilm import MiniLM
 
 pytest.importorskip("tokenizers")
@@ -96,7 +96,7 @@ def truth(model, weights, bench):
 
 def test_sentences_are_of_every_kind(model, bench):
     lengths = [len(encoding.ids) for encoding in model.tokenizer.encode_batch(bench.SENTENCES)]
-    assert len(lengths) == 12
+    assert len(lengths) == len(set(bench.SENTENCES)) == 35
     assert min(lengths) == 3  # one word
     assert max(lengths) == 256
     assert any("\uac00" <= sentence[0] <= "\ud7a3" for sentence in bench.SENTENCES)
@@ -106,14 +106,14 @@ def test_sentences_are_of_every_kind(model, bench):
     assert max(padded) > 100
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 12])
+@pytest.mark.parametrize("batch_size", [1, 4, 35])
 def test_embeddings_equal_float64(model, bench, truth, batch_size):
     got = model.encode(bench.SENTENCES, batch_size=batch_size)
     assert got.dtype == np.float32
     assert np.abs(got - truth).max() <= TOLERANCE
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 12])
+@pytest.mark.parametrize("batch_size", [1, 4, 35])
 def test_embeddings_equal_pytorch(model, bench, batch_size):
     pytest.importorskip("torch")
     other = bench.TorchMiniLM(model)
@@ -165,6 +165,53 @@ def test_attention_gets_views(model):
     seen.clear()
     model.encode(["I am", "a student"], attention=attention)
     assert seen == [None] * 6
+
+
+# ------------------------------------------------------------------ bits, alone and in a batch
+
+
+def test_embeddings_keep_their_bits(model, bench):
+    """Of every sentence, the one of 256 tokens too, in each batch, padded or not."""
+    found = next(bench.bits_by_way(model, None))
+    assert found.name == "selfattn"
+    assert [(part.size, part.is_padded) for part in found.batched] == [
+        (size, is_padded) for is_padded in (True, False) for size in (2, 7, 32)
+    ]
+    assert [part.same for part in found.batched] == [35] * 6
+    assert found.keeps_all
+    for part in found.batched:
+        assert part.difference == 0
+        assert part.alone.tobytes() == part.together.tobytes()
+
+
+@pytest.mark.parametrize("batch_size", [2, 7, 32])
+def test_encode_keeps_its_bits(model, bench, batch_size):
+    """By the door that users take, which sorts its batches by length."""
+    alone = np.concatenate([model.encode([sentence]) for sentence in bench.SENTENCES])
+    assert model.encode(bench.SENTENCES, batch_size=batch_size).tobytes() == alone.tobytes()
+
+
+def test_embeddings_keep_their_bits_in_each_kernel_set(model, each_isa):
+    tokens = model.tokens(bits.SENTENCES[:8])
+    first = None
+    for isa in each_isa():
+        found = bits.measure(isa, bits.through(model), tokens)
+        assert found.keeps_all
+        assert first in (None, found.batched[0].alone.tobytes())
+        first = found.batched[0].alone.tobytes()
+
+
+def test_pooling_sees_no_padding(rng):
+    """Whatever padding holds, and however much of it there is."""
+    x = rng.standard_normal((3, 40, 384), np.float32)
+    lengths = np.array([3, 17, 40])
+    alone = [
+        minilm.pool(row[None, :n], lengths[i : i + 1])[0]
+        for i, (row, n) in enumerate(zip(x, lengths, strict=True))
+    ]
+    for row, n in zip(x, lengths, strict=True):
+        row[n:] = np.nan
+    assert minilm.pool(x, lengths).tobytes() == np.array(alone).tobytes()
 
 
 # ------------------------------------------------------------------ the demo on it
@@ -284,6 +331,32 @@ def test_command(capsys):
 
 
 # ------------------------------------------------------------------ the bench
+
+
+@pytest.mark.parametrize("is_broken", [False, True])
+def test_bench_fails_where_bits_differ(model, bench, monkeypatch, capsys, is_broken):
+    pytest.importorskip("rich")
+    ways = {"selfattn": bits.through(model, project=rounded_by_rows if is_broken else None)}
+    tokens = model.tokens(bits.SENTENCES[:4])
+    found = [bits.measure(*way, tokens) for way in ways.items()]
+    monkeypatch.setattr(bench, "bits_by_way", lambda model, truth: found)
+    monkeypatch.setattr(bench, "torch", None)
+    monkeypatch.setattr(bench, "report", lambda *arguments: [])
+    monkeypatch.setattr("sys.argv", ["real_model.py"])
+    assert bench.main() == is_broken
+    shown = capsys.readouterr().out
+    assert ("NOT THE SAME BITS" in shown) == is_broken
+    assert ("4 of 4" in shown) != is_broken
+
+
+def rounded_by_rows(x, weight, bias):
+    """A projection that rounds in another order where there are more than 32 rows."""
+    half = x.shape[1] // 2
+    if len(x) <= 32:
+        return selfattn.project(x, weight, bias)
+    return selfattn.project(x[:, :half], weight[:, :half]) + selfattn.project(
+        x[:, half:], weight[:, half:], bias
+    )
 
 
 def test_bench_reports(model, bench, monkeypatch):

@@ -165,9 +165,9 @@ def bits_table(console: Console, found: Sequence[Way]) -> None:
 
 
 def _table(*names: str) -> Table:
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in names:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)
     return table
 
 
