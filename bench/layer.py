@@ -6,7 +6,7 @@ Per shape: the layer forward alone (nothing kept for gradients), the layer forwa
 input and parameters, and rope over the queries of such a layer, with the tables of cosines and
 sines of an earlier call (as a model's layers share them) and with new ones. Equal results are
 checked first. Contestants are sampled in turn (sampling.py), a figure is a median, a ratio that of
-two. The products of both are their BLAS's. Without torch, selfattn alone is timed. Run by hand.
+two. Without torch, selfattn alone is timed. Run by hand.
 """
 
 from __future__ import annotations
