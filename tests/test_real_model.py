@@ -85,9 +85,15 @@ def exact(weights, ids):
 
 
 @pytest.fixture(scope="module")
-def truth(model, weights, bench):
-    """The exact embeddings of the bench's sentences."""
-    encodings = model.tokenizer.encode_batch(bench.SENTENCES)
+def sentences(bench):
+    """A dozen of the bench's, of every kind."""
+    return bench.SENTENCES[:9] + bench.SENTENCES[-3:]
+
+
+@pytest.fixture(scope="module")
+def truth(model, weights, sentences):
+    """The exact embeddings of those."""
+    encodings = model.tokenizer.encode_batch(sentences)
     return np.array([exact(weights, encoding.ids)[0] for encoding in encodings])
 
 
@@ -106,9 +112,9 @@ def test_sentences_are_of_every_kind(model, bench):
     assert max(padded) > 100
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 35])
-def test_embeddings_equal_float64(model, bench, truth, batch_size):
-    got = model.encode(bench.SENTENCES, batch_size=batch_size)
+@pytest.mark.parametrize("batch_size", [1, 4, 12])
+def test_embeddings_equal_float64(model, sentences, truth, batch_size):
+    got = model.encode(sentences, batch_size=batch_size)
     assert got.dtype == np.float32
     assert np.abs(got - truth).max() <= TOLERANCE
 
@@ -120,19 +126,19 @@ def test_embeddings_equal_pytorch(model, bench, batch_size):
     assert bench.largest_difference(model, other, batch_size) <= TOLERANCE
 
 
-def test_pytorch_attention_in_selfattns_place(model, bench, truth):
+def test_pytorch_attention_in_selfattns_place(model, bench, sentences, truth):
     pytest.importorskip("torch")
-    got = model.encode(bench.SENTENCES, batch_size=4, attention=bench.torch_attention)
+    got = model.encode(sentences, batch_size=4, attention=bench.torch_attention)
     assert np.abs(got - truth).max() <= TOLERANCE
 
 
-def test_wrong_attention_is_noticed(model, bench, truth):
+def test_wrong_attention_is_noticed(model, sentences, truth):
     """The equality above would not hold if padding were attended, or nothing at all."""
 
     def padding_too(query, key, value, kv_lengths=None):
         return selfattn.scaled_dot_product_attention(query, key, value)
 
-    got = model.encode(bench.SENTENCES, batch_size=4, attention=padding_too)
+    got = model.encode(sentences, batch_size=4, attention=padding_too)
     assert np.abs(got - truth).max() > 100 * TOLERANCE
 
 
@@ -192,7 +198,7 @@ def test_encode_keeps_its_bits(model, bench, batch_size):
 
 
 def test_embeddings_keep_their_bits_in_each_kernel_set(model, each_isa):
-    tokens = model.tokens(bits.SENTENCES[:8])
+    tokens = model.tokens(bits.SENTENCES[:4])
     first = None
     for isa in each_isa():
         found = bits.measure(isa, bits.through(model), tokens)
@@ -346,7 +352,7 @@ def test_bench_fails_where_bits_differ(model, bench, monkeypatch, capsys, is_bro
     assert bench.main() == is_broken
     shown = capsys.readouterr().out
     assert ("NOT THE SAME BITS" in shown) == is_broken
-    assert ("4 of 4" in shown) != is_broken
+    assert (shown.count("4 of 4") == 6) != is_broken
 
 
 def rounded_by_rows(x, weight, bias):
