@@ -60,14 +60,16 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Tiles as large as may be; but if the work allows, several for each thread. Lanes are cut first,
- * since a cut through m has x packed once more. */
-static void plan(project_call *c, int num_threads, int lanes_of_vector) {
+ * since a cut through m has x packed once more; a few rows are all in one tile, and not packed. */
+static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_few) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
     double threads = flops / FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
-    if (c->num_threads > 1) {
+    if (c->num_threads > 1 && is_few) {
+        by_m = most(by_m, least((int64_t)c->num_threads * TILES_PER_THREAD, c->m / M_UNIT));
+    } else if (c->num_threads > 1) {
         int64_t all = c->num_threads, wanted = all * TILES_PER_THREAD;
         if (tiles < (double)wanted) wanted = most((int64_t)tiles, all);
         int64_t most_by_lanes = most(by_lanes, c->lanes / LEAST_LANES);
@@ -148,9 +150,9 @@ static void plan_memory(project_call *c) {
     c->scratch_size = sa_whole_lines(c->kernel->scratch_size(&t));
 }
 
-static sa_status run(project_call *c, int num_threads, int unit) {
+static sa_status run(project_call *c, int num_threads, int lanes_of_vector, int is_few) {
     if (c->lanes == 0 || c->m == 0) return SA_OK;
-    plan(c, num_threads, unit);
+    plan(c, num_threads, lanes_of_vector, is_few);
     if (c->num_threads > tiles_of(c)) c->num_threads = (int)tiles_of(c);
     _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
     plan_memory(c);
@@ -199,7 +201,7 @@ static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
         .m = p->n_out,
         .stop = stop,
     };
-    return run(&c, p->num_threads, is_few ? 1 : k->lanes);
+    return run(&c, p->num_threads, is_few ? 1 : k->lanes, is_few);
 }
 
 /* grad (n_out, n_in) = dy^T x, with p's out for dy */
@@ -224,7 +226,7 @@ static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, cha
         .m = p->n_out,
         .stop = stop,
     };
-    return run(&c, p->num_threads, k->lanes);
+    return run(&c, p->num_threads, k->lanes, 0);
 }
 
 sa_status sa_project(const sa_projection *p) {

@@ -57,7 +57,8 @@ static void few_project_load(const sa_project_tile *t, void *memory, int64_t k_b
 /* ------------------------------------------------------------------ rows of W side by side */
 
 /* acc[c][r] += x[r, k] * W[lane][k] for `count` k from `first` on, and for as many one chunk behind
- * them, if C is 2. A square of W, transposed in registers, is multiplied where it is. */
+ * them, if C is 2. A square of W, transposed in registers, is multiplied where it is. Nothing is
+ * fetched ahead: rows are read from end to end, which the processor sees by itself. */
 SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_row,
                            const char *const *rows, int64_t first, int64_t count,
                            vec acc[][FEW_ROWS_OF_SQUARES]) {
