@@ -303,6 +303,7 @@ def test_each_allocation_may_fail(tmp_path):
     allocations = ctypes.c_long.in_dll(here, "sa_allocations")
     rng = np.random.default_rng(0)
     one, many = (rng.standard_normal(s).astype("f4") for s in ((1, 700, 16), (6, 130, 16)))
+    wide = rng.standard_normal((1, 700, 256)).astype("f4")  # too much for the stack in every set
     mask, sinks = rng.standard_normal((130, 130)).astype("f4"), np.ones(6, "f4")
     grads = dict(mask_grad=True, sinks_grad=True)
     cases = [
@@ -312,7 +313,7 @@ def test_each_allocation_may_fail(tmp_path):
             many, many, many, num_threads=n, attn_mask=mask, sinks=sinks, grads=grads, dropout_p=0.1
         ),
         lambda n: backward(many, many[:1], many[:1], num_threads=n)[:3],
-        lambda n: attend(one[:, :40], one, one, num_threads=n, return_lse=True, dropout_p=0.1),
+        lambda n: attend(wide[:, :40], wide, wide, num_threads=n, return_lse=True, dropout_p=0.1),
     ]
     for case in cases:
         want = case(1)
