@@ -170,8 +170,8 @@ static int64_t rows_of(const sa_projection *p) {
     return rows;
 }
 
-/* Whether so many rows are few: then the weight is read at the speed of memory. It is no better
- * than that for twice as many, if it comes from there. */
+/* Whether so many rows are few: then a vector of lanes is rows of the weight. Twice as many are, if
+ * the weight comes from memory, which they wait for either way. */
 static int is_for_few(const sa_projection *p, int64_t rows, const sa_kernels *k) {
     double bytes = (double)p->n_in * (double)p->n_out * (p->dtype == SA_f64 ? 8 : 4);
     return rows <= (bytes > CACHE_BYTES ? k->few_project.lanes : k->few_project.lanes / 2);

@@ -147,8 +147,6 @@ typedef struct {
 sa_status sa_project(const sa_projection *projection);
 sa_status sa_project_backward(const sa_projection *projection,
                               const sa_projection_gradients *gradients);
-/* Whether the projection uses one thread, however many it may use. */
-int sa_projects_serially(const sa_projection *projection);
 
 /* Cores that the calling thread may use now; 0 if the system does not tell. */
 int sa_num_cores(void);
