@@ -1,15 +1,15 @@
 """Print the error of selfattn, of naive NumPy, of PyTorch and of onnxruntime, side by side.
 
-    python bench/accuracy.py [--of out|gradients] [--dtype float32|float64] [--seeds 20]
+    python bench/accuracy.py [--of out|gradients|linear] [--dtype float32|float64] [--seeds 20]
                              [--threads N]
 
     error = max |out - oracle| / (u * max |V|),   u = 2^-24 for float32, 2^-53 for float64
-            max |dQ - oracle| / (u * max |oracle|), and dK and dV likewise
+            max |dQ - oracle| / (u * max |oracle|), and dK and dV likewise; a projection too
 
 per call on N(0, 1) inputs; printed is the median over the seeds. The oracle is the formula in
 float64 for float32, and in long double for float64. Run by whoever changes the arithmetic:
-DESIGN.md section 6 allows 1.0 for the output up to 1000 keys, and 1.1 times PyTorch's error for
-gradients.
+DESIGN.md section 6 allows 1.0 for the output up to 1000 keys, 1.1 times PyTorch's error for
+gradients, and 1.0 times NumPy's for a projection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import partial
 import machine
 import numpy as np
 import peers
-from rows import Row, backward_of
+from rows import LinearRow, Row, backward_of
 
 # A single batch entry, and few heads where the matrices are large: more would only add work.
 SHAPES = (
@@ -36,6 +36,16 @@ SHAPES = (
     Row("decode", 1, 8, 8, 1, 1000, 128),
     Row("keys4096", 1, 2, 2, 64, 4096, 64),
     Row("keys16384", 1, 1, 1, 64, 16384, 64),
+)
+PROJECTIONS = (
+    LinearRow("short", 64, 64, 64),
+    LinearRow("minilm", 64, 384, 384),
+    LinearRow("bert", 64, 768, 768),
+    LinearRow("narrow", 64, 3072, 768),
+    LinearRow("rows8", 8, 4096, 4096),
+    LinearRow("row", 1, 4096, 4096),
+    LinearRow("row768", 1, 768, 768),
+    LinearRow("inputs12288", 64, 12288, 256),
 )
 NAMES = ("selfattn", "numpy", "torch", "onnxruntime", "openvino")
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53}
@@ -98,7 +108,10 @@ def errors(row, num_threads, num_seeds):
     for seed in range(num_seeds):
         arrays = row.arrays(seed)
         wide = [x.astype(WIDER[row.dtype]) for x in arrays]
-        if row.task == "attention":
+        if row.task == "linear":
+            oracles = [wide[0] @ wide[1].T]
+            sizes = [np.abs(oracles[0]).max()]
+        elif row.task == "attention":
             oracles, sizes = [formula(row, *wide)], [np.abs(arrays[2]).max()]
         else:
             oracles = formula_of_gradients(row, *wide)
@@ -133,7 +146,20 @@ def table_of_gradients(dtype, num_threads, num_seeds):
         yield f"{row!s:56}" + "".join(figures)
 
 
-TABLES = {"out": table_of_out, "gradients": table_of_gradients}
+def table_of_projections(dtype, num_threads, num_seeds):
+    """Lines likewise: of selfattn, NumPy and PyTorch, and selfattn's over NumPy's."""
+    names = ("selfattn", "numpy", "torch")
+    heads = (*names, "over numpy's")
+    yield f"{'projections, of the largest':50}" + "".join(f"{head:>13}" for head in heads)
+    for shape in PROJECTIONS:
+        row = replace(shape, dtype=dtype)
+        found = errors(row, num_threads, num_seeds)
+        values = [found[name][0] if name in found else math.nan for name in names]
+        figures = "".join(f"{x:13.2f}" for x in (*values, values[0] / values[1]))
+        yield f"{row!s:50}" + figures
+
+
+TABLES = {"out": table_of_out, "gradients": table_of_gradients, "linear": table_of_projections}
 
 
 def main():
@@ -154,7 +180,7 @@ def main():
 def _run(row, way, *arrays):
     call = way.bind(arrays)
     result = call.array(call.run())
-    return [result] if row.task == "attention" else result
+    return result if row.task == "backward" else [result]
 
 
 if __name__ == "__main__":

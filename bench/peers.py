@@ -7,6 +7,7 @@ every benchmark of bench/; what a contestant is stands in contest.py.
 
 from __future__ import annotations
 
+import os
 from functools import partial
 
 import numpy as np
@@ -65,13 +66,17 @@ class NumPy(Peer):
     packages = ("numpy", "threadpoolctl")
 
     def unfit(self, row):
-        return "" if row.task == "linear" else f"no {row.task} of its own"
+        if row.task != "linear":
+            return f"no {row.task} of its own"
+        if "OPENBLAS_CORETYPE" in os.environ:
+            return "OPENBLAS_CORETYPE is set, and the kernel not its own choice"
+        return ""
 
     def linear(self, row, num_threads):
         import threadpoolctl
 
         threadpoolctl.threadpool_limits(num_threads, user_api="blas")
-        blas = threadpoolctl.threadpool_info()[0]
+        blas = next(x for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas")
 
         def bind(arrays):
             x, weight, out = arrays

@@ -16,9 +16,6 @@
 #include "plan.h"
 #include "pool.h"
 
-/* Bytes: less needs no allocation, which a small call would wait for. */
-enum { SMALL_SCRATCH = 32 * 1024 };
-
 typedef struct {
     const sa_plan *plan;
     char *scratch;       /* of each worker: scratch, two partial results, packed keys */
@@ -168,7 +165,7 @@ sa_status sa_attention(const sa_problem *p) {
     if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
     c.packed_size = shared ? 0 : sa_packed_size(&plan);
     c.scratch_size = plan.scratch_size + 2 * plan.partial_size + c.packed_size;
-    _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
+    _Alignas(CACHE_LINE) char small[SA_SMALL_SCRATCH];
     int is_small = plan.num_threads == 1 && c.scratch_size <= sizeof small;
     c.scratch = is_small ? small : sa_alloc((size_t)plan.num_threads, c.scratch_size);
     if (!c.scratch) goto out;

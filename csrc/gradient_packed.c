@@ -9,7 +9,8 @@
 enum { MIN_TILES = 3 };
 
 static int64_t bytes_of_row(const sa_problem *p, int i) {
-    return (i == SA_KEYS || i == SA_GRAD_KEYS ? p->head_dim : p->head_dim_v) * sa_real_size(p);
+    return (i == SA_KEYS || i == SA_GRAD_KEYS ? p->head_dim : p->head_dim_v) *
+           sa_real_size(p->dtype);
 }
 
 sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {

@@ -227,6 +227,6 @@ void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const doubl
     int64_t b, head_kv, group = plan->rows.group;
     find_entry(p, job, 0, &b, &head_kv);
     for (int64_t g = 0; g < group; ++g)
-        sa_write_real(p, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
+        sa_write_real(p->dtype, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
                       sinks[g]);
 }

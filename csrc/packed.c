@@ -10,11 +10,12 @@
 enum { MIN_TILES = 4 };
 
 /* Bytes of a key, and of a value. */
-static int64_t key_bytes(const sa_problem *p) { return p->head_dim * sa_real_size(p); }
-static int64_t value_bytes(const sa_problem *p) { return p->head_dim_v * sa_real_size(p); }
+static int64_t key_bytes(const sa_problem *p) { return p->head_dim * sa_real_size(p->dtype); }
+static int64_t value_bytes(const sa_problem *p) { return p->head_dim_v * sa_real_size(p->dtype); }
 
 int sa_lies_apart(const sa_problem *p, const sa_array *a, int64_t bytes) {
-    return a->col == sa_real_size(p) && a->row != bytes && a->row != 0; /* nor all in one place */
+    return a->col == sa_real_size(p->dtype) && a->row != bytes &&
+           a->row != 0; /* nor all in one place */
 }
 
 size_t sa_packed_size(const sa_plan *plan) {

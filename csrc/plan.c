@@ -14,14 +14,9 @@
  * long. */
 enum { SHARES_PER_THREAD = 4 };
 
-/* Work below which waking a thread costs more than it saves. */
-static const double FLOPS_PER_THREAD = 150e3;
-
 static const double LOG2_E = 1.4426950408889634;
 
-int64_t sa_real_size(const sa_problem *p) {
-    return p->dtype == SA_f64 ? sizeof(double) : sizeof(float);
-}
+int64_t sa_real_size(sa_dtype dtype) { return dtype == SA_f64 ? sizeof(double) : sizeof(float); }
 
 size_t sa_whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
@@ -109,7 +104,7 @@ static int segments_ascend(const sa_problem *p, int64_t entries) {
 /* Threads that are worth waking, if queries and keys make so many pairs in each head, and `width`
  * elements are multiplied for each pair. */
 static double threads_worth(const sa_problem *p, double pairs, int64_t width) {
-    return 2.0 * pairs * (double)width * (double)p->num_heads_q / FLOPS_PER_THREAD;
+    return 2.0 * pairs * (double)width * (double)p->num_heads_q / SA_FLOPS_PER_THREAD;
 }
 
 int sa_is_serial(const sa_problem *p) {

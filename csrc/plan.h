@@ -10,6 +10,13 @@
 #include "kernels.h"
 #include "pool.h"
 
+enum {
+    /* Bytes of scratch: less needs no allocation, which a small call would wait for. */
+    SA_SMALL_SCRATCH = 32 * 1024,
+    /* Work below which waking a thread costs more than it saves. */
+    SA_FLOPS_PER_THREAD = 150 * 1000,
+};
+
 typedef struct {
     const sa_problem *problem;
     const sa_kernels *kernels;
@@ -70,10 +77,10 @@ int64_t sa_first_tile(const sa_plan *plan, int64_t b);
 int64_t sa_tiles_of(const sa_plan *plan, int64_t rows);
 char *sa_row_of(const sa_problem *problem, const sa_array *a, int64_t b, int64_t h, int64_t r);
 
-void sa_write_real(const sa_problem *problem, char *at, double x);
+void sa_write_real(sa_dtype dtype, void *at, double x);
 
 /* Bytes of an element. */
-int64_t sa_real_size(const sa_problem *p);
+int64_t sa_real_size(sa_dtype dtype);
 
 /* The next multiple of a cache line. */
 size_t sa_whole_lines(size_t n);

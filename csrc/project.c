@@ -11,15 +11,10 @@
 #include "pool.h"
 #include "row_at.h"
 
-/* Bytes: less needs no allocation, which a small call would wait for. */
-enum { SMALL_SCRATCH = 32 * 1024 };
-
 /* A usual part of a last-level cache. */
 enum { CACHE_BYTES = 8 << 20 };
 
-/* Work below which waking a thread costs more than it saves; and the least of a tile that is cut
- * smaller than it may be, so that all threads find one. */
-static const double FLOPS_PER_THREAD = 150e3;
+/* The least work of a tile that is cut smaller than it may be, so that all threads find one. */
 static const double FLOPS_PER_TILE = 2e6;
 
 /* Rows of w come in multiples of it, which vectors and strips of all sets divide. */
@@ -63,7 +58,7 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
  * since a cut through m has x packed once more; a few rows are all in one tile, and not packed. */
 static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_few) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
-    double threads = flops / FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
+    double threads = flops / SA_FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
@@ -154,7 +149,7 @@ static sa_status run(project_call *c, int num_threads, int lanes_of_vector, int 
     if (c->lanes == 0 || c->m == 0) return SA_OK;
     plan(c, num_threads, lanes_of_vector, is_few);
     if (c->num_threads > tiles_of(c)) c->num_threads = (int)tiles_of(c);
-    _Alignas(CACHE_LINE) char small[SMALL_SCRATCH];
+    _Alignas(CACHE_LINE) char small[SA_SMALL_SCRATCH];
     plan_memory(c);
     int is_small = c->num_threads == 1 && c->scratch_size <= sizeof small;
     c->scratch = is_small ? small : sa_alloc((size_t)c->num_threads, c->scratch_size);
@@ -173,7 +168,7 @@ static int64_t rows_of(const sa_projection *p) {
 /* Whether so many rows are few: then a vector of lanes is rows of the weight. Twice as many are, if
  * the weight comes from memory, which they wait for either way. */
 static int is_for_few(const sa_projection *p, int64_t rows, const sa_kernels *k) {
-    double bytes = (double)p->n_in * (double)p->n_out * (p->dtype == SA_f64 ? 8 : 4);
+    double bytes = (double)p->n_in * (double)p->n_out * (double)sa_real_size(p->dtype);
     return rows <= (bytes > CACHE_BYTES ? k->few_project.lanes : k->few_project.lanes / 2);
 }
 
@@ -251,11 +246,10 @@ static sa_status gradient_of_x(const sa_projection *p, const sa_projection_gradi
 
 static sa_status gradient_of_bias(const sa_projection *p, const sa_projection_gradients *g,
                                   sa_stop *stop) {
-    static const float one_f32 = 1;
-    static const double one_f64 = 1;
     sa_projection of_ones = *p;
-    const void *one = p->dtype == SA_f64 ? (const void *)&one_f64 : (const void *)&one_f32;
-    of_ones.out = (sa_rows){.data = (char *)one};
+    double one;
+    sa_write_real(p->dtype, &one, 1);
+    of_ones.out = (sa_rows){.data = (char *)&one};
     of_ones.n_out = 1;
     return by_columns(&of_ones, p->out, p->n_out, g->bias, 0, g->bias_step, stop);
 }

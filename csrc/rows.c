@@ -2,6 +2,7 @@
  * attention, rotary positions. The parallel loop over rows; the kernels compute. */
 
 #include "dispatch.h"
+#include "plan.h"
 #include "pool.h"
 #include "row_at.h"
 
@@ -27,7 +28,7 @@ static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
 
 /* Whether the result is larger than a usual cache, so that it should go around it. */
 static int is_streamed(const sa_row_problem *p) {
-    double bytes = (double)p->n * (p->dtype == SA_f64 ? sizeof(double) : sizeof(float));
+    double bytes = (double)p->n * (double)sa_real_size(p->dtype);
     for (int i = 0; i < p->axes; ++i) bytes *= (double)p->shape[i];
     return bytes > CACHE_BYTES;
 }

@@ -61,9 +61,9 @@ static double real_at(const sa_problem *p, const char *at) {
     return memcpy(&x, at, sizeof x), x;
 }
 
-void sa_write_real(const sa_problem *p, char *at, double x) {
+void sa_write_real(sa_dtype dtype, void *at, double x) {
     float narrow = (float)x;
-    if (p->dtype == SA_f64)
+    if (dtype == SA_f64)
         memcpy(at, &x, sizeof x);
     else
         memcpy(at, &narrow, sizeof narrow);
@@ -282,7 +282,7 @@ static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_t
     /* Where only some of them are seen, they are not worth it. */
     if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0) return;
     int64_t slots = sa_first_tile(plan, 1), next_head = tile / slots + 1;
-    int64_t keys = p->seqlen_k, size = sa_real_size(p);
+    int64_t keys = p->seqlen_k, size = sa_real_size(p->dtype);
     if (next_head * slots >= end || keys > AHEAD_BYTES / size) return;
     if (keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size) return;
     int64_t begin = tile % slots * keys / slots;

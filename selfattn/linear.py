@@ -36,7 +36,7 @@ def project(
     x : array, shape (..., n_in)
         float32 or float64. Any strides.
     weight : array, shape (n_out, n_in)
-        Of x's dtype. Read in place, whatever its strides: a transposed view is as good.
+        Of x's dtype. Any strides; a step of rows is copied at a time where they do not lie well.
     bias : array, shape (n_out,), optional
     out : array, shape (..., n_out), optional
         It may overlap an input.

@@ -33,6 +33,21 @@ def plain(query_rows, key_rows, head_dim, head_dim_v=None, *, dtype=np.float32, 
     )
 
 
+def unaligned(x):
+    """A copy that begins one byte past an aligned address."""
+    memory = np.zeros(x.nbytes + 1, np.uint8)
+    y = np.ndarray(x.shape, x.dtype, memory, 1)
+    y[...] = x
+    return y
+
+
+def in_structs(x):
+    """A copy in structs that are a byte longer than an element."""
+    structs = np.zeros(x.shape, [("x", x.dtype), ("more", "u1")])
+    structs["x"] = x
+    return structs["x"]
+
+
 def _bits(x):
     """The bits of x; a NaN is a NaN, whatever its payload."""
     x = np.ascontiguousarray(x)

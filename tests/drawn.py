@@ -9,24 +9,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from arrays import DTYPES
+from arrays import DTYPES, in_structs, unaligned
 from gradients import grad_of
 from hypothesis import strategies as st
-
-
-def _unaligned(x):
-    """A copy that begins one byte past an aligned address."""
-    memory = np.zeros(x.nbytes + 1, np.uint8)
-    y = np.ndarray(x.shape, x.dtype, memory, 1)
-    y[...] = x
-    return y
-
-
-def _packed(x):
-    """A copy in structs that are a byte longer than an element."""
-    structs = np.zeros(x.shape, [("x", x.dtype), ("more", "u1")])
-    structs["x"] = x
-    return structs["x"]
 
 
 def _turned(a, b):
@@ -42,8 +27,8 @@ def _alike_columns(x):
 LAYOUTS = [
     (0, lambda x: x),
     (0, np.asfortranarray),
-    (0, _unaligned),
-    (0, _packed),
+    (0, unaligned),
+    (0, in_structs),
     (1, lambda x: np.repeat(x, 2, -1)[..., ::2]),
     (1, lambda x: x[..., ::-1].copy()[..., ::-1]),
     (1, _alike_columns),

@@ -7,7 +7,7 @@ in float32, 2.8 in float64, where half of the bound is the reference's.
 """
 
 import numpy as np
-from arrays import normal
+from arrays import in_structs, normal, unaligned
 from compare import assert_close, unit_of, wide
 
 import selfattn
@@ -62,20 +62,6 @@ def check_gradients(grad_out, *given, **options):
     return got
 
 
-def _unaligned(x):
-    memory = np.zeros(x.nbytes + 1, np.uint8)
-    y = np.ndarray(x.shape, x.dtype, memory, 1)
-    y[...] = x
-    return y
-
-
-def _packed(x):
-    """In structs of a byte more than an element."""
-    structs = np.zeros(x.shape, [("x", x.dtype), ("more", "u1")])
-    structs["x"] = x
-    return structs["x"]
-
-
 def _padded(x):
     """The inside of a larger array whose rest is NaN."""
     memory = np.full([n + 4 for n in x.shape], np.nan, x.dtype)
@@ -100,8 +86,8 @@ LAYOUTS = {
     "every other column": lambda x: np.repeat(x, 2, -1)[..., ::2],
     "every third row": lambda x: np.repeat(x, 3, 0)[::3],
     "by minus two": lambda x: np.repeat(x[..., ::-1], 2, -1)[..., ::-2],
-    "packed structs": _packed,
-    "unaligned": _unaligned,
+    "packed structs": in_structs,
+    "unaligned": unaligned,
     "inside of NaN": _padded,
     "pages apart": _by_pages,
 }
