@@ -213,6 +213,7 @@ typedef struct {
     /* By rows: the matrix w that x is multiplied by, and a bias or NULL. */
     const char *w, *bias;
     ptrdiff_t w_row, w_k, bias_step, out_col;
+    int is_far; /* w is larger than the caches */
     /* By columns: dy, of so many columns, and the gradient of the matrix. */
     ptrdiff_t dy_col;
     int64_t dy_cols;
@@ -244,10 +245,12 @@ typedef struct {
     void (*finish)(const sa_project_tile *t, void *scratch);
 } sa_project_kernel;
 
-typedef struct {
+typedef struct sa_kernels {
     int lanes; /* of a vector */
     sa_forward_kernel tile, few;
-    sa_project_kernel project, few_project;
+    /* Of x's rows that are a few: by what of the weight lies side by side. */
+    sa_project_kernel project, few_by_rows, few_by_columns;
+    const struct sa_kernels *few_by_rows_of; /* whose few_by_rows is to be used: mostly itself */
     sa_backward_kernel backward;
     /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
      * becomes of them by softmax, given the partial result of all keys. */

@@ -165,20 +165,26 @@ static int64_t rows_of(const sa_projection *p) {
     return rows;
 }
 
-/* Whether so many rows are few: then a vector of lanes is rows of the weight. Twice as many are, if
- * the weight comes from memory, which they wait for either way. */
-static int is_for_few(const sa_projection *p, int64_t rows, const sa_kernels *k) {
-    double bytes = (double)p->n_in * (double)p->n_out * (double)sa_real_size(p->dtype);
-    return rows <= (bytes > CACHE_BYTES ? k->few_project.lanes : k->few_project.lanes / 2);
+/* The kernel for few rows, for which a vector of lanes is rows of the weight, or NULL. Twice as many
+ * are few if the weight comes from memory, which they wait for either way. */
+static const sa_project_kernel *kernel_for_few(const sa_projection *p, int64_t rows, int is_far,
+                                               const sa_kernels *k) {
+    ptrdiff_t side_by_side = (ptrdiff_t)sa_real_size(p->dtype);
+    const sa_project_kernel *few = p->weight_row == side_by_side && p->weight_col != side_by_side
+                                       ? &k->few_by_columns
+                                       : &k->few_by_rows_of->few_by_rows;
+    return rows <= (is_far ? few->lanes : few->lanes / 2) ? few : NULL;
 }
 
 /* x w^T + bias */
 static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     int64_t rows = rows_of(p);
-    int is_few = is_for_few(p, rows, k);
+    double bytes = (double)p->n_in * (double)p->n_out * (double)sa_real_size(p->dtype);
+    int is_far = bytes > CACHE_BYTES;
+    const sa_project_kernel *few = kernel_for_few(p, rows, is_far, k);
     project_call c = {
-        .kernel = is_few ? &k->few_project : &k->project,
+        .kernel = few ? few : &k->project,
         .axes = p->axes,
         .shape = p->shape,
         .x = p->x,
@@ -191,12 +197,13 @@ static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
                     .w_row = p->weight_row,
                     .w_k = p->weight_col,
                     .bias_step = p->bias_step,
+                    .is_far = is_far,
                     .out_col = p->out.col},
         .lanes = rows,
         .m = p->n_out,
         .stop = stop,
     };
-    return run(&c, p->num_threads, is_few ? 1 : k->lanes, is_few);
+    return run(&c, p->num_threads, few ? 1 : k->lanes, few != NULL);
 }
 
 /* grad (n_out, n_in) = dy^T x, with p's out for dy */

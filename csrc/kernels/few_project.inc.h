@@ -4,43 +4,39 @@
  *     out[row][lane] = sum over k of x[row, k] * W[lane][k] + bias[lane]      a lane is a row of W
  *
  * W is read once, in long pieces. Where its rows are what lies side by side, squares of them are
- * transposed in registers; where its columns are, they are vectors as they lie. Called by the loops
- * through the table (kernels.h). */
-
-_Static_assert(PROJECT_PART == 2 * (int)PROJECT_CHUNK, "a part is two chunks");
+ * transposed in registers; where its columns are, they are vectors as they lie: two kernels, which
+ * share what goes before and after. Called by the loops through the table (kernels.h). */
 
 enum {
     FEW_PROJECT_ROWS = 8,
-    FEW_PROJECT_K = 4096, /* of a block */
-    FEW_COLUMNS = 512,    /* of W, whose sums stay in the nearest cache for a chunk of k */
-    FEW_COLUMNS_K = 8,    /* so many k are added to a sum at a time */
+    FEW_PROJECT_K = 4 * PROJECT_RUN, /* of a block: the longer, the longer the pieces of W */
+    FEW_COLUMNS = 1024, /* of W, whose sums stay in the nearest cache for a chunk of k */
+    FEW_COLUMNS_K = 8, /* so many k are added to a sum at a time */
 };
 
 typedef struct {
-    real *x, *panel, *sums, *c, *chunk, *part;
+    real *x, *panel, *sums, *c, *total, *chunk, *part;
     int64_t x_row, c_row;
 } few_project_scratch;
-
-static int has_columns_of_w(const sa_project_tile *t) {
-    return t->p.w_row == (ptrdiff_t)sizeof(real) && t->p.w_k != (ptrdiff_t)sizeof(real);
-}
 
 static int64_t few_project_block(const sa_project_tile *t) { return block_of(t, FEW_PROJECT_K); }
 
 static size_t few_project_scratch_size(const sa_project_tile *t) {
-    int64_t of_row = whole_vectors(t->p.block) + whole_vectors(t->m) + 2 * FEW_COLUMNS;
-    return (size_t)(t->lanes * of_row + PROJECT_PART * LANES + SUMS_ROOM) * sizeof(real);
+    int64_t c = whole_vectors(t->m) * (has_runs(t) ? 2 : 1);
+    int64_t of_row = whole_vectors(t->p.block) + c + 2 * FEW_COLUMNS;
+    return (size_t)(t->lanes * of_row + SA_PROJECT_K * LANES + SUMS_ROOM) * sizeof(real);
 }
 
 static few_project_scratch few_project_layout(const sa_project_tile *t, void *memory) {
     few_project_scratch x = {.panel = memory};
     x.x_row = whole_vectors(t->p.block);
     x.c_row = whole_vectors(t->m);
-    x.sums = x.panel + PROJECT_PART * LANES;
+    x.sums = x.panel + SA_PROJECT_K * LANES;
     x.x = x.sums + SUMS_ROOM;
     x.c = x.x + t->lanes * x.x_row;
     x.chunk = x.c + t->lanes * x.c_row;
     x.part = x.chunk + t->lanes * FEW_COLUMNS;
+    x.total = x.part + t->lanes * FEW_COLUMNS;
     return x;
 }
 
@@ -54,18 +50,25 @@ static void few_project_load(const sa_project_tile *t, void *memory, int64_t k_b
     v_leave();
 }
 
+/* The sums of a run that began at k, of x's rows [first, last) and `count` rows of W from m on. */
+static void few_end_run(const sa_project_tile *t, const few_project_scratch *x, int64_t k,
+                        int first, int last, int64_t m, int64_t count) {
+    for (int r = first; has_runs(t) && r < last; ++r)
+        end_run(x->total + r * x->c_row + m, x->c + r * x->c_row + m, count, k == 0);
+}
+
 /* ------------------------------------------------------------------ rows of W side by side */
 
-/* acc[c][r] += x[r, k] * W[lane][k] for `count` k from `first` on, and for as many one chunk behind
- * them, if C is 2. A square of W, transposed in registers, is multiplied where it is. Nothing is
- * fetched ahead: rows are read from end to end, which the processor sees by itself. */
+/* acc[c][r] += x[r, k] * W[lane][k] for `count` k from `first` on, and for as many one `chunk`
+ * behind them, if C is 2. A square of W, transposed in registers, is multiplied where it is.
+ * Nothing is fetched ahead: rows are read from end to end, which the processor sees by itself. */
 SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_row,
-                           const char *const *rows, int64_t first, int64_t count,
+                           const char *const *rows, int64_t first, int64_t count, int64_t chunk,
                            vec acc[][FEW_ROWS_OF_SQUARES]) {
     for (int64_t k = first; k < first + count; k += LANES) {
         SA_UNROLL
         for (int c = 0; c < C; ++c) {
-            const int64_t at = k + c * PROJECT_CHUNK;
+            const int64_t at = k + c * chunk;
             vec square[LANES];
             load_square(rows, at * (ptrdiff_t)sizeof(real), 0, square);
             v_transpose(square);
@@ -79,100 +82,119 @@ SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_
     }
 }
 
-/* A vector of lanes for M rows, a constant. The two chunks of a part are summed side by side: one
- * after the other, a single row would wait for each sum's last product. */
+/* A vector of lanes for M rows, a constant, and k from `begin` to `end`. The two chunks of a part
+ * are summed side by side: one after the other, a single row would wait for each sum's last
+ * product. */
 SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const char *const *rows,
-                            int64_t length, int is_first, real *c, ptrdiff_t c_row) {
-    for (int64_t k = 0; k < length; k += PROJECT_PART) {
-        int64_t left = length - k, chunk = at_most(left, PROJECT_CHUNK);
-        int64_t second = at_most(left - chunk, PROJECT_CHUNK);
+                            int64_t begin, int64_t end, int64_t chunk, real *c, ptrdiff_t c_row) {
+    for (int64_t k = begin; k < end; k += 2 * chunk) {
+        int64_t first = at_most(end - k, (int)chunk), second = at_most(end - k - first, (int)chunk);
         vec acc[2][FEW_ROWS_OF_SQUARES];
         SA_UNROLL
         for (int r = 0; r < M; ++r) acc[0][r] = acc[1][r] = v_zero();
-        add_squares(M, 2, x, x_row, rows, k, second, acc);
-        add_squares(M, 1, x, x_row, rows, k + second, chunk - second, acc);
+        add_squares(M, 2, x, x_row, rows, k, second, chunk, acc);
+        add_squares(M, 1, x, x_row, rows, k + second, first - second, chunk, acc);
         SA_UNROLL
         for (int r = 0; r < M; ++r) {
             vec part = second > 0 ? v_add(acc[0][r], acc[1][r]) : acc[0][r];
             real *to = c + r * c_row;
-            v_store(to, is_first && k == 0 ? part : sum_scaled(part, v_set(1), v_load(to)));
+            v_store(to, k == begin ? part : sum_scaled(part, v_set(1), v_load(to)));
         }
     }
 }
 
-/* The same for all rows: W is transposed again for every FEW_ROWS_OF_SQUARES. */
-static void squares_for_rows(const sa_project_tile *t, const few_project_scratch *s,
-                             const char *const *rows, int64_t length, int is_first, real *c) {
-    for (int r = 0; r < t->lanes; r += FEW_ROWS_OF_SQUARES) {
-        const real *x = s->x + r * s->x_row;
-        real *to = c + r * s->c_row;
-        switch (at_most(t->lanes - r, FEW_ROWS_OF_SQUARES)) {
-            case 1: squares_of_w(1, x, s->x_row, rows, length, is_first, to, s->c_row); break;
-            case 2: squares_of_w(2, x, s->x_row, rows, length, is_first, to, s->c_row); break;
-            case 3: squares_of_w(3, x, s->x_row, rows, length, is_first, to, s->c_row); break;
-            default: squares_of_w(4, x, s->x_row, rows, length, is_first, to, s->c_row);
-        }
+/* The block's runs for some of x's rows. W is read from end to end, and again for the next ones. */
+SA_INLINE void runs_of_squares(const int M, const sa_project_tile *t, const few_project_scratch *s,
+                               int r, const char *const *rows, int64_t k_begin, int64_t k_end,
+                               int64_t m) {
+    for (int64_t k = k_begin; k < k_end; k += PROJECT_RUN) {
+        int64_t begin = k - k_begin, end = begin + at_most(k_end - k, PROJECT_RUN);
+        squares_of_w(M, s->x + r * s->x_row, s->x_row, rows, begin, end, project_chunk(t),
+                     s->c + r * s->c_row + m, s->c_row);
+        few_end_run(t, s, k, r, r + M, m, LANES);
     }
 }
 
-/* One vector of lanes, of any rows and strides, by panels. */
-static void panels_of_w(const sa_project_tile *t, const few_project_scratch *x,
-                        const char *const *rows, int count, int64_t length, int is_first, real *c) {
-    for (int64_t k = 0; k < length; k += PROJECT_PART) {
+/* One run, from k of the block on, for a vector of lanes, of any rows and strides, by panels. */
+static void panels_of_w(const sa_project_tile *t, const few_project_scratch *s,
+                        const char *const *rows, int count, int64_t begin, int64_t length,
+                        int64_t m) {
+    for (int64_t k = begin; k < begin + length; k += SA_PROJECT_K) {
         const char *from[LANES];
-        int part = at_most(length - k, PROJECT_PART);
+        int block = at_most(begin + length - k, SA_PROJECT_K);
         for (int i = 0; i < count; ++i) from[i] = rows[i] + k * t->p.w_k;
-        gather(from, count, t->p.w_k, part, 1, 0, x->panel, LANES);
+        gather(from, count, t->p.w_k, block, 1, 0, s->panel, LANES);
         product_in_parts(1, &(product_args){
                                 .m = t->lanes,
-                                .k = part,
-                                .chunk = PROJECT_CHUNK,
-                                .part = PROJECT_PART,
-                                .a = (const char *)(x->x + k),
-                                .a_row = x->x_row * (ptrdiff_t)sizeof(real),
+                                .k = block,
+                                .chunk = project_chunk(t),
+                                .part = 2 * project_chunk(t),
+                                .a = (const char *)(s->x + k),
+                                .a_row = s->x_row * (ptrdiff_t)sizeof(real),
                                 .a_k = sizeof(real),
-                                .b = (const char *)x->panel,
+                                .b = (const char *)s->panel,
                                 .b_k = sizeof(vec),
-                                .c = c,
-                                .c_row = x->c_row,
-                                .kind = is_first && k == 0 ? BETA_ZERO : SUM_SCALED,
-                                .sums = x->sums,
+                                .c = s->c + m,
+                                .c_row = s->c_row,
+                                .kind = k == begin ? BETA_ZERO : SUM_SCALED,
+                                .sums = s->sums,
                             });
     }
 }
 
-static void few_by_rows_of_w(const sa_project_tile *t, const few_project_scratch *x,
-                             int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
-    const int64_t length = k_end - k_begin;
-    const int are_squares = t->p.w_k == (ptrdiff_t)sizeof(real) && length % LANES == 0;
+static void multiply_rows_of_w(const sa_project_tile *t, void *memory, int64_t k_begin,
+                               int64_t k_end, int64_t m_begin, int64_t m_end) {
+    few_project_scratch layout = few_project_layout(t, memory), *s = &layout;
+    int are_squares = t->p.w_k == (ptrdiff_t)sizeof(real) && (k_end - k_begin) % LANES == 0;
     for (int64_t m = m_begin; m < m_end; m += LANES) {
         const char *rows[LANES];
-        int count = at_most(m_end - m, LANES);
+        int count = at_most(m_end - m, LANES), by_squares = are_squares && count == LANES;
         for (int i = 0; i < count; ++i)
             rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
-        if (are_squares && count == LANES)
-            squares_for_rows(t, x, rows, length, k_begin == 0, x->c + m);
-        else
-            panels_of_w(t, x, rows, count, length, k_begin == 0, x->c + m);
+        for (int r = 0; by_squares && r < t->lanes; r += FEW_ROWS_OF_SQUARES)
+            switch (at_most(t->lanes - r, FEW_ROWS_OF_SQUARES)) {
+                case 1: runs_of_squares(1, t, s, r, rows, k_begin, k_end, m); break;
+                case 2: runs_of_squares(2, t, s, r, rows, k_begin, k_end, m); break;
+                case 3: runs_of_squares(3, t, s, r, rows, k_begin, k_end, m); break;
+                default: runs_of_squares(4, t, s, r, rows, k_begin, k_end, m);
+            }
+        for (int64_t k = k_begin; !by_squares && k < k_end; k += PROJECT_RUN) {
+            panels_of_w(t, s, rows, count, k - k_begin, at_most(k_end - k, PROJECT_RUN), m);
+            few_end_run(t, s, k, 0, t->lanes, m, count);
+        }
     }
+    v_leave();
 }
 
 /* ------------------------------------------------------------------ columns of W side by side */
 
-/* sum[m] += x[k] * W[m, k] for FEW_COLUMNS_K columns from k on, or fewer, of `count` rows of W. */
-SA_INLINE void add_columns(const int columns, const real *q, const char *w, ptrdiff_t w_k,
-                           int64_t count, real *sum) {
+/* sum[m] += x[k] * W[m, k] for FEW_COLUMNS_K columns from k on, or fewer, of `count` rows of W. The
+ * next as many columns are fetched meanwhile, if asked for. */
+SA_INLINE void add_columns(const int columns, const int fetches, const real *x, const char *w,
+                           ptrdiff_t w_k, int64_t count, real *sum) {
     for (int64_t m = 0; m < count; m += LANES) {
         int width = at_most(count - m, LANES);
+        int begins_line = m % (CACHE_LINE / (int)sizeof(real)) == 0;
         vec acc = v_load(sum + m);
         const char *at = w + m * (ptrdiff_t)sizeof(real);
         SA_UNROLL
         for (int k = 0; k < columns; ++k, at += w_k) {
             vec wk = width == LANES ? v_load(at) : v_load_n(at, width);
-            acc = v_fma(v_set(q[k]), wk, acc);
+            if (fetches && begins_line) SA_PREFETCH((uintptr_t)at + (uintptr_t)(columns * w_k));
+            acc = v_fma(v_set(x[k]), wk, acc);
         }
         v_store(sum + m, acc);
     }
+}
+
+static void add_and_fetch_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
+                                  real *sum) {
+    add_columns(FEW_COLUMNS_K, 1, x, w, w_k, count, sum);
+}
+
+static void add_near_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
+                             real *sum) {
+    add_columns(FEW_COLUMNS_K, 0, x, w, w_k, count, sum);
 }
 
 /* A chunk's sums become those of its part, or are added to them, and begin again. */
@@ -192,44 +214,48 @@ static void add_part(int is_first, const real *part, int64_t count, real *c) {
     }
 }
 
-static void few_by_columns_of_w(const sa_project_tile *t, const few_project_scratch *x,
-                                int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
-    for (int64_t m = m_begin; m < m_end; m += FEW_COLUMNS) {
-        int64_t count = at_most(m_end - m, FEW_COLUMNS), length = k_end - k_begin;
-        const char *w = t->p.w + m * t->p.w_row + k_begin * t->p.w_k;
-        memset(x->chunk, 0, (size_t)t->lanes * FEW_COLUMNS * sizeof(real));
-        for (int64_t k = 0; k < length;) {
-            int64_t end = k + PROJECT_CHUNK < length ? k + PROJECT_CHUNK : length;
-            int is_first = k % PROJECT_PART == 0;
-            for (; k + FEW_COLUMNS_K <= end; k += FEW_COLUMNS_K)
-                for (int r = 0; r < t->lanes; ++r)
-                    add_columns(FEW_COLUMNS_K, x->x + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k,
-                                count, x->chunk + r * FEW_COLUMNS);
-            for (; k < end; ++k)
-                for (int r = 0; r < t->lanes; ++r)
-                    add_columns(1, x->x + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
-                                x->chunk + r * FEW_COLUMNS);
-            int is_last = k % PROJECT_PART == 0 || k == length;
-            for (int r = 0; r < t->lanes; ++r) {
-                real *part = x->part + r * FEW_COLUMNS;
-                add_chunk(is_first, x->chunk + r * FEW_COLUMNS, count, part);
-                if (is_last)
-                    add_part(k_begin + k <= PROJECT_PART, part, count, x->c + r * x->c_row + m);
-            }
+/* A run of k, for the rows [m, m + count) of W; x's first one has the run's k at `xk`. */
+static void run_of_columns(const sa_project_tile *t, const few_project_scratch *x, const real *xk,
+                           const char *w, int64_t length, int64_t m, int64_t count) {
+    const int64_t chunk = project_chunk(t);
+    memset(x->chunk, 0, (size_t)t->lanes * FEW_COLUMNS * sizeof(real));
+    for (int64_t k = 0; k < length;) {
+        int64_t end = k + chunk < length ? k + chunk : length;
+        int is_first = k % (2 * chunk) == 0;
+        for (; k + FEW_COLUMNS_K <= end; k += FEW_COLUMNS_K)
+            for (int r = 0; r < t->lanes; ++r)
+                (t->p.is_far && r == 0 ? add_and_fetch_columns : add_near_columns)(
+                    xk + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
+                    x->chunk + r * FEW_COLUMNS);
+        for (; k < end; ++k)
+            for (int r = 0; r < t->lanes; ++r)
+                add_columns(1, 0, xk + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
+                            x->chunk + r * FEW_COLUMNS);
+        int is_last = k % (2 * chunk) == 0 || k == length;
+        for (int r = 0; r < t->lanes; ++r) {
+            real *part = x->part + r * FEW_COLUMNS;
+            add_chunk(is_first, x->chunk + r * FEW_COLUMNS, count, part);
+            if (is_last) add_part(k <= 2 * chunk, part, count, x->c + r * x->c_row + m);
         }
     }
 }
 
-static void few_project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin,
-                                 int64_t k_end, int64_t m_begin, int64_t m_end) {
+static void multiply_columns_of_w(const sa_project_tile *t, void *memory, int64_t k_begin,
+                                  int64_t k_end, int64_t m_begin, int64_t m_end) {
     few_project_scratch x = few_project_layout(t, memory);
-    (has_columns_of_w(t) ? few_by_columns_of_w : few_by_rows_of_w)(t, &x, k_begin, k_end, m_begin,
-                                                                   m_end);
+    for (int64_t k = k_begin; k < k_end; k += PROJECT_RUN)
+        for (int64_t m = m_begin; m < m_end; m += FEW_COLUMNS) {
+            int64_t count = at_most(m_end - m, FEW_COLUMNS);
+            run_of_columns(t, &x, x.x + (k - k_begin), t->p.w + m * t->p.w_row + k * t->p.w_k,
+                           at_most(k_end - k, PROJECT_RUN), m, count);
+            few_end_run(t, &x, k, 0, t->lanes, m, count);
+        }
     v_leave();
 }
 
 static void few_project_finish(const sa_project_tile *t, void *memory) {
     few_project_scratch x = few_project_layout(t, memory);
+    if (has_runs(t)) x.c = x.total;
     for (int r = 0; r < t->lanes; ++r)
         for (int64_t m = 0; m < t->m; m += LANES) {
             int width = at_most(t->m - m, LANES);

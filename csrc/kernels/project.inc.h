@@ -5,17 +5,18 @@
  *     by rows       out[row, m] = sum of W[m, k] * x[row, k] + bias[m]     a lane is a row of x
  *     by columns    dW[m, col]  = sum of dy[k, m] * x[k, col]              a lane is a column of x
  *
- * The sum over k runs in chunks of PROJECT_CHUNK, each from 0, and these in parts of PROJECT_PART,
- * each from 0; the parts are added in order. So the bits of an element depend on nothing but its
- * row of A and its column of B. A few rows go another way to the same bits: few_project.inc.h.
+ * The sum over k is cut at fixed places: into runs of PROJECT_RUN, these into parts of two chunks,
+ * each of all three summed from 0, and what follows added in order. So the bits of an element
+ * depend on nothing but its row of A and its column of B, and its error grows slowly with k, which
+ * may be all rows of a batch. A few rows go another way to the same bits: few_project.inc.h.
  *
  * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and a step of A's
  * rows passes by one panel after the other. They are read where they lie, if the caches have room
  * for them there. Called by the loops through the table (kernels.h). */
 
 enum {
-    PROJECT_CHUNK = 64,
-    PROJECT_PART = 2 * PROJECT_CHUNK,
+    PROJECT_CHUNK = 64, /* half of it where there are no more k: see project_chunk */
+    PROJECT_RUN = 1024,
     PROJECT_LANES = TILE_N * LANES,          /* of a panel */
     PROJECT_STEP = 128,                      /* rows of A */
     PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
@@ -25,10 +26,12 @@ enum {
     PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
 };
 
-_Static_assert((int)PROJECT_PART == (int)SA_PROJECT_K, "the loops point at a block of rows");
+_Static_assert(SA_PROJECT_K % (2 * PROJECT_CHUNK) == 0 && PROJECT_RUN % SA_PROJECT_K == 0,
+               "blocks end where parts do, and runs where blocks do");
 
 typedef struct {
     real *b, *a, *sums, *c;
+    real *total; /* of the runs before this one, as C; only where there are several */
     int64_t row; /* elements of a row of `a`; panels of B have as many rows */
 } project_scratch;
 
@@ -41,19 +44,34 @@ static int reads_a_in_place(const sa_project_tile *t) {
     return t->lanes <= PROJECT_LANES || t->p.w_row % PAGE != 0;
 }
 
+static int64_t project_chunk(const sa_project_tile *t) {
+    return t->p.k > PROJECT_CHUNK ? PROJECT_CHUNK : PROJECT_CHUNK / 2;
+}
+
+static int has_runs(const sa_project_tile *t) { return t->p.k > PROJECT_RUN; }
+
+/* Whether a block that begins there begins a run. */
+SA_INLINE int begins_run(int64_t k) { return k % PROJECT_RUN == 0; }
+
+/* The n sums of a run are added to those of the runs before it, if there are any. */
+static void end_run(real *total, const real *c, int64_t n, int is_first) {
+    for (int64_t i = 0; i < n; i += LANES)
+        v_store(total + i, is_first ? v_load(c + i) : v_add(v_load(total + i), v_load(c + i)));
+}
+
 /* The tile's k, or `most` of them. */
 static int64_t block_of(const sa_project_tile *t, int64_t most) {
     return t->p.k < most ? t->p.k : most;
 }
 
 static int64_t project_block(const sa_project_tile *t) {
-    int64_t lanes = whole_vectors(t->lanes), block = PROJECT_PART;
+    int64_t lanes = whole_vectors(t->lanes), block = SA_PROJECT_K;
     if (lanes <= PROJECT_LANES && reads_a_in_place(t))
-        block = PROJECT_LONG / lanes / PROJECT_PART * PROJECT_PART;
+        while (block < PROJECT_RUN && 2 * block * lanes <= PROJECT_LONG) block *= 2;
     return block_of(t, block);
 }
 
-static int is_long(const sa_project_tile *t) { return t->p.block > PROJECT_PART; }
+static int is_long(const sa_project_tile *t) { return t->p.block > SA_PROJECT_K; }
 
 /* Elements of A that are brought together at a time. */
 static int64_t elements_of_a(const sa_project_tile *t) {
@@ -62,7 +80,7 @@ static int64_t elements_of_a(const sa_project_tile *t) {
 
 static size_t project_scratch_size(const sa_project_tile *t) {
     int64_t lanes = whole_vectors(t->lanes);
-    int64_t b = lanes * whole_vectors(t->p.block), c = lanes * t->m;
+    int64_t b = lanes * whole_vectors(t->p.block), c = lanes * t->m * (has_runs(t) ? 2 : 1);
     return (size_t)(b + elements_of_a(t) + SUMS_ROOM + c) * sizeof(real);
 }
 
@@ -71,6 +89,7 @@ static project_scratch project_layout(const sa_project_tile *t, void *memory) {
     x.a = x.b + x.row * whole_vectors(t->lanes);
     x.sums = x.a + elements_of_a(t);
     x.c = x.sums + SUMS_ROOM;
+    x.total = x.c + whole_vectors(t->lanes) * t->m;
     return x;
 }
 
@@ -159,6 +178,8 @@ static void load_columns(const sa_project_tile *t, const project_scratch *x, int
 
 static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
     project_scratch x = project_layout(t, memory);
+    if (k_begin > 0 && begins_run(k_begin))
+        end_run(x.total, x.c, whole_vectors(t->lanes) * t->m, k_begin == PROJECT_RUN);
     if (t->p.by == SA_BY_ROWS)
         load_rows(t, &x, k_begin, k_end);
     else
@@ -209,7 +230,7 @@ static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int
         if (reads_a_in_place(t)) return (rows_of_a){w, t->p.w_row};
         copy_a(x, w, t->p.w_row, m_end - m_begin, count);
     } else {
-        const char *columns[PROJECT_PART];
+        const char *columns[SA_PROJECT_K];
         int by_rows = t->p.by == SA_BY_ROWS;
         ptrdiff_t col = by_rows ? t->p.w_row : t->p.dy_col;
         for (int64_t k = 0; k < count; ++k)
@@ -222,13 +243,14 @@ static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int
 /* ------------------------------------------------------------------ C */
 
 /* C's rows [m, m + rows) of a panel, from the block of k that was loaded. */
-static product_args project_args(const project_scratch *x, const project_panel *p, rows_of_a a,
-                                 int64_t m, int64_t rows, int64_t k_begin, int64_t k_end) {
+static product_args project_args(const sa_project_tile *t, const project_scratch *x,
+                                 const project_panel *p, rows_of_a a, int64_t m, int64_t rows,
+                                 int64_t k_begin, int64_t k_end) {
     return (product_args){
         .m = rows,
         .k = k_end - k_begin,
-        .chunk = PROJECT_CHUNK,
-        .part = PROJECT_PART,
+        .chunk = project_chunk(t),
+        .part = 2 * project_chunk(t),
         .a = a.at,
         .a_row = a.row,
         .a_k = sizeof(real),
@@ -236,7 +258,7 @@ static product_args project_args(const project_scratch *x, const project_panel *
         .b_k = p->row * (ptrdiff_t)sizeof(real),
         .c = p->c + m * p->row,
         .c_row = p->row,
-        .kind = k_begin == 0 ? BETA_ZERO : SUM_SCALED,
+        .kind = begins_run(k_begin) ? BETA_ZERO : SUM_SCALED,
         .sums = x->sums,
     };
 }
@@ -246,7 +268,7 @@ static void multiply_rows(const sa_project_tile *t, const project_scratch *x, ro
                           int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     EACH_PANEL(first) {
         project_panel p = panel_at(t, x, first);
-        product_args args = project_args(x, &p, a, m_begin, m_end - m_begin, k_begin, k_end);
+        product_args args = project_args(t, x, &p, a, m_begin, m_end - m_begin, k_begin, k_end);
         args.fetches_a = 1;
         product_in_parts(p.n, &args);
     }
@@ -260,7 +282,7 @@ static void multiply_long_rows(const sa_project_tile *t, const project_scratch *
     const int strip = STRIP_M(p.n);
     for (int64_t m = m_begin; m < m_end; m += strip, a.at += strip * a.row) {
         int rows = at_most(m_end - m, strip);
-        product_args args = project_args(x, &p, a, m, rows, k_begin, k_end);
+        product_args args = project_args(t, x, &p, a, m, rows, k_begin, k_end);
         ahead soon;
         ahead_begin(&soon);
         fetch_rows(&soon, a.at + rows * a.row, a.row, strip,
@@ -314,6 +336,10 @@ static void add_bias(const sa_project_tile *t, const project_panel *p) {
 
 static void project_finish(const sa_project_tile *t, void *memory) {
     project_scratch x = project_layout(t, memory);
+    if (has_runs(t)) {
+        end_run(x.total, x.c, whole_vectors(t->lanes) * t->m, 0);
+        x.c = x.total;
+    }
     EACH_PANEL(first) {
         project_panel p = panel_at(t, &x, first);
         if (t->p.k == 0) memset(p.c, 0, (size_t)(t->m * p.row) * sizeof(real));

@@ -64,6 +64,22 @@ _Static_assert(STRIP_M(1) * LANES <= SUMS_ROOM && 2 * STRIP_M(2) * LANES <= SUMS
 _Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
 _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
+/* Another set's kernel for a few rows, where the file of csrc/isa names one that is faster. */
+#ifdef SA_FEW_BY_ROWS_OF
+extern const sa_kernels SA_FEW_BY_ROWS_OF;
+#else
+#define SA_FEW_BY_ROWS_OF SA_TABLE
+#endif
+
+#define FEW_PROJECT(multiply_by)               \
+    {.lanes = FEW_PROJECT_ROWS,                \
+     .step = FEW_COLUMNS,                      \
+     .block = few_project_block,               \
+     .scratch_size = few_project_scratch_size, \
+     .load = few_project_load,                 \
+     .multiply = multiply_by,                  \
+     .finish = few_project_finish}
+
 /* The loops, and whoever called them, use no more than the lowest part of a vector's register,
  * which is slow while there is something in the rest. So whatever is called through the table
  * clears that in the end (v_leave). Compilers do so by themselves, but gcc 12 takes a function that
@@ -93,13 +109,9 @@ const sa_kernels SA_TABLE = {
                 .load = project_load,
                 .multiply = project_multiply,
                 .finish = project_finish},
-    .few_project = {.lanes = FEW_PROJECT_ROWS,
-                    .step = FEW_COLUMNS,
-                    .block = few_project_block,
-                    .scratch_size = few_project_scratch_size,
-                    .load = few_project_load,
-                    .multiply = few_project_multiply,
-                    .finish = few_project_finish},
+    .few_by_rows = FEW_PROJECT(multiply_rows_of_w),
+    .few_by_columns = FEW_PROJECT(multiply_columns_of_w),
+    .few_by_rows_of = &SA_FEW_BY_ROWS_OF,
     .backward = {.scratch_size = backward_scratch_size,
                  .clear = backward_clear,
                  .begin = backward_begin,
