@@ -165,8 +165,8 @@ static int64_t rows_of(const sa_projection *p) {
     return rows;
 }
 
-/* The kernel for few rows, for which a vector of lanes is rows of the weight, or NULL. Twice as many
- * are few if the weight comes from memory, which they wait for either way. */
+/* The kernel for few rows, for which a vector of lanes is rows of the weight; NULL if these are not
+ * few. Twice as many are, if the weight comes from memory, which they wait for either way. */
 static const sa_project_kernel *kernel_for_few(const sa_projection *p, int64_t rows, int is_far,
                                                const sa_kernels *k) {
     ptrdiff_t side_by_side = (ptrdiff_t)sa_real_size(p->dtype);

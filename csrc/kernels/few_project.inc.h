@@ -11,7 +11,7 @@ enum {
     FEW_PROJECT_ROWS = 8,
     FEW_PROJECT_K = 4 * PROJECT_RUN, /* of a block: the longer, the longer the pieces of W */
     FEW_COLUMNS = 1024, /* of W, whose sums stay in the nearest cache for a chunk of k */
-    FEW_COLUMNS_K = 8, /* so many k are added to a sum at a time */
+    FEW_COLUMNS_K = 8,  /* so many k are added to a sum at a time */
 };
 
 typedef struct {
