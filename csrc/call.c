@@ -1,4 +1,4 @@
-/* The beginning and the end of a call, and whether it must stop: see call.h. */
+/* The beginning and the end of a call, and whether it is cancelled: see call.h. */
 
 #include "call.h"
 
@@ -14,27 +14,27 @@ int64_t sa_now_ns(void) {
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-void sa_enter(sa_stop *stop, sa_interrupt interrupt) {
-    stop->interrupt = interrupt;
-    stop->asked_ns = sa_now_ns();
-    stop->stopped = 0;
-    stop->callers = sa_fp_enter();
+void sa_call_begin(sa_call *call, sa_interrupt interrupt) {
+    call->interrupt = interrupt;
+    call->asked_ns = sa_now_ns();
+    call->cancelled = 0;
+    call->callers = sa_fp_enter();
 }
 
-sa_status sa_leave(sa_stop *stop) {
-    sa_fp_leave(stop->callers);
-    return stop->stopped ? SA_INTERRUPTED : SA_OK;
+sa_status sa_call_end(sa_call *call) {
+    sa_fp_leave(call->callers);
+    return call->cancelled ? SA_INTERRUPTED : SA_OK;
 }
 
-int sa_must_stop(sa_stop *stop, int worker) {
-    if (worker == 0 && stop->interrupt.interrupted) {
-        int64_t since = sa_now_ns() - stop->asked_ns;
+int sa_call_cancelled(sa_call *call, int worker) {
+    if (worker == 0 && call->interrupt.interrupted) {
+        int64_t since = sa_now_ns() - call->asked_ns;
         if (since >= SA_ASK_NS || since < 0) {
-            sa_fp_leave(stop->callers);
-            if (stop->interrupt.interrupted(stop->interrupt.arg)) stop->stopped = 1;
-            stop->callers = sa_fp_enter();
-            stop->asked_ns = sa_now_ns();
+            sa_fp_leave(call->callers);
+            if (call->interrupt.interrupted(call->interrupt.arg)) call->cancelled = 1;
+            call->callers = sa_fp_enter();
+            call->asked_ns = sa_now_ns();
         }
     }
-    return stop->stopped != 0;
+    return call->cancelled != 0;
 }

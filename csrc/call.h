@@ -1,7 +1,7 @@
-/* A call, from sa_enter to sa_leave: it computes in the default floating-point environment, and may
- * be told to stop. Every worker asks sa_must_stop between two pieces of work; only the caller
- * (worker 0) asks the interrupt, in its own floating-point environment, every SA_ASK_NS and while
- * it waits for the other workers. Used by every parallel loop. */
+/* A call, from sa_call_begin to sa_call_end: it computes in the default floating-point environment,
+ * and can be cancelled. Every worker asks sa_call_cancelled between two pieces of work; only the
+ * caller (worker 0) asks the interrupt, in its own floating-point environment, every SA_ASK_NS and
+ * while it waits for the other workers. Used by every parallel loop. */
 #ifndef SA_CALL_H
 #define SA_CALL_H
 
@@ -27,12 +27,12 @@ typedef struct {
     sa_interrupt interrupt;
     sa_fp_env callers;
     int64_t asked_ns;
-    sa_counter stopped;
-} sa_stop;
+    sa_counter cancelled;
+} sa_call;
 
-void sa_enter(sa_stop *stop, sa_interrupt interrupt);
-int sa_must_stop(sa_stop *stop, int worker);
-sa_status sa_leave(sa_stop *stop); /* SA_OK or SA_INTERRUPTED */
+void sa_call_begin(sa_call *call, sa_interrupt interrupt);
+int sa_call_cancelled(sa_call *call, int worker);
+sa_status sa_call_end(sa_call *call); /* SA_OK or SA_INTERRUPTED */
 
 /* A clock that nobody sets back, where there is one. */
 int64_t sa_now_ns(void);

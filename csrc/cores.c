@@ -21,7 +21,7 @@ static void remove_core(cpu_set_t *mask, int core) {
     if (core >= 0 && CPU_ISSET(core, mask) && CPU_COUNT(mask) > 1) CPU_CLR(core, mask);
 }
 
-void sa_place(pthread_t thread, sa_placement *at, const sa_cores *callers, int sleeps) {
+void sa_pin(pthread_t thread, sa_placement *at, const sa_cores *callers, int sleeps) {
     if (callers->own < 0) return;
     sa_placement to = {*callers, sleeps ? sched_getcpu() : at->waker};
     int stays = CPU_EQUAL(&at->callers.mask, &to.callers.mask) &&

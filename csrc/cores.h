@@ -40,7 +40,7 @@ sa_placement sa_placement_of_new(const sa_cores *callers);
 #if SA_AFFINITY
 /* Keep a thread off the caller's core; if it sleeps, and is woken by the thread that calls this,
  * off that one's core too. `at` says where it was put last. */
-void sa_place(pthread_t thread, sa_placement *at, const sa_cores *callers, int sleeps);
+void sa_pin(pthread_t thread, sa_placement *at, const sa_cores *callers, int sleeps);
 #endif
 
 #endif

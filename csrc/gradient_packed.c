@@ -10,7 +10,7 @@ enum { MIN_TILES = 3 };
 
 static int64_t bytes_of_row(const sa_problem *p, int i) {
     return (i == SA_KEYS || i == SA_GRAD_KEYS ? p->head_dim : p->head_dim_v) *
-           sa_real_size(p->dtype);
+           sa_dtype_size(p->dtype);
 }
 
 sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {
@@ -20,7 +20,7 @@ sa_packed_layout sa_packed_layout_make(const sa_gradient_plan *plan) {
     sa_packed_layout x = {0};
     for (int i = 0; i < SA_PACKED_ARRAYS; ++i) {
         int64_t bytes = bytes_of_row(p, i);
-        if (!bytes || !sa_lies_apart(p, arrays[i], bytes)) continue;
+        if (!bytes || !sa_rows_have_gaps(p, arrays[i], bytes)) continue;
         if (p->seqlen_k > 2 * SA_PACKED_BYTES / bytes) return (sa_packed_layout){0};
         x.is_packed[i] = 1;
         x.at[i] = x.size;
@@ -35,21 +35,21 @@ static char *memory_of(const sa_packed_job *x, int i) {
 
 void sa_packed_job_begin(sa_packed_job *x, const sa_job *job) {
     const sa_problem *p = x->plan->rows.problem;
-    int wanted = job->pass->wanted;
+    int needs_grad = job->pass->needs_grad;
     /* Sinks need no keys; and rows that are counted again need all of them. */
-    x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 && wanted != SA_GRADIENT_SINKS &&
-                 sa_tiles_of_job(x->plan, job) >= MIN_TILES;
+    x->is_used = x->layout->size > 0 && job->pass->key_parts == 1 &&
+                 needs_grad != SA_GRADIENT_SINKS && sa_tiles_of_job(x->plan, job) >= MIN_TILES;
     x->copied[SA_KEYS] = x->copied[SA_VALUES] = (sa_copied_rows){0};
     x->own = x->grow = sa_key_gradients_of(x->plan, job);
     char *key = memory_of(x, SA_GRAD_KEYS), *value = memory_of(x, SA_GRAD_VALUES);
-    if (key && wanted & SA_GRADIENT_KEY)
+    if (key && needs_grad & SA_GRADIENT_KEY)
         x->grow.key = key, x->grow.key_row = bytes_of_row(p, SA_GRAD_KEYS);
-    if (value && wanted & SA_GRADIENT_VALUE)
+    if (value && needs_grad & SA_GRADIENT_VALUE)
         x->grow.value = value, x->grow.value_row = bytes_of_row(p, SA_GRAD_VALUES);
 }
 
 /* The keys or the values of a tile, which others of the job may share. */
-static void use_copy(sa_packed_job *x, int i, sa_gradient_tile *t, const char **at,
+static void use_copy(sa_packed_job *x, int i, sa_backward_tile *t, const char **at,
                      ptrdiff_t *row) {
     char *copy = memory_of(x, i);
     int64_t bytes = bytes_of_row(x->plan->rows.problem, i);
@@ -58,21 +58,21 @@ static void use_copy(sa_packed_job *x, int i, sa_gradient_tile *t, const char **
     if (copied->at != *at || copied->rows < t->num_keys) {
         sa_copy_rows(copy, bytes, *at, *row, bytes, t->num_keys);
         *copied = (sa_copied_rows){*at, t->num_keys};
-        *t->seen.finite = (sa_finite){0}; /* there were others in memory */
+        *t->fwd.finite = (sa_finite){0}; /* there were others in memory */
     }
     *at = copy;
     *row = bytes;
 }
 
-void sa_packed_job_tile(sa_packed_job *x, sa_gradient_tile *t) {
+void sa_packed_job_tile(sa_packed_job *x, sa_backward_tile *t) {
     if (!x->is_used) return;
-    use_copy(x, SA_KEYS, t, &t->seen.k, &t->seen.k_row);
-    use_copy(x, SA_VALUES, t, &t->seen.v, &t->seen.v_row);
+    use_copy(x, SA_KEYS, t, &t->fwd.k, &t->fwd.k_row);
+    use_copy(x, SA_VALUES, t, &t->fwd.v, &t->fwd.v_row);
     if (memory_of(x, SA_KEYS) && memory_of(x, SA_VALUES)) t->is_first = 0; /* they are near */
-    t->grad_k = x->grow.key;
-    t->grad_v = x->grow.value;
-    t->grad_k_row = x->grow.key_row;
-    t->grad_v_row = x->grow.value_row;
+    t->dk = x->grow.key;
+    t->dv = x->grow.value;
+    t->dk_row = x->grow.key_row;
+    t->dv_row = x->grow.value_row;
 }
 
 int sa_packed_job_writes(const sa_packed_job *x) {

@@ -39,7 +39,7 @@ typedef struct {
 void sa_packed_job_begin(sa_packed_job *x, const sa_job *job);
 
 /* Let a tile of the job read packed keys and add to packed gradients. */
-void sa_packed_job_tile(sa_packed_job *x, sa_gradient_tile *t);
+void sa_packed_job_tile(sa_packed_job *x, sa_backward_tile *t);
 
 /* Whether the job's end writes gradients. */
 int sa_packed_job_writes(const sa_packed_job *x);

@@ -52,11 +52,11 @@ static void cut(const sa_gradient_plan *plan, sa_pass *pass, int by_rows, int by
     pass->jobs = pass->own * pass->row_parts * pass->key_parts;
 }
 
-static sa_pass *add_pass(sa_gradient_plan *plan, sa_pass pass, int wanted, int by_rows,
+static sa_pass *add_pass(sa_gradient_plan *plan, sa_pass pass, int needs_grad, int by_rows,
                          int by_keys) {
     sa_pass *added = &plan->passes[plan->num_passes++];
     *added = pass;
-    added->wanted = wanted;
+    added->needs_grad = needs_grad;
     cut(plan, added, by_rows, by_keys);
     plan->jobs += added->jobs;
     return added;
@@ -64,8 +64,8 @@ static sa_pass *add_pass(sa_gradient_plan *plan, sa_pass pass, int wanted, int b
 
 /* Whether heads in one piece each keep the threads as busy as 7/5 of the work in small pieces. */
 static int heads_suffice(int64_t heads, int num_threads) {
-    int64_t turns = ceil_div(heads, num_threads);
-    return 5 * turns * num_threads <= 7 * heads;
+    int64_t rounds = ceil_div(heads, num_threads);
+    return 5 * rounds * num_threads <= 7 * heads;
 }
 
 static void plan_passes(sa_gradient_plan *plan) {
@@ -161,39 +161,38 @@ static void find_entry(const sa_problem *p, const sa_job *job, int64_t i, int64_
 }
 
 int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
-                        double *sinks, sa_gradient_tile *t) {
+                        double *sinks, sa_backward_tile *t) {
     const sa_problem *p = plan->rows.problem;
     const sa_gradients *d = plan->gradients;
     int64_t group = plan->rows.group, first = tile * SA_GRADIENT_TILE_M;
-    sa_place at = {.i = first / group, .g = first % group};
+    sa_row_pos at = {.i = first / group, .g = first % group};
     find_entry(p, job, i, &at.b, &at.head_kv);
     int64_t rows = group * sa_num_queries(p, at.b) - first;
     if (rows <= 0) return 0;
-    t->seen.rows = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
-    sa_plan_rows(&plan->rows, &at, &t->seen);
+    t->fwd.rows = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
+    sa_plan_rows(&plan->rows, &at, &t->fwd);
 
-    t->wanted = job->pass->wanted;
-    t->adds_to_query = i > 0 && t->wanted == SA_GRADIENT_QUERY;
+    t->needs_grad = job->pass->needs_grad;
+    t->adds_to_query = i > 0 && t->needs_grad == SA_GRADIENT_QUERY;
     t->num_keys = sa_num_keys(p, at.b);
-    t->grad_out_col = d->out.col;
-    t->grad_q_col = d->query.col;
-    t->grad_mask_col = d->mask.col;
-    t->grad_k_row = d->key.row;
-    t->grad_k_col = d->key.col;
-    t->grad_v_row = d->value.row;
-    t->grad_v_col = d->value.col;
+    t->dout_col = d->out.col;
+    t->dq_col = d->query.col;
+    t->dmask_col = d->mask.col;
+    t->dk_row = d->key.row;
+    t->dk_col = d->key.col;
+    t->dv_row = d->value.row;
+    t->dv_col = d->value.col;
     int64_t head = at.head_kv * group, row = sa_first_query(p, at.b);
-    char *grad_out = sa_row_of(p, &d->out, at.b, head, row);
-    char *grad_q = sa_row_of(p, &d->query, at.b, head, row);
-    char *grad_mask = sa_row_of(p, &d->mask, at.b, head, row);
-    t->grad_k = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
-    t->grad_v = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
-    for (int r = 0; r < t->seen.rows; ++r, sa_next_row(&plan->rows, &at)) {
-        t->grad_out[r] = grad_out + at.g * d->out.head + at.i * d->out.row;
-        t->grad_q[r] = grad_q + at.g * d->query.head + at.i * d->query.row;
-        t->grad_mask[r] =
-            d->mask.data ? grad_mask + at.g * d->mask.head + at.i * d->mask.row : NULL;
-        t->grad_sink[r] = sinks + at.g;
+    char *dout = sa_row_of(p, &d->out, at.b, head, row);
+    char *dq = sa_row_of(p, &d->query, at.b, head, row);
+    char *dmask = sa_row_of(p, &d->mask, at.b, head, row);
+    t->dk = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
+    t->dv = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
+    for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&plan->rows, &at)) {
+        t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
+        t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
+        t->dmask[r] = d->mask.data ? dmask + at.g * d->mask.head + at.i * d->mask.row : NULL;
+        t->dsink[r] = sinks + at.g;
     }
     return 1;
 }
@@ -227,6 +226,6 @@ void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const doubl
     int64_t b, head_kv, group = plan->rows.group;
     find_entry(p, job, 0, &b, &head_kv);
     for (int64_t g = 0; g < group; ++g)
-        sa_write_real(p->dtype, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
-                      sinks[g]);
+        sa_store_scalar(p->dtype, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
+                        sinks[g]);
 }

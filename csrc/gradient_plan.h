@@ -16,7 +16,7 @@ enum { SA_MAX_PASSES = 5 };
 /* The axes of a pass are those of the batch and the key/value heads'. Its jobs are those of the
  * axes that its gradients have, times parts of rows and of keys; a job walks all the other axes. */
 typedef struct {
-    int wanted; /* sa_gradient's, joined */
+    int needs_grad; /* sa_gradient's, joined */
     int is_broadcast[SA_MAX_BATCH_AXES + 1];
     int64_t own, broadcast; /* how many there are of both kinds of axes */
     int64_t tiles_of_job, keys_of_job;
@@ -49,7 +49,7 @@ sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i);
 /* The tile-th tile of rows of the i-th batch entry and head that the job walks; 0 if it has no
  * rows. Its rows' sinks are summed up in `sinks`, by heads of the group. */
 int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
-                        double *sinks, sa_gradient_tile *t);
+                        double *sinks, sa_backward_tile *t);
 
 /* How many tiles the job walks of its first batch entry. */
 int64_t sa_tiles_of_job(const sa_gradient_plan *plan, const sa_job *job);

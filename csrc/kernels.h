@@ -37,17 +37,17 @@ static inline int sa_part_e(int64_t head_dim) { return SA_CHUNKS_OF_PART * sa_ch
  *
  * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of
  * it below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs
- * is 2^(to_log2 * (score - max)), and for the lse to_natural * max. */
+ * is 2^(scale_log2 * (score - max)), and for the lse scale_ln * max. */
 typedef struct {
     double q_factor, scale; /* scale > 0 */
-    double to_log2, to_natural;
+    double scale_log2, scale_ln;
     double softcap; /* 0: none */
     int in_natural_units;
     /* Of the weights, those whose number is below are dropped (dropout.inc.h), and the rest are
-     * multiplied by keep_factor. */
+     * multiplied by dropout_scale. */
     int has_dropout;
-    uint32_t drop_below;
-    double keep_factor;
+    uint32_t dropout_threshold;
+    double dropout_scale;
 } sa_scoring;
 
 /* What a worker has found out: rows [begin, end) of x are all finite. */
@@ -66,14 +66,14 @@ typedef struct {
     const char *k, *v;
     ptrdiff_t k_row, v_row;
     int is_first;
-} sa_ahead;
+} sa_prefetch;
 
 typedef struct sa_tile {
     int rows;
     int64_t group; /* every group-th row is of the same head */
     int64_t head_dim, head_dim_v;
     sa_scoring scoring;
-    sa_ahead ahead;
+    sa_prefetch prefetch;
     sa_finite *finite; /* the worker's, from tile to tile: of V, in the backward pass of K */
     const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
@@ -107,7 +107,7 @@ typedef struct {
     int rows, max_rows; /* of a tile: what suits it best, and at most */
     /* Bytes of scratch for a tile, and of one partial result of it. */
     size_t (*scratch_size)(int rows, int64_t head_dim);
-    size_t (*partial_size)(int rows, int64_t head_dim_v);
+    size_t (*state_size)(int rows, int64_t head_dim_v);
     /* Prepare the scratch for a tile: pack its queries. */
     void (*begin)(const sa_tile *t, void *scratch);
     /* The partial result of the keys of one split. */
@@ -136,23 +136,23 @@ typedef struct {
 
 /* A tile of the backward pass, whose `seen` is like one of the forward pass, but that its out and
  * lse are read. */
-typedef struct sa_gradient_tile {
-    sa_tile seen;
-    int wanted; /* sa_gradient's, joined; sinks stand alone, and so does the mask */
-    const char *grad_out[SA_MAX_TILE_M];
-    char *grad_q[SA_MAX_TILE_M], *grad_mask[SA_MAX_TILE_M]; /* the mask's from key 0 */
-    double *grad_sink[SA_MAX_TILE_M];
+typedef struct sa_backward_tile {
+    sa_tile fwd;
+    int needs_grad; /* sa_gradient's, joined; sinks stand alone, and so does the mask */
+    const char *dout[SA_MAX_TILE_M];
+    char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's from key 0 */
+    double *dsink[SA_MAX_TILE_M];
     int adds_to_query; /* or else grad_q is only written */
     int64_t num_keys;  /* of its batch entry */
-    char *grad_k, *grad_v;
-    ptrdiff_t grad_out_col, grad_q_col, grad_mask_col;
-    ptrdiff_t grad_k_row, grad_k_col, grad_v_row, grad_v_col;
-    int q_finite, grad_out_finite; /* found by `begin` */
-    /* What is fetched ahead. */
+    char *dk, *dv;
+    ptrdiff_t dout_col, dq_col, dmask_col;
+    ptrdiff_t dk_row, dk_col, dv_row, dv_col;
+    int q_finite, dout_finite; /* found by `begin` */
+    /* What is fetched prefetch. */
     int is_first;                        /* of its part of a batch entry's rows */
-    const struct sa_gradient_tile *next; /* of the worker's; or NULL */
-    sa_key_gradients soon;               /* written between the two */
-} sa_gradient_tile;
+    const struct sa_backward_tile *next; /* of the worker's; or NULL */
+    sa_key_gradients next_grads;         /* written between the two */
+} sa_backward_tile;
 
 typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
@@ -161,15 +161,15 @@ typedef struct {
     /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted
      * again: then `count` for each split of all their keys, and `counted`. Rows that are found to
      * see no key lose theirs. */
-    int (*begin)(sa_gradient_tile *t, void *scratch);
-    void (*count)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
-    void (*counted)(sa_gradient_tile *t, void *scratch);
+    int (*begin)(sa_backward_tile *t, void *scratch);
+    void (*row_stats)(const sa_backward_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
+    void (*check_row_stats)(sa_backward_tile *t, void *scratch);
     /* Add what a split's keys give to the gradients of key, value and mask, and sum query's. */
-    void (*split)(const sa_gradient_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
+    void (*split)(const sa_backward_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     /* Write query's sums to its gradient, or add them. */
-    void (*finish)(const sa_gradient_tile *t, void *scratch);
+    void (*finish)(const sa_backward_tile *t, void *scratch);
     /* Add to each row's grad_sink; it needs no split. */
-    void (*sinks)(const sa_gradient_tile *t, void *scratch);
+    void (*sinks)(const sa_backward_tile *t, void *scratch);
 } sa_backward_kernel;
 
 typedef enum {
@@ -197,7 +197,7 @@ typedef struct {
     char *out;
     ptrdiff_t x_col, angle_col, out_col;
     int64_t pairs, step, first, second;
-} sa_turn_row;
+} sa_rope_row;
 
 enum {
     SA_PROJECT_LANES = 144, /* of a tile of a projection, in float32; half of it in float64 */
@@ -213,7 +213,7 @@ typedef struct {
     /* By rows: the matrix w that x is multiplied by, and a bias or NULL. */
     const char *w, *bias;
     ptrdiff_t w_row, w_k, bias_step, out_col;
-    int is_far; /* w is larger than the caches */
+    int exceeds_cache; /* w is larger than the caches */
     /* By columns: dy, of so many columns, and the gradient of the matrix. */
     ptrdiff_t dy_col;
     int64_t dy_cols;
@@ -247,10 +247,10 @@ typedef struct {
 
 typedef struct sa_kernels {
     int lanes; /* of a vector */
-    sa_forward_kernel tile, few;
+    sa_forward_kernel prefill, decode;
     /* Of x's rows that are a few: by what of the weight lies side by side. */
-    sa_project_kernel project, few_by_rows, few_by_columns;
-    const struct sa_kernels *few_by_rows_of; /* whose few_by_rows is to be used: mostly itself */
+    sa_project_kernel project, gemv_by_rows, gemv_by_columns;
+    const struct sa_kernels *gemv_by_rows_of; /* whose gemv_by_rows is to be used: mostly itself */
     sa_backward_kernel backward;
     /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
      * becomes of them by softmax, given the partial result of all keys. */
@@ -272,7 +272,7 @@ typedef struct sa_kernels {
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
     /* A row of n elements whose pairs are turned; the others are copied. */
-    void (*turn_row)(const sa_turn_row *row, int64_t n);
+    void (*rope_row)(const sa_rope_row *row, int64_t n);
     void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);
 } sa_kernels;
 

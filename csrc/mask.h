@@ -23,7 +23,7 @@
 
 #include "kernels.h"
 
-typedef enum { SA_EMPTY, SA_FULL, SA_RAGGED } sa_class;
+typedef enum { SA_EMPTY, SA_FULL, SA_PARTIAL } sa_class;
 
 static inline int64_t sa_clip(int64_t x, int64_t low, int64_t high) {
     return x < low ? low : x > high ? high : x;
@@ -127,7 +127,7 @@ static inline sa_class sa_block_class(const sa_tile *t, int64_t block, int *begi
     *end = (int)last;
     if (first >= last) return SA_EMPTY;
     int full = t->full_begin <= block + first && block + last <= t->full_end;
-    return full ? SA_FULL : SA_RAGGED;
+    return full ? SA_FULL : SA_PARTIAL;
 }
 
 /* A key counted from the block, clipped to it. */

@@ -10,18 +10,18 @@
 enum { MIN_TILES = 4 };
 
 /* Bytes of a key, and of a value. */
-static int64_t key_bytes(const sa_problem *p) { return p->head_dim * sa_real_size(p->dtype); }
-static int64_t value_bytes(const sa_problem *p) { return p->head_dim_v * sa_real_size(p->dtype); }
+static int64_t key_bytes(const sa_problem *p) { return p->head_dim * sa_dtype_size(p->dtype); }
+static int64_t value_bytes(const sa_problem *p) { return p->head_dim_v * sa_dtype_size(p->dtype); }
 
-int sa_lies_apart(const sa_problem *p, const sa_array *a, int64_t bytes) {
-    return a->col == sa_real_size(p->dtype) && a->row != bytes &&
+int sa_rows_have_gaps(const sa_problem *p, const sa_array *a, int64_t bytes) {
+    return a->col == sa_dtype_size(p->dtype) && a->row != bytes &&
            a->row != 0; /* nor all in one place */
 }
 
 size_t sa_packed_size(const sa_plan *plan) {
     const sa_problem *p = plan->problem;
     int64_t k = key_bytes(p), v = value_bytes(p);
-    if (!sa_lies_apart(p, &p->key, k) || !sa_lies_apart(p, &p->value, v)) return 0;
+    if (!sa_rows_have_gaps(p, &p->key, k) || !sa_rows_have_gaps(p, &p->value, v)) return 0;
     if (!p->cu_seqlens_q && plan->tiles_of_head < MIN_TILES) return 0;
     if (k + v == 0 || plan->end_key > (SA_PACKED_BYTES - 2 * CACHE_LINE) / (k + v)) return 0;
     return sa_whole_lines((size_t)(plan->end_key * k)) +
@@ -50,9 +50,9 @@ void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, 
     char *v = x->memory + sa_whole_lines((size_t)(plan->end_key * key_bytes(p)));
     if (tile >= x->end) {
         int64_t b, end_of_head = sa_end_of_head(plan, tile, &b);
-        int64_t of_turn = end < end_of_head ? end : end_of_head;
-        x->is_used = of_turn - tile >= MIN_TILES;
-        x->end = x->is_used ? end_of_head : of_turn; /* another turn may have more of it */
+        int64_t of_chunk = end < end_of_head ? end : end_of_head;
+        x->is_used = of_chunk - tile >= MIN_TILES;
+        x->end = x->is_used ? end_of_head : of_chunk; /* another turn may have more of it */
         if (x->is_used) {
             copy_keys(p, b, t, x->memory, v);
             *t->finite = (sa_finite){0}; /* there were others in memory */
@@ -63,5 +63,5 @@ void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, 
     t->v = v;
     t->k_row = key_bytes(p);
     t->v_row = value_bytes(p);
-    t->ahead.is_first = 0; /* they are near */
+    t->prefetch.is_first = 0; /* they are near */
 }

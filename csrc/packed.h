@@ -23,7 +23,7 @@ size_t sa_packed_size(const sa_plan *plan);
 void sa_pack_keys(const sa_plan *plan, sa_packed *x, int64_t tile, int64_t end, sa_tile *t);
 
 /* Whether rows of so many bytes, elements side by side, lie apart from one another. */
-int sa_lies_apart(const sa_problem *problem, const sa_array *a, int64_t bytes);
+int sa_rows_have_gaps(const sa_problem *problem, const sa_array *a, int64_t bytes);
 
 void sa_copy_rows(char *to, ptrdiff_t to_row, const char *from, ptrdiff_t from_row, int64_t bytes,
                   int64_t rows);

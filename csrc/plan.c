@@ -12,11 +12,11 @@
 /* A turn is this fraction of a thread's part of the tiles that are left: long at first, so that
  * what neighbours share stays in a thread's caches, and short in the end, so that nobody waits for
  * long. */
-enum { SHARES_PER_THREAD = 4 };
+enum { CHUNKS_PER_THREAD = 4 };
 
 static const double LOG2_E = 1.4426950408889634;
 
-int64_t sa_real_size(sa_dtype dtype) { return dtype == SA_f64 ? sizeof(double) : sizeof(float); }
+int64_t sa_dtype_size(sa_dtype dtype) { return dtype == SA_f64 ? sizeof(double) : sizeof(float); }
 
 size_t sa_whole_lines(size_t n) { return (n + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE; }
 
@@ -40,10 +40,10 @@ static sa_scoring scoring_of(const sa_problem *p, int as_scores) {
     }
     s.has_dropout = p->dropout_p > 0;
     double below = floor(ldexp(p->dropout_p, 32) + 0.5);
-    s.drop_below = below < UINT32_MAX ? (uint32_t)below : UINT32_MAX;
-    s.keep_factor = p->dropout_p < 1 ? 1 / (1 - p->dropout_p) : 0;
-    s.to_natural = s.in_natural_units ? 1 : s.scale;
-    s.to_log2 = s.to_natural * LOG2_E;
+    s.dropout_threshold = below < UINT32_MAX ? (uint32_t)below : UINT32_MAX;
+    s.dropout_scale = p->dropout_p < 1 ? 1 / (1 - p->dropout_p) : 0;
+    s.scale_ln = s.in_natural_units ? 1 : s.scale;
+    s.scale_log2 = s.scale_ln * LOG2_E;
     return s;
 }
 
@@ -53,11 +53,11 @@ static sa_scoring scoring_of(const sa_problem *p, int as_scores) {
 typedef struct {
     int64_t first, last; /* any query sees only keys first <= j < last */
     double pairs;        /* of a query and a key that it sees, in one head: at most about so many */
-} sight;
+} key_bounds;
 
-static sight sight_of(const sa_problem *p, int64_t entries) {
+static key_bounds key_bounds_of(const sa_problem *p, int64_t entries) {
     int alike = !p->query_offset_of_batch && !p->kv_lengths && !p->cu_seqlens_q && !p->cu_seqlens_k;
-    sight s = {.first = INT64_MAX};
+    key_bounds s = {.first = INT64_MAX};
     for (int64_t b = 0; b < (alike && entries ? 1 : entries); ++b) {
         int64_t first, last, ignored, queries = sa_num_queries(p, b);
         if (queries == 0) continue;
@@ -114,43 +114,43 @@ int sa_is_serial(const sa_problem *p) {
 
 sa_plan sa_plan_make(const sa_problem *p, int as_scores, int64_t width) {
     sa_plan plan = {.problem = p, .kernels = sa_kernels_for(p->dtype)};
-    const sa_forward_kernel *tile = &plan.kernels->tile, *few = &plan.kernels->few;
+    const sa_forward_kernel *prefill = &plan.kernels->prefill, *decode = &plan.kernels->decode;
     /* Without rows there is nothing to plan, however many batch entries have none. */
     int64_t entries = p->num_heads_q && p->seqlen_q ? sa_entries(p) : 0;
-    sight seen = sight_of(p, entries);
+    key_bounds bounds = key_bounds_of(p, entries);
     plan.scoring = scoring_of(p, as_scores);
     plan.group = p->num_heads_kv ? p->num_heads_q / p->num_heads_kv : 0;
-    plan.stretches = entries * p->num_heads_kv >= p->num_threads;
+    plan.merge_tail = entries * p->num_heads_kv >= p->num_threads;
     plan.tiles_of_head = sa_tiles_of(&plan, p->seqlen_q * plan.group);
     plan.tiles = entries ? sa_first_tile(&plan, entries) * p->num_heads_kv : 0;
     plan.segments_ascend = segments_ascend(p, entries);
-    plan.end_key = seen.last;
-    plan.first_split = seen.first / SA_SPLIT_N;
-    plan.splits = (seen.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
+    plan.end_key = bounds.last;
+    plan.first_split = bounds.first / SA_SPLIT_N;
+    plan.splits = (bounds.last + SA_SPLIT_N - 1) / SA_SPLIT_N - plan.first_split;
     if (plan.splits < 1) plan.splits = 1;
 
-    double threads = threads_worth(p, seen.pairs, width);
+    double threads = threads_worth(p, bounds.pairs, width);
     plan.num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (plan.num_threads < 1) plan.num_threads = 1;
 
     int64_t rows = plan.group * p->seqlen_q;
-    int few_rows = rows < few->max_rows ? (int)rows : few->max_rows;
-    int tile_rows = rows < tile->max_rows ? (int)rows : tile->max_rows;
-    plan.scratch_size = sa_whole_lines(max_size(few->scratch_size(few_rows, p->head_dim),
-                                                tile->scratch_size(tile_rows, p->head_dim)));
-    plan.partial_size = sa_whole_lines(max_size(few->partial_size(few_rows, p->head_dim_v),
-                                                tile->partial_size(tile_rows, p->head_dim_v)));
+    int decode_rows = rows < decode->max_rows ? (int)rows : decode->max_rows;
+    int prefill_rows = rows < prefill->max_rows ? (int)rows : prefill->max_rows;
+    plan.scratch_size = sa_whole_lines(max_size(decode->scratch_size(decode_rows, p->head_dim),
+                                                prefill->scratch_size(prefill_rows, p->head_dim)));
+    plan.state_size = sa_whole_lines(max_size(decode->state_size(decode_rows, p->head_dim_v),
+                                              prefill->state_size(prefill_rows, p->head_dim_v)));
     return plan;
 }
 
-int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end) {
+int sa_next_chunk(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end) {
     int64_t begin = *next, to;
     int packed = plan->problem->cu_seqlens_q != NULL; /* sequences' tiles differ in number */
     do {
-        int64_t turn = (plan->tiles - begin) / (SHARES_PER_THREAD * plan->num_threads);
-        to = begin + (turn > 1 ? turn : 1);
-        if (!packed && turn > plan->tiles_of_head) to -= to % plan->tiles_of_head;
-    } while (begin < plan->tiles && !sa_move(next, &begin, to));
+        int64_t chunk = (plan->tiles - begin) / (CHUNKS_PER_THREAD * plan->num_threads);
+        to = begin + (chunk > 1 ? chunk : 1);
+        if (!packed && chunk > plan->tiles_of_head) to -= to % plan->tiles_of_head;
+    } while (begin < plan->tiles && !sa_cas(next, &begin, to));
     *first = begin;
     *end = to < plan->tiles ? to : plan->tiles;
     return begin < plan->tiles;

@@ -23,13 +23,13 @@ typedef struct {
     sa_scoring scoring;
     int64_t group;               /* query heads that share a key/value head */
     int64_t tiles;               /* some of packed sequences may be empty */
-    int stretches;               /* whether tiles take in a vector that would be left over */
+    int merge_tail;              /* whether tiles take in a vector that would be left over */
     int64_t end_key;             /* any query sees only keys before it, by its range */
     int64_t first_split, splits; /* those in which any query sees a key; one at least */
     int64_t tiles_of_head; /* neighbours, which share keys and values; not of packed sequences */
     int num_threads;
-    int segments_ascend;               /* so that those of a row are a range of keys */
-    size_t scratch_size, partial_size; /* multiples of a cache line */
+    int segments_ascend;             /* so that those of a row are a range of keys */
+    size_t scratch_size, state_size; /* multiples of a cache line */
 } sa_plan;
 
 /* width: elements of each key, and of what is summed by it, that are multiplied for each query.
@@ -37,7 +37,7 @@ typedef struct {
 sa_plan sa_plan_make(const sa_problem *problem, int as_scores, int64_t width);
 
 /* What the next worker to ask takes: tiles [first, end); 0 if none is left. `next` begins at 0. */
-int sa_plan_turn(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);
+int sa_next_chunk(const sa_plan *plan, sa_counter *next, int64_t *first, int64_t *end);
 
 /* The tile-th tile: its rows' pointers, key ranges and options. 0 if it has no rows. */
 int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t);
@@ -51,8 +51,8 @@ int64_t sa_plan_next_tile(const sa_plan *plan, int64_t tile, int64_t end, sa_til
 
 /* What the tile-th tile, planned as t, fetches ahead. Those after it up to `end` are the same
  * worker's, and `next` is the first of them, or NULL; the last before it had the keys `last_k`. */
-void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
-                   const char *last_k, sa_tile *t);
+void sa_plan_prefetch(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
+                      const char *last_k, sa_tile *t);
 
 /* Where the tiles of the tile-th one's head end, and its batch entry. */
 int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b);
@@ -60,12 +60,12 @@ int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b);
 /* The place of a row: batch entry, key/value head, query, and query head within the group. */
 typedef struct {
     int64_t b, head_kv, i, g;
-} sa_place;
+} sa_row_pos;
 
-void sa_next_row(const sa_plan *plan, sa_place *at);
+void sa_next_row(const sa_plan *plan, sa_row_pos *at);
 
 /* The same for the t->rows rows that begin there. */
-void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t);
+void sa_plan_rows(const sa_plan *plan, const sa_row_pos *at, sa_tile *t);
 
 /* Which of the two shapes computes it. */
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t);
@@ -77,10 +77,10 @@ int64_t sa_first_tile(const sa_plan *plan, int64_t b);
 int64_t sa_tiles_of(const sa_plan *plan, int64_t rows);
 char *sa_row_of(const sa_problem *problem, const sa_array *a, int64_t b, int64_t h, int64_t r);
 
-void sa_write_real(sa_dtype dtype, void *at, double x);
+void sa_store_scalar(sa_dtype dtype, void *at, double x);
 
 /* Bytes of an element. */
-int64_t sa_real_size(sa_dtype dtype);
+int64_t sa_dtype_size(sa_dtype dtype);
 
 /* The next multiple of a cache line. */
 size_t sa_whole_lines(size_t n);

@@ -5,7 +5,7 @@
  * Waking a sleeper is a system call: the caller wakes two, and each of them, when it begins, the
  * next two. Where they wake is said by cores.c.
  *
- * Only one call uses the pool at a time, and it alone adds and removes helpers; another call that
+ * Only one loop uses the pool at a time, and it alone adds and removes helpers; another one that
  * comes meanwhile computes alone. A child after fork() has an empty pool and starts its own. */
 
 #include "pool.h"
@@ -38,7 +38,7 @@ static const int64_t UNUSED_NS = 2000000000; /* a helper that sleeps as long as 
 
 enum { IDLE, POSTED, RUNNING, ENDED };
 
-typedef struct call call;
+typedef struct loop loop;
 
 typedef struct {
     _Atomic int state; /* it ends under lock */
@@ -50,11 +50,11 @@ typedef struct {
     sa_work work;
     void *arg;
     int worker;
-    call *call;
+    loop *loop;
 } helper;
 
 /* A parallel loop, and what its caller waits for. */
-struct call {
+struct loop {
     int helpers;
     sa_cores cores;
     _Atomic int next_to_wake;
@@ -64,7 +64,7 @@ struct call {
 };
 
 static struct {
-    pthread_mutex_t in_use; /* held by the call that has the pool */
+    pthread_mutex_t in_use; /* held by the loop that has the pool */
     int size;
     int forks; /* that this process has come through */
     helper *helpers[MAX_HELPERS];
@@ -135,7 +135,7 @@ static int wake(helper *h, const sa_cores *cores) {
 #if SA_AFFINITY
     /* Under the lock it cannot end. */
     if (atomic_load_explicit(&h->state, memory_order_relaxed) != ENDED)
-        sa_place(h->thread, &h->placed, cores, sleeps);
+        sa_pin(h->thread, &h->placed, cores, sleeps);
 #else
     (void)cores;
 #endif
@@ -144,8 +144,8 @@ static int wake(helper *h, const sa_cores *cores) {
     return sleeps;
 }
 
-/* A worker's part in waking the call's helpers. */
-static void wake_some(call *c) {
+/* A worker's part in waking the loop's helpers. */
+static void wake_some(loop *c) {
     for (int woken = 0; woken < WAKES;) {
         int i = atomic_fetch_add(&c->next_to_wake, 1);
         if (i >= c->helpers) return;
@@ -153,7 +153,7 @@ static void wake_some(call *c) {
     }
 }
 
-static void finish_one(call *c) {
+static void finish_one(loop *c) {
     /* Under the lock, for the caller frees `c` as soon as it sees 0 there. */
     pthread_mutex_lock(&c->lock);
     if (atomic_fetch_sub_explicit(&c->running, 1, memory_order_acq_rel) == 1)
@@ -167,7 +167,7 @@ static void *helper_main(void *arg) {
     for (;;) {
         if (!spin_while(&h->state, IDLE) && !sleep_until_posted(h)) return NULL;
         if (!move_state(h, POSTED, RUNNING)) continue;
-        call *c = h->call;
+        loop *c = h->loop;
         wake_some(c);
         h->work(h->arg, h->worker);
         atomic_store_explicit(&h->state, IDLE, memory_order_release);
@@ -241,21 +241,21 @@ static void watch_forks(void) { pthread_atfork(NULL, NULL, forget_helpers); }
 
 /* ------------------------------------------------------------------ calls */
 
-static void post(call *c, helper *h, sa_work work, void *arg, int worker) {
+static void post(loop *c, helper *h, sa_work work, void *arg, int worker) {
     h->work = work;
     h->arg = arg;
     h->worker = worker;
-    h->call = c;
+    h->loop = c;
     if (!move_state(h, IDLE, POSTED)) finish_one(c); /* it has just ended */
 }
 
-static void take_back(call *c, helper *h) {
+static void take_back(loop *c, helper *h) {
     if (move_state(h, POSTED, IDLE)) finish_one(c);
 }
 
 /* Until the helpers' work is done; or this is the child of a fork() in a signal handler, and they
  * are no more. */
-static void wait_for_helpers(call *c, sa_stop *stop, int forks) {
+static void wait_for_helpers(loop *c, sa_call *call, int forks) {
     int64_t spun_until = sa_now_ns() + SPIN_NS;
     while (atomic_load_explicit(&c->running, memory_order_acquire) > 0 && sa_now_ns() < spun_until)
         relax();
@@ -264,14 +264,14 @@ static void wait_for_helpers(call *c, sa_stop *stop, int forks) {
         struct timespec until = time_after(SA_ASK_NS);
         pthread_cond_timedwait(&c->done, &c->lock, &until);
         pthread_mutex_unlock(&c->lock);
-        sa_must_stop(stop, 0);
+        sa_call_cancelled(call, 0);
         if (pool.forks != forks) return;
         pthread_mutex_lock(&c->lock);
     }
     pthread_mutex_unlock(&c->lock);
 }
 
-static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
+static void parallel(int num_threads, sa_work work, void *arg, sa_call *call) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, watch_forks);
     if (pthread_mutex_trylock(&pool.in_use) != 0) {
@@ -279,7 +279,7 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
         return;
     }
     const int forks = pool.forks;
-    call c = {.lock = PTHREAD_MUTEX_INITIALIZER, .cores = sa_cores_of_caller()};
+    loop c = {.lock = PTHREAD_MUTEX_INITIALIZER, .cores = sa_cores_of_caller()};
     init_condition(&c.done);
     c.helpers =
         gather_helpers(num_threads - 1 < MAX_HELPERS ? num_threads - 1 : MAX_HELPERS, &c.cores);
@@ -290,10 +290,10 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
     work(arg, 0);
     if (pool.forks == forks) {
         for (int i = 0; i < c.helpers; ++i) take_back(&c, pool.helpers[i]);
-        wait_for_helpers(&c, stop, forks);
+        wait_for_helpers(&c, call, forks);
     }
     if (pool.forks != forks) {
-        stop->stopped = 1; /* nobody can tell what the helpers had done */
+        call->cancelled = 1; /* nobody can tell what the helpers had done */
         return;
     }
     pthread_mutex_destroy(&c.lock);
@@ -303,13 +303,13 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
 
 #endif
 
-void sa_parallel(int num_threads, sa_work work, void *arg, sa_stop *stop) {
+void sa_parallel(int num_threads, sa_work work, void *arg, sa_call *call) {
 #if SA_THREADS
     if (num_threads > 1) {
-        parallel(num_threads, work, arg, stop);
+        parallel(num_threads, work, arg, call);
         return;
     }
 #endif
-    (void)num_threads, (void)stop;
+    (void)num_threads, (void)call;
     work(arg, 0);
 }

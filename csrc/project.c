@@ -37,7 +37,7 @@ typedef struct {
     char *scratch;
     size_t scratch_size;
     sa_counter next;
-    sa_stop *stop;
+    sa_call *call;
 } project_call;
 
 static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
@@ -56,19 +56,19 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* Tiles as large as may be; but if the work allows, several for each thread. Lanes are cut first,
  * since a cut through m has x packed once more; a few rows are all in one tile, and not packed. */
-static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_few) {
+static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_gemv) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
     double threads = flops / SA_FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
-    if (c->num_threads > 1 && is_few) {
+    if (c->num_threads > 1 && is_gemv) {
         by_m = most(by_m, least((int64_t)c->num_threads * TILES_PER_THREAD, c->m / M_UNIT));
     } else if (c->num_threads > 1) {
-        int64_t all = c->num_threads, wanted = all * TILES_PER_THREAD;
-        if (tiles < (double)wanted) wanted = most((int64_t)tiles, all);
+        int64_t all = c->num_threads, needs_grad = all * TILES_PER_THREAD;
+        if (tiles < (double)needs_grad) needs_grad = most((int64_t)tiles, all);
         int64_t most_by_lanes = most(by_lanes, c->lanes / LEAST_LANES);
-        if (by_lanes * by_m < wanted) by_lanes = least(parts(wanted, by_m), most_by_lanes);
+        if (by_lanes * by_m < needs_grad) by_lanes = least(parts(needs_grad, by_m), most_by_lanes);
         if (by_lanes > 1) by_lanes = least(parts(by_lanes, all) * all, most_by_lanes);
         if (by_lanes * by_m < all) by_m = least(parts(all, by_lanes), most(by_m, c->m / LEAST_M));
     }
@@ -109,7 +109,7 @@ static void point_at_block(const project_call *c, int64_t tile, int64_t k_begin,
     point_at_rows(c, &c->out, k_begin, k_end - k_begin, t->dy);
 }
 
-/* Returns 0 if the call must stop. */
+/* Returns 0 if the call is cancelled. */
 static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker) {
     const sa_project_kernel *kernel = c->kernel;
     sa_project_tile t;
@@ -121,7 +121,7 @@ static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker
         kernel->load(&t, scratch, k, k_end);
         for (int64_t m = 0; m < t.m; m += kernel->step) {
             kernel->multiply(&t, scratch, k, k_end, m, least(m + kernel->step, t.m));
-            if (sa_must_stop(c->stop, worker)) return 0;
+            if (sa_call_cancelled(c->call, worker)) return 0;
         }
     }
     kernel->finish(&t, scratch);
@@ -131,7 +131,7 @@ static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker
 static void some_tiles(void *arg, int worker) {
     project_call *c = arg;
     char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    for (int64_t tile, tiles = tiles_of(c); (tile = sa_take(&c->next)) < tiles;)
+    for (int64_t tile, tiles = tiles_of(c); (tile = sa_fetch_add(&c->next)) < tiles;)
         if (!compute_tile(c, tile, scratch, worker)) return;
 }
 
@@ -145,16 +145,16 @@ static void plan_memory(project_call *c) {
     c->scratch_size = sa_whole_lines(c->kernel->scratch_size(&t));
 }
 
-static sa_status run(project_call *c, int num_threads, int lanes_of_vector, int is_few) {
+static sa_status run(project_call *c, int num_threads, int lanes_of_vector, int is_gemv) {
     if (c->lanes == 0 || c->m == 0) return SA_OK;
-    plan(c, num_threads, lanes_of_vector, is_few);
+    plan(c, num_threads, lanes_of_vector, is_gemv);
     if (c->num_threads > tiles_of(c)) c->num_threads = (int)tiles_of(c);
     _Alignas(CACHE_LINE) char small[SA_SMALL_SCRATCH];
     plan_memory(c);
     int is_small = c->num_threads == 1 && c->scratch_size <= sizeof small;
     c->scratch = is_small ? small : sa_alloc((size_t)c->num_threads, c->scratch_size);
     if (!c->scratch) return SA_NO_MEMORY;
-    sa_parallel(c->num_threads, some_tiles, c, c->stop);
+    sa_parallel(c->num_threads, some_tiles, c, c->call);
     if (!is_small) sa_free(c->scratch);
     return SA_OK;
 }
@@ -167,24 +167,24 @@ static int64_t rows_of(const sa_projection *p) {
 
 /* The kernel for few rows, for which a vector of lanes is rows of the weight; NULL if these are not
  * few. Twice as many are, if the weight comes from memory, which they wait for either way. */
-static const sa_project_kernel *kernel_for_few(const sa_projection *p, int64_t rows, int is_far,
-                                               const sa_kernels *k) {
-    ptrdiff_t side_by_side = (ptrdiff_t)sa_real_size(p->dtype);
-    const sa_project_kernel *few = p->weight_row == side_by_side && p->weight_col != side_by_side
-                                       ? &k->few_by_columns
-                                       : &k->few_by_rows_of->few_by_rows;
-    return rows <= (is_far ? few->lanes : few->lanes / 2) ? few : NULL;
+static const sa_project_kernel *gemv_kernel(const sa_projection *p, int64_t rows, int exceeds_cache,
+                                            const sa_kernels *k) {
+    ptrdiff_t side_by_side = (ptrdiff_t)sa_dtype_size(p->dtype);
+    const sa_project_kernel *gemv = p->weight_row == side_by_side && p->weight_col != side_by_side
+                                        ? &k->gemv_by_columns
+                                        : &k->gemv_by_rows_of->gemv_by_rows;
+    return rows <= (exceeds_cache ? gemv->lanes : gemv->lanes / 2) ? gemv : NULL;
 }
 
 /* x w^T + bias */
-static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
+static sa_status by_rows(const sa_projection *p, sa_call *call) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     int64_t rows = rows_of(p);
-    double bytes = (double)p->n_in * (double)p->n_out * (double)sa_real_size(p->dtype);
-    int is_far = bytes > CACHE_BYTES;
-    const sa_project_kernel *few = kernel_for_few(p, rows, is_far, k);
+    double bytes = (double)p->n_in * (double)p->n_out * (double)sa_dtype_size(p->dtype);
+    int exceeds_cache = bytes > CACHE_BYTES;
+    const sa_project_kernel *gemv = gemv_kernel(p, rows, exceeds_cache, k);
     project_call c = {
-        .kernel = few ? few : &k->project,
+        .kernel = gemv ? gemv : &k->project,
         .axes = p->axes,
         .shape = p->shape,
         .x = p->x,
@@ -197,18 +197,18 @@ static sa_status by_rows(const sa_projection *p, sa_stop *stop) {
                     .w_row = p->weight_row,
                     .w_k = p->weight_col,
                     .bias_step = p->bias_step,
-                    .is_far = is_far,
+                    .exceeds_cache = exceeds_cache,
                     .out_col = p->out.col},
         .lanes = rows,
         .m = p->n_out,
-        .stop = stop,
+        .call = call,
     };
-    return run(&c, p->num_threads, few ? 1 : k->lanes, few != NULL);
+    return run(&c, p->num_threads, gemv ? 1 : k->lanes, gemv != NULL);
 }
 
 /* grad (n_out, n_in) = dy^T x, with p's out for dy */
 static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, char *grad,
-                            ptrdiff_t grad_row, ptrdiff_t grad_col, sa_stop *stop) {
+                            ptrdiff_t grad_row, ptrdiff_t grad_col, sa_call *call) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     project_call c = {
         .kernel = &k->project,
@@ -226,49 +226,49 @@ static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, cha
                     .grad_col = grad_col},
         .lanes = n_in,
         .m = p->n_out,
-        .stop = stop,
+        .call = call,
     };
     return run(&c, p->num_threads, k->lanes, 0);
 }
 
 sa_status sa_project(const sa_projection *p) {
-    sa_stop stop;
-    sa_enter(&stop, p->interrupt);
-    sa_status status = by_rows(p, &stop), left = sa_leave(&stop);
+    sa_call call;
+    sa_call_begin(&call, p->interrupt);
+    sa_status status = by_rows(p, &call), left = sa_call_end(&call);
     return status == SA_OK ? left : status;
 }
 
 static sa_status gradient_of_x(const sa_projection *p, const sa_projection_gradients *g,
-                               sa_stop *stop) {
-    sa_projection turned = *p;
-    turned.x = p->out;
-    turned.out = g->x;
-    turned.n_in = p->n_out;
-    turned.n_out = p->n_in;
-    turned.weight_row = p->weight_col;
-    turned.weight_col = p->weight_row;
-    turned.bias = NULL;
-    return by_rows(&turned, stop);
+                               sa_call *call) {
+    sa_projection of_transposed = *p;
+    of_transposed.x = p->out;
+    of_transposed.out = g->x;
+    of_transposed.n_in = p->n_out;
+    of_transposed.n_out = p->n_in;
+    of_transposed.weight_row = p->weight_col;
+    of_transposed.weight_col = p->weight_row;
+    of_transposed.bias = NULL;
+    return by_rows(&of_transposed, call);
 }
 
 static sa_status gradient_of_bias(const sa_projection *p, const sa_projection_gradients *g,
-                                  sa_stop *stop) {
+                                  sa_call *call) {
     sa_projection of_ones = *p;
     double one;
-    sa_write_real(p->dtype, &one, 1);
+    sa_store_scalar(p->dtype, &one, 1);
     of_ones.out = (sa_rows){.data = (char *)&one};
     of_ones.n_out = 1;
-    return by_columns(&of_ones, p->out, p->n_out, g->bias, 0, g->bias_step, stop);
+    return by_columns(&of_ones, p->out, p->n_out, g->bias, 0, g->bias_step, call);
 }
 
 sa_status sa_project_backward(const sa_projection *p, const sa_projection_gradients *g) {
     sa_status status = SA_OK;
-    sa_stop stop;
-    sa_enter(&stop, p->interrupt);
-    if (g->x.data) status = gradient_of_x(p, g, &stop);
-    if (status == SA_OK && !stop.stopped && g->weight)
-        status = by_columns(p, p->x, p->n_in, g->weight, g->weight_row, g->weight_col, &stop);
-    if (status == SA_OK && !stop.stopped && g->bias) status = gradient_of_bias(p, g, &stop);
-    sa_status left = sa_leave(&stop);
+    sa_call call;
+    sa_call_begin(&call, p->interrupt);
+    if (g->x.data) status = gradient_of_x(p, g, &call);
+    if (status == SA_OK && !call.cancelled && g->weight)
+        status = by_columns(p, p->x, p->n_in, g->weight, g->weight_row, g->weight_col, &call);
+    if (status == SA_OK && !call.cancelled && g->bias) status = gradient_of_bias(p, g, &call);
+    sa_status left = sa_call_end(&call);
     return status == SA_OK ? left : status;
 }

@@ -7,7 +7,7 @@
 #include "row_at.h"
 
 /* A usual last-level cache; elements worth a turn at the shared counter, and worth a thread. */
-enum { CACHE_BYTES = 32 << 20, ELEMENTS_PER_TURN = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
+enum { CACHE_BYTES = 32 << 20, GRAIN_ELEMENTS = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
 
 typedef struct row_call row_call;
 typedef void row_function(row_call *c, int64_t row, int worker);
@@ -16,10 +16,10 @@ struct row_call {
     const sa_row_problem *problem;
     const sa_kernels *kernels;
     row_function *compute;
-    int64_t rows, rows_per_turn;
+    int64_t rows, rows_per_chunk;
     int stream; /* softmax: the result is larger than the caches, and goes around them */
     sa_counter next;
-    sa_stop stop;
+    sa_call call;
 };
 
 static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
@@ -28,19 +28,19 @@ static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
 
 /* Whether the result is larger than a usual cache, so that it should go around it. */
 static int is_streamed(const sa_row_problem *p) {
-    double bytes = (double)p->n * (double)sa_real_size(p->dtype);
+    double bytes = (double)p->n * (double)sa_dtype_size(p->dtype);
     for (int i = 0; i < p->axes; ++i) bytes *= (double)p->shape[i];
     return bytes > CACHE_BYTES;
 }
 
 /* A row so long that the caller must be asked between its parts whether to go on. */
 static void long_softmax(const sa_row_problem *p, const sa_kernels *k, const char *x, char *out,
-                         sa_stop *stop, int worker) {
+                         sa_call *call, int worker) {
     static const sa_softmax_pass passes[] = {SA_SOFTMAX_MAX, SA_SOFTMAX_EXP, SA_SOFTMAX_DIVIDE};
     sa_softmax_state state;
     k->softmax_part(SA_SOFTMAX_CLEAR, &state, NULL, 0, NULL, 0, 0);
     for (int pass = 0; pass < 3; ++pass)
-        for (int64_t at = 0; at < p->n && !sa_must_stop(stop, worker); at += SA_SOFTMAX_PART) {
+        for (int64_t at = 0; at < p->n && !sa_call_cancelled(call, worker); at += SA_SOFTMAX_PART) {
             int64_t n = p->n - at < SA_SOFTMAX_PART ? p->n - at : SA_SOFTMAX_PART;
             k->softmax_part(passes[pass], &state, x + at * p->a.col, p->a.col,
                             out + at * p->out.col, p->out.col, n);
@@ -55,7 +55,7 @@ static void softmax_of_row(row_call *c, int64_t row, int worker) {
     if (p->n <= SA_SOFTMAX_PART)
         k->softmax_row(x, p->a.col, out, p->out.col, p->n, c->stream);
     else
-        long_softmax(p, k, x, out, &c->stop, worker);
+        long_softmax(p, k, x, out, &c->call, worker);
 }
 
 static void merge_of_row(row_call *c, int64_t row, int worker) {
@@ -73,11 +73,11 @@ static void merge_of_row(row_call *c, int64_t row, int worker) {
                           p->n);
 }
 
-static void turn_of_row(row_call *c, int64_t row, int worker) {
+static void rope_of_row(row_call *c, int64_t row, int worker) {
     const sa_row_problem *p = c->problem;
     (void)worker;
     const char *cos = row_of(p, &p->b, row);
-    c->kernels->turn_row(&(sa_turn_row){.x = row_of(p, &p->a, row),
+    c->kernels->rope_row(&(sa_rope_row){.x = row_of(p, &p->a, row),
                                         .cos = cos,
                                         .sin = cos + p->pairs * p->b.col,
                                         .out = row_of(p, &p->out, row),
@@ -93,11 +93,11 @@ static void turn_of_row(row_call *c, int64_t row, int worker) {
 
 static void some_rows(void *arg, int worker) {
     row_call *c = arg;
-    for (int64_t turn; (turn = sa_take(&c->next)) * c->rows_per_turn < c->rows;) {
-        int64_t first = turn * c->rows_per_turn, end = first + c->rows_per_turn;
+    for (int64_t chunk; (chunk = sa_fetch_add(&c->next)) * c->rows_per_chunk < c->rows;) {
+        int64_t first = chunk * c->rows_per_chunk, end = first + c->rows_per_chunk;
         if (end > c->rows) end = c->rows;
         for (int64_t row = first; row < end; ++row) c->compute(c, row, worker);
-        if (sa_must_stop(&c->stop, worker)) return;
+        if (sa_call_cancelled(&c->call, worker)) return;
     }
 }
 
@@ -107,15 +107,15 @@ static sa_status run(const sa_row_problem *p, row_function *compute, int stream)
                   .compute = compute,
                   .rows = 1,
                   .stream = stream};
-    sa_enter(&c.stop, p->interrupt);
+    sa_call_begin(&c.call, p->interrupt);
     for (int i = 0; i < p->axes; ++i) c.rows *= p->shape[i];
-    c.rows_per_turn = p->n < ELEMENTS_PER_TURN ? ELEMENTS_PER_TURN / (p->n + 1) : 1;
-    if (c.rows_per_turn < 1) c.rows_per_turn = 1;
+    c.rows_per_chunk = p->n < GRAIN_ELEMENTS ? GRAIN_ELEMENTS / (p->n + 1) : 1;
+    if (c.rows_per_chunk < 1) c.rows_per_chunk = 1;
     double threads = (double)c.rows * (double)p->n / ELEMENTS_PER_THREAD;
     int num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (num_threads > c.rows) num_threads = (int)c.rows;
-    sa_parallel(num_threads > 1 ? num_threads : 1, some_rows, &c, &c.stop);
-    return sa_leave(&c.stop);
+    sa_parallel(num_threads > 1 ? num_threads : 1, some_rows, &c, &c.call);
+    return sa_call_end(&c.call);
 }
 
 sa_status sa_softmax(const sa_row_problem *p) {
@@ -124,7 +124,7 @@ sa_status sa_softmax(const sa_row_problem *p) {
 
 sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row, 0); }
 
-sa_status sa_turn(const sa_row_problem *p) { return p->n ? run(p, turn_of_row, 0) : SA_OK; }
+sa_status sa_rope(const sa_row_problem *p) { return p->n ? run(p, rope_of_row, 0) : SA_OK; }
 
 void sa_apply(sa_function f, sa_dtype dtype, double unit, const void *x, void *y, int64_t n) {
     sa_kernels_for(dtype)->apply(f, unit, x, y, n);

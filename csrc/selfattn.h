@@ -122,7 +122,7 @@ typedef struct {
 
 sa_status sa_softmax(const sa_row_problem *problem);
 sa_status sa_merge(const sa_row_problem *problem);
-sa_status sa_turn(const sa_row_problem *problem);
+sa_status sa_rope(const sa_row_problem *problem);
 
 /* Rows of x, projected by a matrix of (n_out, n_in). */
 typedef struct {

@@ -25,16 +25,16 @@ char *sa_row_of(const sa_problem *p, const sa_array *a, int64_t b, int64_t h, in
  * by the rows before them, and one more, so that no list of them is needed; some are empty. */
 int64_t sa_first_tile(const sa_plan *plan, int64_t b) {
     const sa_problem *p = plan->problem;
-    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->kernels->tile.rows + b;
+    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * plan->group / plan->kernels->prefill.rows + b;
     return b * plan->tiles_of_head;
 }
 
 /* As many as suit the kernel; where that leaves one vector over, the others take it in, unless
  * threads would be idle. */
 int64_t sa_tiles_of(const sa_plan *plan, int64_t rows) {
-    const sa_forward_kernel *tile = &plan->kernels->tile;
+    const sa_forward_kernel *tile = &plan->kernels->prefill;
     int64_t tiles = (rows + tile->rows - 1) / tile->rows, lanes = plan->kernels->lanes;
-    int64_t most = plan->stretches ? tile->max_rows : tile->rows;
+    int64_t most = plan->merge_tail ? tile->max_rows : tile->rows;
     int leaves_vector = rows - (tiles - 1) * tile->rows <= lanes;
     return tiles > 1 && leaves_vector && most > tile->rows ? tiles - 1 : tiles;
 }
@@ -54,14 +54,14 @@ static int64_t entry_of_tile(const sa_plan *plan, int64_t tile) {
     return low;
 }
 
-static double real_at(const sa_problem *p, const char *at) {
+static double sa_load_scalar(const sa_problem *p, const char *at) {
     float x;
     double y;
     if (p->dtype == SA_f64) return memcpy(&y, at, sizeof y), y;
     return memcpy(&x, at, sizeof x), x;
 }
 
-void sa_write_real(sa_dtype dtype, void *at, double x) {
+void sa_store_scalar(sa_dtype dtype, void *at, double x) {
     float narrow = (float)x;
     if (dtype == SA_f64)
         memcpy(at, &x, sizeof x);
@@ -84,13 +84,13 @@ static segment_range range_of_segment(const sa_problem *p, int64_t b, int64_t id
     return s;
 }
 
-void sa_next_row(const sa_plan *plan, sa_place *at) {
+void sa_next_row(const sa_plan *plan, sa_row_pos *at) {
     if (++at->g == plan->group) at->g = 0, ++at->i;
 }
 
 /* The place of the tile's first row, and how many it has: none in a slot of packed sequences that
  * is left over. */
-static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
+static int find_rows(const sa_plan *plan, int64_t tile, sa_row_pos *at) {
     const sa_problem *p = plan->problem;
     int64_t b = entry_of_tile(plan, tile), lanes = plan->kernels->lanes;
     int64_t slots = sa_first_tile(plan, b + 1) - sa_first_tile(plan, b);
@@ -104,7 +104,7 @@ static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
     /* The tiles divide the vectors evenly. */
     int64_t first = in_head * vectors / tiles * lanes;
     int64_t end = (in_head + 1) * vectors / tiles * lanes;
-    *at = (sa_place){b, of_entry / slots, first / plan->group, first % plan->group};
+    *at = (sa_row_pos){b, of_entry / slots, first / plan->group, first % plan->group};
     return (int)((end < rows ? end : rows) - first);
 }
 
@@ -112,42 +112,43 @@ static int find_rows(const sa_plan *plan, int64_t tile, sa_place *at) {
 typedef struct {
     char *at;
     ptrdiff_t to_head, to_query;
-} row_walk;
+} row_iter;
 
-static row_walk walk_from(const sa_plan *plan, const sa_array *a, const sa_place *at) {
+static row_iter row_iter_begin(const sa_plan *plan, const sa_array *a, const sa_row_pos *at) {
     const sa_problem *p = plan->problem;
     int64_t head = at->head_kv * plan->group + at->g;
-    return (row_walk){
+    return (row_iter){
         .at = sa_row_of(p, a, at->b, head, sa_first_query(p, at->b) + at->i),
         .to_head = a->head,
         .to_query = a->row - (plan->group - 1) * a->head,
     };
 }
 
-static char *walk_on(row_walk *w, int ends_group) {
+static char *row_iter_next(row_iter *w, int ends_group) {
     char *at = w->at;
     w->at += ends_group ? w->to_query : w->to_head;
     return at;
 }
 
-static void fill_rows(const sa_plan *plan, sa_tile *t, const sa_place *at) {
+static void fill_rows(const sa_plan *plan, sa_tile *t, const sa_row_pos *at) {
     const sa_problem *p = plan->problem;
-    row_walk q = walk_from(plan, &p->query, at), out = walk_from(plan, &p->out, at), lse = {0};
+    row_iter q = row_iter_begin(plan, &p->query, at), out = row_iter_begin(plan, &p->out, at),
+             lse = {0};
     int64_t g = at->g;
     t->has_lse = p->lse.data != NULL;
-    if (t->has_lse) lse = walk_from(plan, &p->lse, at);
+    if (t->has_lse) lse = row_iter_begin(plan, &p->lse, at);
     for (int r = 0; r < t->rows; ++r) {
         int ends_group = ++g == plan->group;
         if (ends_group) g = 0;
-        t->q[r] = walk_on(&q, ends_group);
-        t->out[r] = walk_on(&out, ends_group);
-        if (t->has_lse) t->lse[r] = walk_on(&lse, ends_group);
+        t->q[r] = row_iter_next(&q, ends_group);
+        t->out[r] = row_iter_next(&out, ends_group);
+        if (t->has_lse) t->lse[r] = row_iter_next(&lse, ends_group);
     }
 }
 
 /* The keys that the rows see by windows and lengths. Returns whether they are the same for all
  * rows. */
-static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_place *first) {
+static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = plan->problem;
     if (p->window_left < 0 && p->window_right < 0) {
         int64_t lo, hi;
@@ -155,19 +156,19 @@ static int fill_ranges(const sa_plan *plan, sa_tile *t, const sa_place *first) {
         for (int r = 0; r < t->rows; ++r) t->key_lo[r] = lo, t->key_hi[r] = hi;
         return 1;
     }
-    sa_place at = *first;
+    sa_row_pos at = *first;
     for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at))
         sa_key_range(p, at.b, at.i, &t->key_lo[r], &t->key_hi[r]);
     return 0;
 }
 
 /* The rows' segments: they narrow the ranges, or are the kernels' where they do not ascend. */
-static void fill_segments(const sa_plan *plan, sa_tile *t, const sa_place *first) {
+static void fill_segments(const sa_plan *plan, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = plan->problem;
     segment_range keys = {0};
     t->key_segments = NULL;
     if (!p->key_segments.data) return;
-    sa_place at = *first;
+    sa_row_pos at = *first;
     t->segment_size = p->segment_size;
     t->segment_row = p->key_segments.row;
     if (!plan->segments_ascend)
@@ -184,21 +185,22 @@ static void fill_segments(const sa_plan *plan, sa_tile *t, const sa_place *first
 }
 
 /* The rows' masks, slopes and sinks. */
-static void fill_options(const sa_plan *plan, sa_tile *t, const sa_place *first) {
+static void fill_options(const sa_plan *plan, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = plan->problem;
     t->mask_kind = p->mask_kind;
     t->mask_col = p->mask.col;
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
     if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
-    sa_place at = *first;
+    sa_row_pos at = *first;
     for (int r = 0; r < t->rows; ++r, sa_next_row(plan, &at)) {
         int64_t head = at.head_kv * plan->group + at.g;
         if (t->mask_kind)
             t->mask[r] = sa_row_of(p, &p->mask, at.b, head, sa_first_query(p, at.b) + at.i);
-        if (t->has_alibi) t->slope[r] = real_at(p, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
+        if (t->has_alibi)
+            t->slope[r] = sa_load_scalar(p, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
         if (t->has_alibi) t->position[r] = sa_position(p, at.b, at.i);
-        if (t->has_sinks) t->sink[r] = real_at(p, sa_row_of(p, &p->sinks, at.b, head, 0));
+        if (t->has_sinks) t->sink[r] = sa_load_scalar(p, sa_row_of(p, &p->sinks, at.b, head, 0));
     }
 }
 
@@ -214,10 +216,10 @@ static uint64_t of_axis(int64_t index, int axis) {
     return (uint64_t)index * (mix64((uint64_t)(axis + 1) * 0x9e3779b97f4a7c15u) | 1);
 }
 
-static void fill_dropout(const sa_plan *plan, sa_tile *t, const sa_place *first) {
+static void fill_dropout(const sa_plan *plan, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = plan->problem;
     if (!t->scoring.has_dropout) return;
-    sa_place at = *first;
+    sa_row_pos at = *first;
     uint64_t of_entry = mix64(p->dropout_seed);
     int64_t b = at.b;
     for (int i = p->batch_axes - 1; i >= 0; --i) {
@@ -234,7 +236,7 @@ static void fill_dropout(const sa_plan *plan, sa_tile *t, const sa_place *first)
 }
 
 int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
-    sa_place at;
+    sa_row_pos at;
     t->rows = find_rows(plan, tile, &at);
     if (!t->rows) return 0;
     sa_plan_rows(plan, &at, t);
@@ -242,7 +244,7 @@ int sa_plan_tile(const sa_plan *plan, int64_t tile, sa_tile *t) {
 }
 
 void sa_plan_row(const sa_plan *plan, int64_t tile, int row, sa_tile *t) {
-    sa_place at;
+    sa_row_pos at;
     find_rows(plan, tile, &at);
     while (row-- > 0) sa_next_row(plan, &at);
     t->rows = 1;
@@ -271,38 +273,38 @@ int64_t sa_end_of_head(const sa_plan *plan, int64_t tile, int64_t *b) {
     return tile + slots - of_entry % slots;
 }
 
-/* A head's keys and values are fetched ahead if this many bytes hold them: the second cache has
+/* A head's keys and values are fetched prefetch if this many bytes hold them: the second cache has
  * room for them beside those in use. */
 enum { AHEAD_BYTES = 256 * 1024 };
 
 /* The share of a tile in the keys of the next head, which are all fetched when its first tile
  * begins. */
-static void fill_keys_ahead(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
+static void fill_prefetch(const sa_plan *plan, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = plan->problem;
     /* Where only some of them are seen, they are not worth it. */
     if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0) return;
     int64_t slots = sa_first_tile(plan, 1), next_head = tile / slots + 1;
-    int64_t keys = p->seqlen_k, size = sa_real_size(p->dtype);
+    int64_t keys = p->seqlen_k, size = sa_dtype_size(p->dtype);
     if (next_head * slots >= end || keys > AHEAD_BYTES / size) return;
     if (keys * (p->head_dim + p->head_dim_v) > AHEAD_BYTES / size) return;
     int64_t begin = tile % slots * keys / slots;
     int64_t b = next_head / p->num_heads_kv, head = next_head % p->num_heads_kv;
-    t->ahead.keys = (tile % slots + 1) * keys / slots - begin;
-    t->ahead.k = sa_row_of(p, &p->key, b, head, begin);
-    t->ahead.v = sa_row_of(p, &p->value, b, head, begin);
-    t->ahead.k_row = p->key.row;
-    t->ahead.v_row = p->value.row;
+    t->prefetch.keys = (tile % slots + 1) * keys / slots - begin;
+    t->prefetch.k = sa_row_of(p, &p->key, b, head, begin);
+    t->prefetch.v = sa_row_of(p, &p->value, b, head, begin);
+    t->prefetch.k_row = p->key.row;
+    t->prefetch.v_row = p->value.row;
 }
 
-void sa_plan_ahead(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
-                   const char *last_k, sa_tile *t) {
-    t->ahead = (sa_ahead){.next = next, .is_first = t->k != last_k};
-    fill_keys_ahead(plan, tile, end, t);
+void sa_plan_prefetch(const sa_plan *plan, int64_t tile, int64_t end, const sa_tile *next,
+                      const char *last_k, sa_tile *t) {
+    t->prefetch = (sa_prefetch){.next = next, .is_first = t->k != last_k};
+    fill_prefetch(plan, tile, end, t);
 }
 
-void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
+void sa_plan_rows(const sa_plan *plan, const sa_row_pos *at, sa_tile *t) {
     const sa_problem *p = plan->problem;
-    t->ahead = (sa_ahead){0};
+    t->prefetch = (sa_prefetch){0};
     t->weight_factor = 1;
     t->group = plan->group;
     t->head_dim = p->head_dim;
@@ -326,5 +328,5 @@ void sa_plan_rows(const sa_plan *plan, const sa_place *at, sa_tile *t) {
 
 const sa_forward_kernel *sa_plan_kernel(const sa_plan *plan, const sa_tile *t) {
     const sa_kernels *k = plan->kernels;
-    return t->rows <= k->few.max_rows ? &k->few : &k->tile;
+    return t->rows <= k->decode.max_rows ? &k->decode : &k->prefill;
 }

@@ -98,7 +98,7 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_attention_backward(const sa_problem *, const sa_gradients *) noexcept
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
-    sa_status sa_turn(const sa_row_problem *) noexcept
+    sa_status sa_rope(const sa_row_problem *) noexcept
     sa_status sa_project(const sa_projection *) noexcept
     sa_status sa_project_backward(
         const sa_projection *, const sa_projection_gradients *
@@ -681,7 +681,7 @@ def turn(
     p.pairs, p.step, p.first, p.second = pairs, step, first, second
     fill_rows(&p.a, x, axis)
     fill_rows(&p.b, angles, axis)
-    solve_rows(&p, sa_turn, out, axis, num_threads)
+    solve_rows(&p, sa_rope, out, axis, num_threads)
 
 
 # ------------------------------------------------------------------ projections

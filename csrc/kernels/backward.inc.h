@@ -1,5 +1,5 @@
-/* Backward pass of a tile whose lanes are queries: with S as in the forward pass (tile.inc.h), the
- * lse that it gave, dO the gradient of its output, and D = dO out summed over e,
+/* Backward pass of a tile whose lanes are queries: with S as in the forward pass (prefill.inc.h),
+ * the lse that it gave, dO the gradient of its output, and D = dO out summed over e,
  *
  *     P[key][lane]   = e^(n S - lse)                               gradient_weights.inc.h
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
@@ -8,7 +8,7 @@
  *     dV[key][e]    += sum over lanes of P[key][lane] * dO[lane][e]        gradient_keys.inc.h
  *     dK[key][d]    += sum over lanes of dS[key][lane] * Q[lane][d]
  *
- * (Dao et al., "FlashAttention", 2022, algorithm 4.) Five products, each of them product.inc.h's:
+ * (Dao et al., "FlashAttention", 2022, algorithm 4.) Five products, each of them ukernel.inc.h's:
  * K, V and the panels of P and dS are read in place, element by element; Q and dO are packed both
  * ways (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
 
@@ -26,28 +26,27 @@ SA_INLINE int end_of_step(int begin, int length, int end) {
 }
 
 #include "gradient_rows.inc.h"
-#include "gradient_ahead.inc.h"
+#include "gradient_prefetch.inc.h"
 #include "gradient_weights.inc.h"
 #include "gradient_keys.inc.h"
 #include "gradient_mask.inc.h"
 
-static int backward_begin(sa_gradient_tile *g, void *memory) {
+static int backward_begin(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     pack_tile(g, memory, &x);
     if (wants(g, SA_GRADIENT_QUERY))
-        for (int64_t i = 0; i < g->seen.head_dim * x.row; i += LANES)
-            v_store(x.grad_q + i, v_zero());
-    int again = find_lse(&g->seen, &x);
-    v_leave();
+        for (int64_t i = 0; i < g->fwd.head_dim * x.row; i += LANES) v_store(x.dq + i, v_zero());
+    int again = load_lse(&g->fwd, &x);
+    v_zeroupper();
     return again;
 }
 
 /* dQ for vectors [first, first + n). */
-static void grad_query(const sa_gradient_tile *g, const backward_scratch *x, const block_keys *keys,
-                       int first, int n, ahead *ahead) {
-    const sa_tile *t = &g->seen;
+static void grad_query(const sa_backward_tile *g, const backward_scratch *x, const block_keys *keys,
+                       int first, int n, prefetch_queue *prefetch) {
+    const sa_tile *t = &g->fwd;
     ptrdiff_t offset = keys->begin * x->row + first * LANES;
-    product_args p = {
+    ukernel_args p = {
         .m = t->head_dim,
         .k = keys->end - keys->begin,
         .chunk = SA_GRADIENT_CHUNK,
@@ -57,30 +56,30 @@ static void grad_query(const sa_gradient_tile *g, const backward_scratch *x, con
         .a_k = t->k_row,
         .b = (const char *)(x->ds + offset),
         .b_k = x->row * (ptrdiff_t)sizeof(real),
-        .c = x->grad_q + first * LANES,
+        .c = x->dq + first * LANES,
         .c_row = x->row,
         .kind = BETA_ONE,
-        .ahead = ahead,
+        .prefetch = prefetch,
     };
-    keys->safe ? product(n, &p)
-               : product_of_visible(n, &p, MARKED_B, (const char *)(x->marks + offset));
+    keys->v_is_finite ? ukernel(n, &p)
+                      : ukernel_masked(n, &p, MARKED_B, (const char *)(x->marks + offset));
 }
 
 /* S and dP for vectors [first, first + n). */
-static void scores_and_grads(const sa_gradient_tile *g, const backward_scratch *x,
-                             const block_keys *keys, int first, int n, ahead *ahead) {
+static void scores_and_grads(const sa_backward_tile *g, const backward_scratch *x,
+                             const block_keys *keys, int first, int n, prefetch_queue *prefetch) {
     if (!has_keys(keys)) return;
-    tile_scores(&g->seen, &x->tile, keys, first, n, ahead);
-    grad_weights(g, x, keys, first, n, ahead);
+    prefill_scores(&g->fwd, &x->tile, keys, first, n, prefetch);
+    grad_weights(g, x, keys, first, n, prefetch);
 }
 
 /* All but keys' gradients for vectors [first, first + n), each of which sees its part of the keys.
  * What they see in common is computed at once. */
-static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *x,
+static void backward_vectors(const sa_backward_tile *g, const backward_scratch *x,
                              const block_keys *keys, const block_keys *parts, int first, int n,
-                             ahead *ahead) {
+                             prefetch_queue *prefetch) {
     block_keys common = common_keys(parts + first, n, keys), all = all_keys(parts + first, n, keys);
-    scores_and_grads(g, x, &common, first, n, ahead);
+    scores_and_grads(g, x, &common, first, n, prefetch);
     for (int i = first; i < first + n; ++i) {
         block_keys part = parts[i];
         if (!has_keys(&part)) part.begin = part.end = keys->end;
@@ -92,97 +91,97 @@ static void backward_vectors(const sa_gradient_tile *g, const backward_scratch *
         scores_and_grads(g, x, &after, i, 1, NULL);
         weights_of_vector(g, x, &part, i);
     }
-    if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, ahead);
+    if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, prefetch);
 }
 
 /* Of so many vectors that are left: none should be alone at the end, whose products are slow. */
 static int vectors_at_once(int left) {
-    int panels = (left + TILE_N - 1) / TILE_N;
-    return left <= MAX_N ? left : (left + panels - 1) / panels;
+    int panels = (left + NR_BEST - 1) / NR_BEST;
+    return left <= NR_MAX ? left : (left + panels - 1) / panels;
 }
 
-static void backward_keys(const sa_gradient_tile *g, const backward_scratch *x,
+static void backward_keys(const sa_backward_tile *g, const backward_scratch *x,
                           const block_keys *keys) {
     block_keys parts[MAX_VECTORS]; /* of each vector */
-    int all_safe = keys->safe && g->q_finite && g->grad_out_finite;
+    int needs_no_marks = keys->v_is_finite && g->q_finite && g->dout_finite;
     for (int i = 0; i < x->tile.n; ++i) {
-        parts[i] = is_ragged(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
-        if (!all_safe) parts[i].ranges = keys->ranges; /* marks are needed */
+        parts[i] = is_partial(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
+        if (!needs_no_marks) parts[i].range_class = keys->range_class; /* marks are needed */
     }
-    ahead soon;
-    gradient_ahead(g, keys->block, &soon);
+    prefetch_queue prefetch;
+    gradient_prefetch(g, keys->block, &prefetch);
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = vectors_at_once(x->tile.n - first);
-        backward_vectors(g, x, keys, parts, first, n, &soon);
+        backward_vectors(g, x, keys, parts, first, n, &prefetch);
     }
     if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) grad_key_and_value(g, x, keys, parts);
     if (wants(g, SA_GRADIENT_MASK)) grad_mask(g, x, keys);
 }
 
-static void backward_block(const sa_gradient_tile *g, const backward_scratch *x, int64_t block) {
-    const sa_tile *t = &g->seen;
+static void backward_block(const sa_backward_tile *g, const backward_scratch *x, int64_t block) {
+    const sa_tile *t = &g->fwd;
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return;
-    if (is_ragged(&keys)) {
-        tile_block_ranges(t, &x->tile, block);
-        keys.safe = !wants(g, SA_GRADIENT_QUERY) ||
-                    known_finite(t->finite, t->k, t->k_row, t->k_col, block + keys.begin,
-                                 block + keys.end, t->head_dim);
+    if (is_partial(&keys)) {
+        prefill_block_ranges(t, &x->tile, block);
+        keys.v_is_finite = !wants(g, SA_GRADIENT_QUERY) ||
+                           known_finite(t->finite, t->k, t->k_row, t->k_col, block + keys.begin,
+                                        block + keys.end, t->head_dim);
     }
     backward_keys(g, x, &keys);
 }
 
-static void backward_split(const sa_gradient_tile *g, void *memory, int64_t key_begin,
+static void backward_split(const sa_backward_tile *g, void *memory, int64_t key_begin,
                            int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
         backward_block(g, &x, block);
-    v_leave();
+    v_zeroupper();
 }
 
 static void backward_clear(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r, to += row)
         for (int64_t x = 0; x < cols; x += LANES)
             store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
-    v_leave();
+    v_zeroupper();
 }
 
-static void backward_finish(const sa_gradient_tile *g, void *memory) {
+static void backward_finish(const sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
-    const sa_tile *t = &g->seen;
+    const sa_tile *t = &g->fwd;
     vec scale = v_set(to_real(t->scoring.q_factor * t->scoring.scale));
-    ptrdiff_t col = g->grad_q_col;
+    ptrdiff_t col = g->dq_col;
     for (int i = 0; i < x.row; i += LANES)
         for (int64_t d = 0; d < t->head_dim; d += LANES) {
             int n = at_most(t->head_dim - d, LANES);
             vec square[LANES];
             for (int j = 0; j < LANES; ++j)
-                square[j] = j < n ? v_load(x.grad_q + (d + j) * x.row + i) : v_zero();
+                square[j] = j < n ? v_load(x.dq + (d + j) * x.row + i) : v_zero();
             v_transpose(square);
             for (int r = 0; r < LANES && i + r < t->rows; ++r) {
-                char *to = g->grad_q[i + r] + d * col;
+                char *to = g->dq[i + r] + d * col;
                 vec before = g->adds_to_query ? load_strided(to, col, n) : v_zero();
                 store_strided(to, col, n, sum_scaled(square[r], scale, before));
             }
         }
-    v_leave();
+    v_zeroupper();
 }
 
 /* What each row gives to its sink's gradient: -e^(sink - lse) D. */
-static void backward_sinks(const sa_gradient_tile *g, void *memory) {
+static void backward_sinks(const sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
-    const sa_tile *t = &g->seen;
-    vec to_natural = v_set(to_real(t->scoring.to_natural));
+    const sa_tile *t = &g->fwd;
+    vec scale_ln = v_set(to_real(t->scoring.scale_ln));
     for (int i = 0; i < x.row; i += LANES) {
         real share[LANES], delta[LANES];
         vec sink = sinks_of_rows(t, i);
-        vec by_count =
-            share_of_sink(to_natural, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i), sink);
+        vec by_stats =
+            share_of_sink(scale_ln, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i), sink);
         vec by_lse = v_exp(v_sub(sink, v_load(x.lse + i)));
-        v_store(share, v_select(counted_lanes(&x, i / LANES), by_count, by_lse));
+        v_store(share, v_select(recomputed_lanes(&x, i / LANES), by_stats, by_lse));
         v_store(delta, v_load(x.delta + i));
         for (int r = 0; r < LANES && i + r < t->rows; ++r)
-            if (!sees_none(t, i + r)) *g->grad_sink[i + r] -= (double)share[r] * (double)delta[r];
+            if (!is_fully_masked(t, i + r)) *g->dsink[i + r] -= (double)share[r] * (double)delta[r];
     }
-    v_leave();
+    v_zeroupper();
 }

@@ -17,15 +17,15 @@ SA_INLINE bias_factors bias_factors_of(const sa_scoring *scoring) {
     return (bias_factors){v_set(to_real(scale)), v_set(cap)};
 }
 
-/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. `bend`, unless
+/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. `dcap`, unless
  * NULL, gets the cap's derivative, 1 - tanh^2, as it stands where s does. */
 SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, vec minus_slope,
-                     vec position, vec key, real *bend) {
+                     vec position, vec key, real *dcap) {
     s = v_mul(s, f.scale);
     if (capped) {
         vec y = v_tanh(s);
         s = v_mul(f.cap, y);
-        if (bend) v_store(bend, v_fma(v_sub(v_zero(), y), y, v_set(1)));
+        if (dcap) v_store(dcap, v_fma(v_sub(v_zero(), y), y, v_set(1)));
     }
     if (!alibi) return s;
     vec d = v_sub(position, key);
@@ -43,10 +43,10 @@ SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, v
     else                                        \
         LOOP(0, 0)
 
-/* Down the keys, S[key][lane]: the rows whose lanes are vector i. With `bend` the cap's derivative
+/* Down the keys, S[key][lane]: the rows whose lanes are vector i. With `dcap` the cap's derivative
  * goes there, unless it is NULL. */
-static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, real *bend, ptrdiff_t row,
-                      int i) {
+static void prefill_bias(const sa_tile *t, const block_keys *keys, real *s, real *dcap,
+                         ptrdiff_t row, int i) {
     bias_factors f = bias_factors_of(&t->scoring);
     real minus_slopes[LANES] = {0}, positions[LANES] = {0};
     for (int r = 0; t->has_alibi && r < LANES && i * LANES + r < t->rows; ++r) {
@@ -58,15 +58,15 @@ static void tile_bias(const sa_tile *t, const block_keys *keys, real *s, real *b
     for (int j = keys->begin; j < keys->end; ++j) {                                             \
         real *at = s + j * row;                                                                 \
         vec key = v_set((real)j);                                                               \
-        real *bend_at = bend ? bend + j * row : NULL;                                           \
-        v_store(at, biased(capped, alibi, f, v_load(at), minus_slope, position, key, bend_at)); \
+        real *dcap_at = dcap ? dcap + j * row : NULL;                                           \
+        v_store(at, biased(capped, alibi, f, v_load(at), minus_slope, position, key, dcap_at)); \
     }
     WITH_CONSTANTS(DOWN)
 #undef DOWN
 }
 
 /* Along them, S[key]: row r. */
-static void few_bias(const sa_tile *t, const block_keys *keys, real *s, int r) {
+static void decode_bias(const sa_tile *t, const block_keys *keys, real *s, int r) {
     bias_factors f = bias_factors_of(&t->scoring);
     vec minus_slope = v_zero(), position = v_zero();
     if (t->has_alibi) {

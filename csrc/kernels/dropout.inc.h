@@ -18,10 +18,10 @@ SA_INLINE vmask kept(uvec low, uvec high, uvec key, uvec threshold) {
 }
 
 /* Down the keys, weights[key][lane]: 0 where dropped, for the rows whose lanes are vector i. */
-static void tile_drop(const sa_tile *t, const block_keys *keys, real *weights, ptrdiff_t row,
-                      int i) {
+static void prefill_drop(const sa_tile *t, const block_keys *keys, real *weights, ptrdiff_t row,
+                         int i) {
     uvec low = u_load(t->drop_low + i * LANES), high = u_load(t->drop_high + i * LANES);
-    uvec threshold = u_set(t->scoring.drop_below);
+    uvec threshold = u_set(t->scoring.dropout_threshold);
     for (int j = keys->begin; j < keys->end; ++j) {
         real *at = weights + j * row;
         vmask keep = kept(low, high, u_set((uint32_t)(keys->block + j)), threshold);
@@ -30,11 +30,11 @@ static void tile_drop(const sa_tile *t, const block_keys *keys, real *weights, p
 }
 
 /* Along them, weights[key]: row r. */
-static void few_drop(const sa_tile *t, const block_keys *keys, real *weights, int r) {
+static void decode_drop(const sa_tile *t, const block_keys *keys, real *weights, int r) {
     uint32_t places[LANES];
     for (int i = 0; i < LANES; ++i) places[i] = (uint32_t)i;
     uvec low = u_set(t->drop_low[r]), high = u_set(t->drop_high[r]);
-    uvec threshold = u_set(t->scoring.drop_below);
+    uvec threshold = u_set(t->scoring.dropout_threshold);
     for (int j = keys->begin; j < keys->end; j += LANES) {
         uvec key = u_add(u_load(places), u_set((uint32_t)(keys->block + j)));
         v_store(weights + j,

@@ -18,7 +18,7 @@ static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, r
 typedef struct {
     const real *weights, *rows; /* P and dO, or dS and Q */
     ptrdiff_t width;            /* of one of the rows */
-    int safe;                   /* whether 0 times any of them is 0 */
+    int b_is_finite;            /* whether 0 times any of them is 0 */
     int64_t length;
     real factor;
     char *to; /* key 0 */
@@ -28,21 +28,21 @@ typedef struct {
 /* Some of a block's keys, and the rows of a tile that see any of them. */
 typedef struct {
     int begin, end, row_begin, row_end;
-} seen_keys;
+} key_range;
 
 /* What is no whole vector of a row, or lies scattered, goes through a panel. */
 static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t block,
-                      const seen_keys *seen) {
+                      const key_range *range) {
     const ptrdiff_t size = sizeof(real);
-    const int num_keys = seen->end - seen->begin;
-    ptrdiff_t offset = seen->begin * x->row + seen->row_begin;
+    const int num_keys = range->end - range->begin;
+    ptrdiff_t offset = range->begin * x->row + range->row_begin;
     const char *marks = (const char *)(x->marks + offset);
-    char *to = d->to + (block + seen->begin) * d->to_row;
-    product_args p = {
+    char *to = d->to + (block + range->begin) * d->to_row;
+    ukernel_args p = {
         .m = num_keys,
-        .k = seen->row_end - seen->row_begin,
+        .k = range->row_end - range->row_begin,
         .chunk = SA_CHUNK_M,
-        .phase = seen->row_begin % SA_CHUNK_M,
+        .phase = range->row_begin % SA_CHUNK_M,
         .a = (const char *)(d->weights + offset),
         .a_row = x->row * size,
         .a_k = size,
@@ -54,12 +54,12 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
     int64_t whole = lies_in_rows ? d->length / LANES * LANES : 0;
     for (int64_t e = 0, n; e < d->length; e += n * LANES) {
         int in_place = e < whole;
-        n = in_place ? at_most((whole - e) / LANES, MAX_N) : 1;
-        p.b = (const char *)(d->rows + seen->row_begin * d->width + e);
+        n = in_place ? at_most((whole - e) / LANES, NR_MAX) : 1;
+        p.b = (const char *)(d->rows + range->row_begin * d->width + e);
         p.c = in_place ? (real *)(to + e * size) : x->key_rows;
         p.c_row = in_place ? d->to_row / size : LANES;
         p.kind = in_place ? SUM_SCALED : BETA_ZERO;
-        d->safe ? product((int)n, &p) : product_of_visible((int)n, &p, MARKED_A, marks);
+        d->b_is_finite ? ukernel((int)n, &p) : ukernel_masked((int)n, &p, MARKED_A, marks);
         if (!in_place)
             add_rows(x->key_rows, LANES, num_keys, at_most(d->length - e, LANES), d->factor,
                      to + e * d->to_col, d->to_row, d->to_col);
@@ -67,61 +67,61 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
 }
 
 /* The rows in whole vectors, each of which sees its part of the keys. */
-static seen_keys rows_of_keys(const block_keys *parts, int num_rows, int begin, int end) {
+static key_range rows_of_keys(const block_keys *parts, int num_rows, int begin, int end) {
     int n = lane_vectors(num_rows), first = n, last = 0;
     for (int i = 0; i < n; ++i)
         if (parts[i].begin < end && begin < parts[i].end) {
             if (first > i) first = i;
             last = i + 1;
         }
-    return (seen_keys){begin, end, first * LANES, at_most(num_rows, last * LANES)};
+    return (key_range){begin, end, first * LANES, at_most(num_rows, last * LANES)};
 }
 
 /* As many keys from `begin` on as the same rows see, but at most KEY_ROWS. */
-static seen_keys next_seen_keys(const block_keys *keys, const block_keys *parts, int num_rows,
+static key_range next_key_range(const block_keys *keys, const block_keys *parts, int num_rows,
                                 int begin) {
     int last = end_of_step(begin, KEY_ROWS, keys->end);
-    seen_keys seen = {.end = begin};
+    key_range range = {.end = begin};
     for (int end = begin; end < last;) {
         int from = end;
         end = end_of_step(from, KEY_STEP, last);
-        seen_keys more = rows_of_keys(parts, num_rows, from, end);
-        if (from > begin && (more.row_begin != seen.row_begin || more.row_end != seen.row_end))
+        key_range more = rows_of_keys(parts, num_rows, from, end);
+        if (from > begin && (more.row_begin != range.row_begin || more.row_end != range.row_end))
             break;
         more.begin = begin;
-        seen = more;
+        range = more;
     }
-    return seen;
+    return range;
 }
 
 /* parts: which of the keys each vector of rows sees. */
-static void grad_key_and_value(const sa_gradient_tile *g, const backward_scratch *x,
+static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch *x,
                                const block_keys *keys, const block_keys *parts) {
-    const sa_tile *t = &g->seen;
+    const sa_tile *t = &g->fwd;
     const sa_scoring *how = &t->scoring;
     key_gradient value = {.weights = x->tile.s,
-                          .rows = x->grad_out_rows,
+                          .rows = x->dout_rows,
                           .width = x->out_row,
-                          .safe = !is_ragged(keys) || g->grad_out_finite,
+                          .b_is_finite = !is_partial(keys) || g->dout_finite,
                           .length = t->head_dim_v,
-                          .factor = (real)how->keep_factor,
-                          .to = g->grad_v,
-                          .to_row = g->grad_v_row,
-                          .to_col = g->grad_v_col};
+                          .factor = (real)how->dropout_scale,
+                          .to = g->dv,
+                          .to_row = g->dv_row,
+                          .to_col = g->dv_col};
     key_gradient key = {.weights = x->ds,
                         .rows = x->q_rows,
                         .width = x->q_row,
-                        .safe = !is_ragged(keys) || g->q_finite,
+                        .b_is_finite = !is_partial(keys) || g->q_finite,
                         .length = t->head_dim,
                         .factor = to_real(how->q_factor * how->scale),
-                        .to = g->grad_k,
-                        .to_row = g->grad_k_row,
-                        .to_col = g->grad_k_col};
-    seen_keys seen;
-    for (int begin = keys->begin; begin < keys->end; begin = seen.end) {
-        seen = next_seen_keys(keys, parts, t->rows, begin);
-        if (seen.row_begin >= seen.row_end) continue;
-        if (wants(g, SA_GRADIENT_VALUE)) grad_keys(&value, x, keys->block, &seen);
-        if (wants(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &seen);
+                        .to = g->dk,
+                        .to_row = g->dk_row,
+                        .to_col = g->dk_col};
+    key_range range;
+    for (int begin = keys->begin; begin < keys->end; begin = range.end) {
+        range = next_key_range(keys, parts, t->rows, begin);
+        if (range.row_begin >= range.row_end) continue;
+        if (wants(g, SA_GRADIENT_VALUE)) grad_keys(&value, x, keys->block, &range);
+        if (wants(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &range);
     }
 }

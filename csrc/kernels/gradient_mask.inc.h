@@ -25,23 +25,23 @@ static void transposed(const backward_scratch *x, int key, int n, int r, vec row
     v_transpose(rows);
 }
 
-static void grad_mask(const sa_gradient_tile *g, const backward_scratch *x,
+static void grad_mask(const sa_backward_tile *g, const backward_scratch *x,
                       const block_keys *keys) {
     enum { VECTORS = MASK_KEYS / LANES };
-    const sa_tile *t = &g->seen;
-    ptrdiff_t col = g->grad_mask_col;
+    const sa_tile *t = &g->fwd;
+    ptrdiff_t col = g->dmask_col;
     for (int begin = keys->begin, end; begin < keys->end; begin = end) {
         vec sum[VECTORS], rows[VECTORS][LANES];
         end = end_of_step(begin, MASK_KEYS, keys->end);
         for (int i = 0; i < VECTORS; ++i) sum[i] = v_zero();
         for (int r = 0; r < t->rows; ++r) {
-            int is_last = r + 1 == t->rows || g->grad_mask[r + 1] != g->grad_mask[r];
+            int is_last = r + 1 == t->rows || g->dmask[r + 1] != g->dmask[r];
             for (int i = 0, key = begin; key < end; ++i, key += LANES) {
                 int n = at_most(end - key, LANES);
                 if (r % LANES == 0) transposed(x, key, n, r, rows[i]);
                 sum[i] = v_add(sum[i], rows[i][r % LANES]);
                 if (!is_last) continue;
-                add_strided(g->grad_mask[r] + (keys->block + key) * col, col, n, sum[i]);
+                add_strided(g->dmask[r] + (keys->block + key) * col, col, n, sum[i]);
                 sum[i] = v_zero();
             }
         }

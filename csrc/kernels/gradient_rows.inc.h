@@ -11,18 +11,18 @@
 enum { MAX_LSE = SA_REAL_BITS == 32 ? 64 : 512 };
 
 typedef struct {
-    tile_scratch tile; /* Q, S and then P */
+    prefill_scratch tile; /* Q, S and then P */
     ptrdiff_t row;
     ptrdiff_t q_row, out_row; /* elements in a row of the packed Q and dO: whole vectors */
-    real *ds;                 /* dP, and then dS, or dT where a soft cap bends */
-    real *bend;               /* the cap's derivative */
+    real *ds;                 /* dP, and then dS, or dT where a soft cap has_dcap */
+    real *dcap;               /* the cap's derivative */
     real *marks;              /* a set sign where masked, in ragged blocks */
-    real *grad_out, *grad_q;  /* panels like Q's */
-    real *q_rows, *grad_out_rows;
+    real *dout, *dq;          /* panels like Q's */
+    real *q_rows, *dout_rows;
     real *key_rows; /* sums of a few keys' gradients */
     real *lse, *delta;
-    real *counted;      /* a set sign where P comes from `sums`, and not from lse */
-    partial sums, part; /* of the rows to be counted again; that of one split */
+    real *recomputed;       /* a set sign where P comes from `sums`, and not from lse */
+    split_state sums, part; /* of the rows to be counted again; that of one split */
 } backward_scratch;
 
 static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
@@ -30,35 +30,35 @@ static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
     size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 7;
     size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
-    return tile_scratch_size(rows, head_dim) + elements * sizeof(real);
+    return prefill_scratch_size(rows, head_dim) + elements * sizeof(real);
 }
 
-static backward_scratch backward_layout(const sa_gradient_tile *g, void *memory) {
-    const sa_tile *t = &g->seen;
-    backward_scratch x = {.tile = tile_layout(t, memory),
+static backward_scratch backward_layout(const sa_backward_tile *g, void *memory) {
+    const sa_tile *t = &g->fwd;
+    backward_scratch x = {.tile = prefill_layout(t, memory),
                           .row = whole_vectors(t->rows),
                           .q_row = whole_vectors(t->head_dim),
                           .out_row = whole_vectors(t->head_dim_v)};
-    x.ds = (real *)((char *)memory + tile_scratch_size(t->rows, t->head_dim));
-    x.bend = x.ds + SA_BLOCK_N * x.row;
-    x.marks = x.bend + SA_BLOCK_N * x.row;
-    x.grad_out = x.marks + SA_BLOCK_N * x.row;
-    x.grad_q = x.grad_out + t->head_dim_v * x.row;
-    x.lse = x.grad_q + t->head_dim * x.row;
+    x.ds = (real *)((char *)memory + prefill_scratch_size(t->rows, t->head_dim));
+    x.dcap = x.ds + SA_BLOCK_N * x.row;
+    x.marks = x.dcap + SA_BLOCK_N * x.row;
+    x.dout = x.marks + SA_BLOCK_N * x.row;
+    x.dq = x.dout + t->head_dim_v * x.row;
+    x.lse = x.dq + t->head_dim * x.row;
     x.delta = x.lse + x.row;
-    x.counted = x.delta + x.row;
-    x.sums.row_max = x.counted + x.row;
+    x.recomputed = x.delta + x.row;
+    x.sums.row_max = x.recomputed + x.row;
     x.sums.row_sum = x.sums.row_max + x.row;
     x.part.row_max = x.sums.row_sum + x.row;
     x.part.row_sum = x.part.row_max + x.row;
     x.q_rows = x.part.row_sum + x.row;
-    x.grad_out_rows = x.q_rows + t->rows * x.q_row;
-    x.key_rows = x.grad_out_rows + t->rows * x.out_row;
+    x.dout_rows = x.q_rows + t->rows * x.q_row;
+    x.key_rows = x.dout_rows + t->rows * x.out_row;
     return x;
 }
 
-SA_INLINE int wants(const sa_gradient_tile *g, int gradients) {
-    return (g->wanted & gradients) != 0;
+SA_INLINE int wants(const sa_backward_tile *g, int gradients) {
+    return (g->needs_grad & gradients) != 0;
 }
 
 /* ------------------------------------------------------------------ Q, dO and D */
@@ -76,8 +76,8 @@ static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t
 
 /* D of the rows whose lanes are vector i. Its sum is dP's of a value that is `out`: where a row
  * sees one key, they are the same number. */
-static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, int i) {
-    const sa_tile *t = &g->seen;
+static vec delta_of_rows(const sa_backward_tile *g, const backward_scratch *x, int i) {
+    const sa_tile *t = &g->fwd;
     const char *rows[LANES];
     const int count = at_most(t->rows - i * LANES, LANES), chunk = sa_chunk_e(t->head_dim_v),
               length = SA_CHUNKS_OF_PART * chunk;
@@ -87,7 +87,7 @@ static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, i
         for (int r = 0; r < count; ++r) rows[r] = t->out[i * LANES + r] + e * t->out_col;
         gather(rows, count, t->out_col, n, 1, 0, x->tile.panel, LANES);
         vec sum = v_zero();
-        const real *grad = x->grad_out + e * x->row + i * LANES;
+        const real *grad = x->dout + e * x->row + i * LANES;
         for (int j = 0; j < n; ++j)
             sum = v_fma(v_load(grad + j * x->row), v_load(x->tile.panel + j * LANES), sum);
         part = e % length == 0 ? sum : v_add(part, sum);
@@ -97,48 +97,48 @@ static vec delta_of_rows(const sa_gradient_tile *g, const backward_scratch *x, i
     return total;
 }
 
-static void pack_tile(sa_gradient_tile *g, void *memory, const backward_scratch *x) {
-    const sa_tile *t = &g->seen;
-    tile_begin(t, memory);
+static void pack_tile(sa_backward_tile *g, void *memory, const backward_scratch *x) {
+    const sa_tile *t = &g->fwd;
+    prefill_begin(t, memory);
     for (int i = 0; i < x->tile.n; ++i) {
-        gather(g->grad_out + i * LANES, at_most(t->rows - i * LANES, LANES), g->grad_out_col,
-               t->head_dim_v, 1, 0, x->grad_out + i * LANES, x->row);
+        gather(g->dout + i * LANES, at_most(t->rows - i * LANES, LANES), g->dout_col, t->head_dim_v,
+               1, 0, x->dout + i * LANES, x->row);
         v_store(x->delta + i * LANES, delta_of_rows(g, x, i));
     }
-    g->q_finite = g->grad_out_finite = 1; /* nobody asks */
+    g->q_finite = g->dout_finite = 1; /* nobody asks */
     if (!wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
     const ptrdiff_t col = sizeof(real);
-    const char *q = (const char *)x->q_rows, *grad_out = (const char *)x->grad_out_rows;
+    const char *q = (const char *)x->q_rows, *dout = (const char *)x->dout_rows;
     pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);
-    pack_rows(g->grad_out, t->rows, g->grad_out_col, t->head_dim_v, x->grad_out_rows);
+    pack_rows(g->dout, t->rows, g->dout_col, t->head_dim_v, x->dout_rows);
     g->q_finite = all_finite(q, x->q_row * col, col, t->rows, x->q_row);
-    g->grad_out_finite = all_finite(grad_out, x->out_row * col, col, t->rows, x->out_row);
+    g->dout_finite = all_finite(dout, x->out_row * col, col, t->rows, x->out_row);
 }
 
 /* ------------------------------------------------------------------ each row's lse */
 
-SA_INLINE int sees_none(const sa_tile *t, int r) { return t->key_lo[r] == t->key_hi[r]; }
+SA_INLINE int is_fully_masked(const sa_tile *t, int r) { return t->key_lo[r] == t->key_hi[r]; }
 
-static void forget_keys(sa_tile *t, int r) { t->key_lo[r] = t->key_hi[r] = 0; }
+static void clear_keys(sa_tile *t, int r) { t->key_lo[r] = t->key_hi[r] = 0; }
 
 /* Whether the row's weights can be had from its lse. */
-static int lse_tells(const sa_tile *t, int r, real lse) {
+static int lse_is_usable(const sa_tile *t, int r, real lse) {
     return lse <= MAX_LSE && lse >= -MAX_LSE && !(t->has_sinks && lse == (real)t->sink[r]);
 }
 
 /* Returns whether any row must be counted again. */
-static int find_lse(sa_tile *t, const backward_scratch *x) {
+static int load_lse(sa_tile *t, const backward_scratch *x) {
     int any = 0;
-    partial_clear(x->sums, x->row);
+    state_clear(x->sums, x->row);
     for (int r = 0; r < x->row; ++r) {
         x->lse[r] = (real)INFINITY; /* no weight */
-        x->counted[r] = 0;
-        if (r >= t->rows || sees_none(t, r)) continue;
+        x->recomputed[r] = 0;
+        if (r >= t->rows || is_fully_masked(t, r)) continue;
         x->lse[r] = read_real(t->lse[r]);
         if (x->lse[r] == -(real)INFINITY && t->scoring.in_natural_units) {
-            forget_keys(t, r); /* all scores are -inf */
-        } else if (!lse_tells(t, r, x->lse[r])) {
-            x->counted[r] = (real)-0.0;
+            clear_keys(t, r); /* all scores are -inf */
+        } else if (!lse_is_usable(t, r, x->lse[r])) {
+            x->recomputed[r] = (real)-0.0;
             any = 1;
         }
     }
@@ -146,54 +146,54 @@ static int find_lse(sa_tile *t, const backward_scratch *x) {
     return any;
 }
 
-SA_INLINE vmask counted_lanes(const backward_scratch *x, int i) {
-    return v_negative(v_load(x->counted + i * LANES));
+SA_INLINE vmask recomputed_lanes(const backward_scratch *x, int i) {
+    return v_negative(v_load(x->recomputed + i * LANES));
 }
 
 /* The maxima and sums of the rows to be counted again, over the keys of one split more. */
-static void backward_count(const sa_gradient_tile *g, void *memory, int64_t key_begin,
-                           int64_t key_end) {
+static void backward_row_stats(const sa_backward_tile *g, void *memory, int64_t key_begin,
+                               int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
-    const sa_tile *t = &g->seen;
-    vec u = unit_of(&t->scoring);
-    partial_clear(x.part, x.row);
+    const sa_tile *t = &g->fwd;
+    vec scale_log2 = scale_log2_of(&t->scoring);
+    state_clear(x.part, x.row);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
-        tile_block_ranges(t, &x.tile, block);
+        prefill_block_ranges(t, &x.tile, block);
         for (int i = 0; i < x.tile.n; ++i) {
             int at = i * LANES;
-            if (!v_lane_bits(counted_lanes(&x, i))) continue;
-            tile_scores(t, &x.tile, &keys, i, 1, NULL);
-            tile_see(t, &x.tile, &keys, i);
-            softmax_column(u, x.tile.s + at, x.row, keys.begin, keys.end, x.part.row_max + at,
-                           x.part.row_sum + at, x.tile.rescale + at);
+            if (!v_lane_bits(recomputed_lanes(&x, i))) continue;
+            prefill_scores(t, &x.tile, &keys, i, 1, NULL);
+            prefill_bias_and_mask(t, &x.tile, &keys, i);
+            softmax_column(scale_log2, x.tile.s + at, x.row, keys.begin, keys.end,
+                           x.part.row_max + at, x.part.row_sum + at, x.tile.rescale + at);
         }
     }
     for (int i = 0; i < x.row; i += LANES) {
         vec factor, part_factor;
-        softmax_merge(u, x.sums.row_max + i, x.sums.row_sum + i, x.part.row_max + i,
+        softmax_merge(scale_log2, x.sums.row_max + i, x.sums.row_sum + i, x.part.row_max + i,
                       x.part.row_sum + i, &factor, &part_factor);
     }
-    v_leave();
+    v_zeroupper();
 }
 
 /* Afterwards: rows that turned out to see no key lose theirs; and those whose lse is of more keys
  * than these keep to it. */
-static void backward_counted(sa_gradient_tile *g, void *memory) {
+static void backward_check_row_stats(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
-    sa_tile *t = &g->seen;
+    sa_tile *t = &g->fwd;
     for (int i = 0; i < x.row; i += LANES) {
         real own[LANES];
         v_store(own, lse_of_rows(t, i, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i)));
         for (int r = i; r < i + LANES && r < t->rows; ++r) {
-            if (sees_none(t, r) || !signbit(x.counted[r])) continue;
+            if (is_fully_masked(t, r) || !signbit(x.recomputed[r])) continue;
             if (x.sums.row_sum[r] == 0)
-                forget_keys(t, r);
+                clear_keys(t, r);
             else if (x.lse[r] != own[r - i] && !isnan(own[r - i]))
-                x.counted[r] = 0;
+                x.recomputed[r] = 0;
         }
     }
     sa_summarize_ranges(t, t->rows);
-    v_leave();
+    v_zeroupper();
 }

@@ -11,10 +11,10 @@
 enum { FEW_KEYS = 16 }; /* of a row in a block: D is summed over them */
 
 /* dP for vectors [first, first + n). */
-static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
-                         const block_keys *keys, int first, int n, ahead *ahead) {
-    const sa_tile *t = &g->seen;
-    product_in_parts(n, &(product_args){
+static void grad_weights(const sa_backward_tile *g, const backward_scratch *x,
+                         const block_keys *keys, int first, int n, prefetch_queue *prefetch) {
+    const sa_tile *t = &g->fwd;
+    ukernel_in_parts(n, &(ukernel_args){
                             .m = keys->end - keys->begin,
                             .k = t->head_dim_v,
                             .chunk = sa_chunk_e(t->head_dim_v),
@@ -22,24 +22,24 @@ static void grad_weights(const sa_gradient_tile *g, const backward_scratch *x,
                             .a = t->v + (keys->block + keys->begin) * t->v_row,
                             .a_row = t->v_row,
                             .a_k = t->v_col,
-                            .b = (const char *)(x->grad_out + first * LANES),
+                            .b = (const char *)(x->dout + first * LANES),
                             .b_k = x->row * (ptrdiff_t)sizeof(real),
                             .c = x->ds + keys->begin * x->row + first * LANES,
                             .c_row = x->row,
                             .sums = x->tile.sums,
-                            .ahead = ahead,
+                            .prefetch = prefetch,
                         });
 }
 
-/* The marks of vector i; after tile_see, which leaves B in the panel. */
+/* The marks of vector i; after prefill_bias_and_mask, which leaves B in the panel. */
 static void mark_masked(const backward_scratch *x, const block_keys *keys, int i) {
     vec lo = v_load(x->tile.lo + i * LANES), hi = v_load(x->tile.hi + i * LANES);
     vec masked = v_set((real)-0.0);
     real *mark = x->marks + keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, mark += x->row) {
         vec m = v_zero();
-        if (keys->elements == SA_RAGGED)
-            m = with_element(m, v_load(x->tile.panel + j * LANES), 0, masked);
+        if (keys->mask_class == SA_PARTIAL)
+            m = with_mask_bias(m, v_load(x->tile.panel + j * LANES), 0, masked);
         v_store(mark, in_range(m, lo, v_set((real)j), hi, masked));
     }
 }
@@ -56,65 +56,65 @@ static void hide_part(const backward_scratch *x, int begin, int end, int i) {
 
 /* What the weights of a vector of rows are made of. */
 typedef struct {
-    vec to_natural, lse;
+    vec scale_ln, lse;
     /* Of rows that were counted again, if there are any. */
-    int any_counted;
-    vmask counted;
+    int any_recomputed;
+    vmask recomputed;
     vec max;
-    vec u;
-    softmax_end end;
+    vec scale_log2;
+    row_epilogue end;
     /* With dropout. */
-    uvec drop_low, drop_high, drop_below;
-    vec keep_factor;
+    uvec drop_low, drop_high, dropout_threshold;
+    vec dropout_scale;
 } row_weights;
 
 static row_weights weights_of_rows(const sa_tile *t, const backward_scratch *x, int i) {
     const sa_scoring *how = &t->scoring;
     int at = i * LANES;
-    row_weights w = {.to_natural = v_set(to_real(how->to_natural)), .lse = v_load(x->lse + at)};
-    w.counted = counted_lanes(x, i);
-    w.any_counted = v_lane_bits(w.counted) != 0;
-    if (w.any_counted) {
+    row_weights w = {.scale_ln = v_set(to_real(how->scale_ln)), .lse = v_load(x->lse + at)};
+    w.recomputed = recomputed_lanes(x, i);
+    w.any_recomputed = v_lane_bits(w.recomputed) != 0;
+    if (w.any_recomputed) {
         vec max = v_load(x->sums.row_max + at);
-        w.u = unit_of(how);
+        w.scale_log2 = scale_log2_of(how);
         w.end = end_of_rows(t, at, max, v_load(x->sums.row_sum + at));
         w.max = finite_max(max);
     }
     if (how->has_dropout) {
         w.drop_low = u_load(t->drop_low + at);
         w.drop_high = u_load(t->drop_high + at);
-        w.drop_below = u_set(how->drop_below);
-        w.keep_factor = v_set((real)how->keep_factor);
+        w.dropout_threshold = u_set(how->dropout_threshold);
+        w.dropout_scale = v_set((real)how->dropout_scale);
     }
     return w;
 }
 
 /* P of scores. */
-SA_INLINE vec weights_of_scores(const int any_counted, const row_weights *w, vec s) {
-    vec p = v_exp(v_fms(s, w->to_natural, w->lse));
-    if (!any_counted) return p;
-    vec counted = softmax_scaled(weight(v_sub(s, w->max), w->u), w->end);
-    return v_select(w->counted, counted, p);
+SA_INLINE vec weights_of_scores(const int any_recomputed, const row_weights *w, vec s) {
+    vec p = v_exp(v_fms(s, w->scale_ln, w->lse));
+    if (!any_recomputed) return p;
+    vec recomputed = softmax_scaled(weight(v_sub(s, w->max), w->scale_log2), w->end);
+    return v_select(w->recomputed, recomputed, p);
 }
 
 /* What dropout leaves of P and dP, by multiplication: 0 NaN is NaN. */
 SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
-    vmask keep = kept(w->drop_low, w->drop_high, u_set((uint32_t)key), w->drop_below);
+    vmask keep = kept(w->drop_low, w->drop_high, u_set((uint32_t)key), w->dropout_threshold);
     *p = v_mul(*p, v_select(keep, v_set(1), v_zero()));
-    *dp = v_mul(*dp, v_select(keep, w->keep_factor, v_zero()));
+    *dp = v_mul(*dp, v_select(keep, w->dropout_scale, v_zero()));
 }
 
 SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
 
 /* How many of the block's keys each row of vector i sees, however that is said. */
-static vec count_seen(const backward_scratch *x, const block_keys *keys, int i) {
-    vec seen = v_set((real)(keys->end - keys->begin));
-    if (!is_ragged(keys)) return seen;
+static vec count_visible(const backward_scratch *x, const block_keys *keys, int i) {
+    vec visible = v_set((real)(keys->end - keys->begin));
+    if (!is_partial(keys)) return visible;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
-    seen = v_zero();
+    visible = v_zero();
     for (int j = keys->begin; j < keys->end; ++j, at += x->row)
-        seen = v_add(seen, unless_masked(v_load(x->marks + at), v_set(1)));
-    return seen;
+        visible = v_add(visible, unless_masked(v_load(x->marks + at), v_set(1)));
+    return visible;
 }
 
 /* D of vector i's rows. With few keys, dP - D is a small difference, in which the roundings of
@@ -125,17 +125,17 @@ static vec count_seen(const backward_scratch *x, const block_keys *keys, int i) 
 static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_weights *w,
                       const block_keys *keys, int i) {
     vec delta = v_load(x->delta + i * LANES);
-    if (!is_ragged(keys) && keys->end - keys->begin > FEW_KEYS) return delta;
-    vec seen = count_seen(x, keys, i);
-    vmask is_few = v_both(v_lt(v_zero(), seen), v_le(seen, v_set(FEW_KEYS)));
+    if (!is_partial(keys) && keys->end - keys->begin > FEW_KEYS) return delta;
+    vec visible = count_visible(x, keys, i);
+    vmask is_few = v_both(v_lt(v_zero(), visible), v_le(visible, v_set(FEW_KEYS)));
     if (!v_lane_bits(is_few)) return delta;
     vec sum = v_zero(), most = v_zero(), sum_of_dp = v_zero();
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
-        vec p = weights_of_scores(w->any_counted, w, v_load(x->tile.s + at)), kept_p = p;
+        vec p = weights_of_scores(w->any_recomputed, w, v_load(x->tile.s + at)), kept_p = p;
         vec dp = v_load(x->ds + at);
         if (t->scoring.has_dropout) drop(w, keys->block + j, &kept_p, &dp);
-        if (is_ragged(keys)) {
+        if (is_partial(keys)) {
             vec mark = v_load(x->marks + at);
             p = unless_masked(mark, p), dp = unless_masked(mark, dp);
         }
@@ -152,33 +152,33 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
 
 /* S and dP -> P and dS, for vector i; `plain`, a constant, where no row or key has more to it. */
 SA_INLINE void weights_column(const int plain, const sa_tile *t, const backward_scratch *x,
-                              const row_weights *w, const block_keys *keys, int bends, int i) {
-    int masks = !plain && is_ragged(keys), drops = !plain && t->scoring.has_dropout;
+                              const row_weights *w, const block_keys *keys, int has_dcap, int i) {
+    int masks = !plain && is_partial(keys), drops = !plain && t->scoring.has_dropout;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     vec delta = find_delta(t, x, w, keys, i);
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
-        vec p = weights_of_scores(!plain && w->any_counted, w, v_load(x->tile.s + at));
+        vec p = weights_of_scores(!plain && w->any_recomputed, w, v_load(x->tile.s + at));
         vec dp = v_load(x->ds + at);
         if (masks) p = unless_masked(v_load(x->marks + at), p);
         vec kept_p = p;
         if (drops) drop(w, keys->block + j, &kept_p, &dp);
         vec ds = v_mul(p, v_sub(dp, delta));
-        if (!plain && bends) ds = v_mul(ds, v_load(x->bend + at));
+        if (!plain && has_dcap) ds = v_mul(ds, v_load(x->dcap + at));
         if (masks) ds = unless_masked(v_load(x->marks + at), ds);
         v_store(x->tile.s + at, kept_p);
         v_store(x->ds + at, ds);
     }
 }
 
-static void weights_of_vector(const sa_gradient_tile *g, const backward_scratch *x,
+static void weights_of_vector(const sa_backward_tile *g, const backward_scratch *x,
                               const block_keys *keys, int i) {
-    const sa_tile *t = &g->seen;
-    int bends = t->scoring.softcap > 0 && !wants(g, SA_GRADIENT_MASK);
-    tile_see_and_bend(t, &x->tile, keys, bends ? x->bend : NULL, i);
-    if (is_ragged(keys)) mark_masked(x, keys, i);
+    const sa_tile *t = &g->fwd;
+    int has_dcap = t->scoring.softcap > 0 && !wants(g, SA_GRADIENT_MASK);
+    prefill_bias_and_mask_dcap(t, &x->tile, keys, has_dcap ? x->dcap : NULL, i);
+    if (is_partial(keys)) mark_masked(x, keys, i);
     row_weights w = weights_of_rows(t, x, i);
-    if (is_ragged(keys) || bends || t->scoring.has_dropout || w.any_counted)
-        weights_column(0, t, x, &w, keys, bends, i);
+    if (is_partial(keys) || has_dcap || t->scoring.has_dropout || w.any_recomputed)
+        weights_column(0, t, x, &w, keys, has_dcap, i);
     else
         weights_column(1, t, x, &w, keys, 0, i);
 }

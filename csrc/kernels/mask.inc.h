@@ -1,31 +1,29 @@
-/* Masks element by element: what the mask and the segments say about keys of one row, as a vector
- * of what to add to their scores, 0 where there is nothing to do and -inf where the key is masked:
+/* Masks element by element: the mask and the segments of one row, as a bias to add to the scores of
+ * its keys. It is 0 for a key that is visible as it is, and -inf for one that is masked:
  *
  *     B[r, j] = mask[r, j], or 0 or -inf for a mask of bools;   -inf where segments differ
  *
  * The other half of mask.h: what is a range of keys never gets here. Called by the tiles, with the
  * vector as it is where lanes are keys, and transposed where they are queries. */
 
-/* The keys [begin, end) of a block that some row sees, counted from the block; those among them
- * that ranges are known to let each row see; whether ranges and elements let each row see all of
- * them, or some; and whether weights of 0 may be multiplied by V there, since it is finite or no
- * key is masked. */
+/* The keys of one block that a tile computes with; all but `block` are counted from the block. */
 typedef struct {
     int64_t block;
-    int begin, end;
-    int seen_begin, seen_end;
-    sa_class ranges, elements;
-    int safe;
+    int begin, end;           /* the keys that some row sees */
+    int full_begin, full_end; /* those among them that by its range every row sees */
+    sa_class range_class;     /* of the block by the rows' ranges, and by mask and segments */
+    sa_class mask_class;
+    int v_is_finite; /* so that a weight of 0 adds 0; also set where no key is masked */
 } block_keys;
 
 SA_INLINE int has_keys(const block_keys *keys) { return keys->begin < keys->end; }
 
 /* Whether some row does not see some of the keys, or B is added to a score. */
-SA_INLINE int is_ragged(const block_keys *keys) {
-    return keys->ranges != SA_FULL || keys->elements != SA_FULL;
+SA_INLINE int is_partial(const block_keys *keys) {
+    return keys->range_class != SA_FULL || keys->mask_class != SA_FULL;
 }
 
-SA_INLINE int has_elements(const sa_tile *t) {
+SA_INLINE int has_mask_bias(const sa_tile *t) {
     return t->mask_kind != SA_MASK_NONE || t->key_segments;
 }
 
@@ -45,7 +43,7 @@ SA_INLINE vec in_range(vec s, vec lo, vec key, vec hi, vec masked) {
 }
 
 /* A score, plus B if asked to, or `masked` where B is -inf. */
-SA_INLINE vec with_element(vec s, vec b, int add, vec masked) {
+SA_INLINE vec with_mask_bias(vec s, vec b, int add, vec masked) {
     return v_select(v_eq(b, minus_inf()), masked, add ? v_add(s, b) : s);
 }
 
@@ -80,7 +78,7 @@ static vec hide_other_segments(const sa_tile *t, int r, int64_t key, int n, vec 
 }
 
 /* B of row r for keys [key, key + n); the other lanes mean nothing. */
-SA_INLINE vec elements_of_row(const sa_tile *t, int r, int64_t key, int n) {
+SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
     ptrdiff_t col = t->mask_col, at = key * col;
     vec b = v_zero();
     if (t->mask_kind == SA_MASK_BOOL)
@@ -94,14 +92,14 @@ SA_INLINE vec elements_of_row(const sa_tile *t, int r, int64_t key, int n) {
 }
 
 /* Whether row r has the same B as the row before it. */
-SA_INLINE int same_elements(const sa_tile *t, int r) {
+SA_INLINE int same_mask_bias(const sa_tile *t, int r) {
     return r > 0 && (t->mask_kind == SA_MASK_NONE || t->mask[r] == t->mask[r - 1]) &&
            (!t->key_segments || t->segment[r] == t->segment[r - 1]);
 }
 
 /* Whether any of a row's keys are seen, and whether B is 0 for all of them. */
 typedef struct {
-    int any_seen, all_zero;
+    int any_visible, all_zero;
 } scan;
 
 /* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside
@@ -125,17 +123,16 @@ static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
     for (int j = 0; j < n; j += LANES) {
         int width = at_most(n - j, LANES);
         unsigned all = (1u << width) - 1;
-        vec b = elements_of_row(t, r, key + j, width);
-        s.any_seen |= (v_lane_bits(v_eq(b, minus_inf())) & all) != all;
+        vec b = mask_bias_of_row(t, r, key + j, width);
+        s.any_visible |= (v_lane_bits(v_eq(b, minus_inf())) & all) != all;
         s.all_zero &= (v_lane_bits(v_eq(b, v_zero())) & all) == all;
-        if (s.any_seen && !s.all_zero) break;
+        if (s.any_visible && !s.all_zero) break;
     }
     return s;
 }
 
-/* The masks of rows lie far from each other: fetch what the next block needs while this one is
- * computed. */
-static void fetch_next_bools(const sa_tile *t, int64_t block) {
+/* Each row's mask is a stream of its own: prefetch the next block's part of each. */
+static void prefetch_next_bools(const sa_tile *t, int64_t block) {
     if (!has_bools_alone(t)) return;
     for (int r = 0; r < t->rows; ++r) {
         uintptr_t next = (uintptr_t)t->mask[r] + (uintptr_t)(block + SA_BLOCK_N);
@@ -143,17 +140,17 @@ static void fetch_next_bools(const sa_tile *t, int64_t block) {
     }
 }
 
-/* The class of keys [begin, end) of the block: full where there is nothing to add or mask. Most
- * blocks are known for ragged after a row. */
-static sa_class element_class(const sa_tile *t, int64_t block, int begin, int end) {
+/* The class of keys [begin, end) of the block: full where there is nothing to add or to mask. One
+ * row is enough to know most blocks as partial. */
+static sa_class mask_bias_class(const sa_tile *t, int64_t block, int begin, int end) {
     scan all = {.all_zero = 1};
-    if (!has_elements(t)) return SA_FULL;
+    if (!has_mask_bias(t)) return SA_FULL;
     for (int r = 0; r < t->rows; ++r) {
-        if (same_elements(t, r)) continue;
+        if (same_mask_bias(t, r)) continue;
         scan row = scan_row(t, r, block + begin, end - begin);
-        all.any_seen |= row.any_seen;
+        all.any_visible |= row.any_visible;
         all.all_zero &= row.all_zero;
-        if (all.any_seen && !all.all_zero) return SA_RAGGED;
+        if (all.any_visible && !all.all_zero) return SA_PARTIAL;
     }
     return all.all_zero ? SA_FULL : SA_EMPTY;
 }
@@ -161,32 +158,32 @@ static sa_class element_class(const sa_tile *t, int64_t block, int begin, int en
 /* The keys of the block that some row sees; 0 if there are none. */
 static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     keys->block = block;
-    keys->safe = 1;
-    keys->ranges = sa_block_class(t, block, &keys->begin, &keys->end);
-    keys->seen_begin = keys->seen_end = keys->begin;
-    if (keys->ranges == SA_EMPTY) return 0;
-    fetch_next_bools(t, block);
-    keys->elements = element_class(t, block, keys->begin, keys->end);
-    return keys->elements != SA_EMPTY;
+    keys->v_is_finite = 1;
+    keys->range_class = sa_block_class(t, block, &keys->begin, &keys->end);
+    keys->full_begin = keys->full_end = keys->begin;
+    if (keys->range_class == SA_EMPTY) return 0;
+    prefetch_next_bools(t, block);
+    keys->mask_class = mask_bias_class(t, block, keys->begin, keys->end);
+    return keys->mask_class != SA_EMPTY;
 }
 
-/* V is looked at only where a key may be masked: a NaN or inf of it must not reach the queries that
- * do not see it. */
-static void find_whether_safe(const sa_tile *t, block_keys *keys) {
-    keys->safe =
-        !is_ragged(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
+/* V is scanned only where a key may be masked: a NaN or inf in V must not reach queries that do not
+ * see it. */
+static void check_v_finite(const sa_tile *t, block_keys *keys) {
+    keys->v_is_finite =
+        !is_partial(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
 }
 
 /* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the
  * last row mean nothing. */
-static void elements_panel(const sa_tile *t, const block_keys *keys, int i, real *panel) {
+static void mask_bias_panel(const sa_tile *t, const block_keys *keys, int i, real *panel) {
     int first = i * LANES, rows = at_most(t->rows - first, LANES), alike = 1;
-    for (int r = 1; r < rows; ++r) alike &= same_elements(t, first + r);
+    for (int r = 1; r < rows; ++r) alike &= same_mask_bias(t, first + r);
     for (int j = keys->begin; j < keys->end; j += LANES) {
         int n = at_most(keys->end - j, LANES);
         int64_t key = keys->block + j;
         vec square[LANES];
-        square[0] = elements_of_row(t, first, key, n);
+        square[0] = mask_bias_of_row(t, first, key, n);
         if (alike) {
             real lanes[LANES];
             v_store(lanes, square[0]);
@@ -194,7 +191,7 @@ static void elements_panel(const sa_tile *t, const block_keys *keys, int i, real
             continue;
         }
         for (int r = 1; r < LANES; ++r)
-            square[r] = r < rows ? elements_of_row(t, first + r, key, n) : v_zero();
+            square[r] = r < rows ? mask_bias_of_row(t, first + r, key, n) : v_zero();
         v_transpose(square);
         for (int x = 0; x < n; ++x) v_store(panel + (j + x) * LANES, square[x]);
     }

@@ -9,8 +9,8 @@
 static void merge_row(const sa_merge_row *row, int64_t n) {
     vec lse_a = v_broadcast(row->lse_a), lse_b = v_broadcast(row->lse_b);
     vmask a_none = v_eq(lse_a, minus_inf()), b_none = v_eq(lse_b, minus_inf());
-    vec max = v_max(lse_a, lse_b), safe = finite_max(max);
-    vec w_a = v_exp(v_sub(lse_a, safe)), w_b = v_exp(v_sub(lse_b, safe));
+    vec max = v_max(lse_a, lse_b), shift = finite_max(max);
+    vec w_a = v_exp(v_sub(lse_a, shift)), w_b = v_exp(v_sub(lse_b, shift));
     vec sum = v_add(w_a, w_b);
     vec factor = v_div(v_set(1), v_select(v_eq(sum, v_zero()), v_set(1), sum));
     for (int64_t e = 0; e < n; e += LANES) {
@@ -29,5 +29,5 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
     real lse[LANES];
     v_store(lse, v_add(max, v_log(sum)));
     write_real(row->lse, lse[0]);
-    v_leave();
+    v_zeroupper();
 }

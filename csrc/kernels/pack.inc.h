@@ -1,9 +1,9 @@
-/* Between arrays of any strides and panels of whole vectors, by transposes in registers.
+/* Packing: rows of any strides become a panel of whole vectors, by transposes in registers.
  *
  *     gather    panel[x][r] = factor * rows[r][x]     a lane is a row: queries, keys, weights
  *
- * The way back is scatter.inc.h. No byte outside the elements is touched; lanes past the last row
- * are 0. */
+ * scatter.inc.h is the inverse. No byte outside the arrays' elements is read; lanes past the last
+ * row are 0. */
 
 /* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
 SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
@@ -30,21 +30,22 @@ SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LA
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
-/* The LANES elements at an offset in LANES rows. What is needed soon lies that far from each. */
-SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t soon,
+/* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
+ * `prefetch_offset` bytes past each element is prefetched. */
+SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t prefetch_offset,
                            vec square[LANES]) {
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
         square[r] = v_load(rows[r] + offset);
-        if (soon) SA_PREFETCH((uintptr_t)(rows[r] + offset) + soon);
+        if (prefetch_offset) SA_PREFETCH((uintptr_t)(rows[r] + offset) + prefetch_offset);
     }
 }
 
-/* They -> as many rows of the panel. */
-SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor, uintptr_t soon,
-                             real *panel, ptrdiff_t panel_row) {
+/* Transpose one LANES × LANES square of `rows`, times `factor`, into LANES rows of the panel. */
+SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec factor,
+                             uintptr_t prefetch_offset, real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
-    load_square(rows, offset, soon, square);
+    load_square(rows, offset, prefetch_offset, square);
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) square[r] = v_mul(factor, square[r]);
     v_transpose(square);
@@ -52,7 +53,7 @@ SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec fact
     for (int i = 0; i < LANES; ++i) v_store(panel + i * panel_row, square[i]);
 }
 
-/* The same for what is no whole square, or lies scattered. */
+/* The same for a partial square, or for strided elements. */
 static void gather_part(const char *const *rows, int count, ptrdiff_t col, int width,
                         ptrdiff_t offset, vec factor, real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
@@ -65,18 +66,18 @@ static void gather_part(const char *const *rows, int count, ptrdiff_t col, int w
 
 /* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
-                   uintptr_t soon, real *panel, ptrdiff_t panel_row) {
+                   uintptr_t prefetch_offset, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
     int64_t x = 0;
     if (count == LANES && col == (ptrdiff_t)sizeof(real))
         for (; x + LANES <= length; x += LANES, panel += LANES * panel_row)
-            gather_square(rows, x * col, scale, soon, panel, panel_row);
+            gather_square(rows, x * col, scale, prefetch_offset, panel, panel_row);
     for (; x < length; x += LANES, panel += LANES * panel_row)
         gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
 }
 
-/* Whether rows x cols elements are all finite: 0 x is NaN for the others, and a sum that was NaN
- * once stays so. Several sums, so that none has to wait for the last. */
+/* Whether all rows × cols elements are finite: x · 0 is NaN iff x is not finite, and NaN is sticky
+ * under +. Several independent sums hide the latency of the additions. */
 static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     enum { SUMS = 8 };
     vec sum[SUMS];
@@ -99,7 +100,8 @@ static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows,
     return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
 }
 
-/* Whether rows [begin, end) of x are. The tiles of a head ask for the same ones. */
+/* Whether rows [begin, end) of x are all finite. `known` remembers the answer, since the tiles of a
+ * head ask for the same rows. */
 static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_t col,
                         int64_t begin, int64_t end, int64_t cols) {
     if (known->x == x && known->begin <= begin && end <= known->end) return 1;

@@ -8,7 +8,7 @@
  * The sum over k is cut at fixed places: into runs of PROJECT_RUN, these into parts of two chunks,
  * each of all three summed from 0, and what follows added in order. So the bits of an element
  * depend on nothing but its row of A and its column of B, and its error grows slowly with k, which
- * may be all rows of a batch. A few rows go another way to the same bits: few_project.inc.h.
+ * may be all rows of a batch. A few rows go another way to the same bits: project_gemv.inc.h.
  *
  * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and a step of A's
  * rows passes by one panel after the other. They are read where they lie, if the caches have room
@@ -17,7 +17,7 @@
 enum {
     PROJECT_CHUNK = 64, /* half of it where there are no more k: see project_chunk */
     PROJECT_RUN = 1024,
-    PROJECT_LANES = TILE_N * LANES,          /* of a panel */
+    PROJECT_LANES = NR_BEST * LANES,         /* of a panel */
     PROJECT_STEP = 128,                      /* rows of A */
     PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
     PIECE_BYTES = PROJECT_PIECE * (int)sizeof(real),
@@ -110,7 +110,7 @@ static project_panel panel_at(const sa_project_tile *t, const project_scratch *x
 /* ------------------------------------------------------------------ B */
 
 /* Lines that are needed soon, of rows whose elements lie side by side. */
-static void fetch_pieces(const char *const *rows, int count, ptrdiff_t offset, ptrdiff_t bytes) {
+static void prefetch_pieces(const char *const *rows, int count, ptrdiff_t offset, ptrdiff_t bytes) {
     for (int r = 0; r < count; ++r)
         for (ptrdiff_t at = offset; at < offset + bytes; at += CACHE_LINE)
             SA_PREFETCH_NEAREST((uintptr_t)rows[r] + (uintptr_t)at);
@@ -127,8 +127,8 @@ static void pack_lanes(const sa_project_tile *t, int lane, int64_t k_begin, int6
     for (int64_t left = k_end - k_begin; left > 0; left -= PROJECT_PIECE) {
         const char *panel = (const char *)b;
         int length = at_most(left, PROJECT_PIECE);
-        if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(rows, count, PIECE_BYTES, PIECE_BYTES);
-        if (is_first) fetch_pieces(&panel, 1, PIECE_BYTES * b_row, PIECE_BYTES * b_row);
+        if (col == (ptrdiff_t)sizeof(real)) prefetch_pieces(rows, count, PIECE_BYTES, PIECE_BYTES);
+        if (is_first) prefetch_pieces(&panel, 1, PIECE_BYTES * b_row, PIECE_BYTES * b_row);
         gather(rows, count, col, length, 1, 0, b, b_row);
         for (int r = 0; r < count; ++r) rows[r] += length * col;
         b += PROJECT_PIECE * b_row;
@@ -184,7 +184,7 @@ static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin
         load_rows(t, &x, k_begin, k_end);
     else
         load_columns(t, &x, k_end - k_begin);
-    v_leave();
+    v_zeroupper();
 }
 
 /* ------------------------------------------------------------------ A */
@@ -204,7 +204,8 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
             const char *from[LANES];
             int width = at_most(count - k, LANES);
             for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m * col;
-            if (col == (ptrdiff_t)sizeof(real)) fetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
+            if (col == (ptrdiff_t)sizeof(real))
+                prefetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
             gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
         }
     }
@@ -214,7 +215,7 @@ static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, in
                    int64_t count) {
     enum { ROWS_AHEAD = 4 };
     for (int64_t m = 0; m < rows; ++m, row += step) {
-        fetch_pieces(&row, 1, ROWS_AHEAD * step, count * (ptrdiff_t)sizeof(real));
+        prefetch_pieces(&row, 1, ROWS_AHEAD * step, count * (ptrdiff_t)sizeof(real));
         for (int64_t k = 0; k < count; k += LANES)
             v_store(x->a + m * x->row + k, load_strided(row + k * (ptrdiff_t)sizeof(real),
                                                         sizeof(real), at_most(count - k, LANES)));
@@ -243,10 +244,10 @@ static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int
 /* ------------------------------------------------------------------ C */
 
 /* C's rows [m, m + rows) of a panel, from the block of k that was loaded. */
-static product_args project_args(const sa_project_tile *t, const project_scratch *x,
+static ukernel_args project_args(const sa_project_tile *t, const project_scratch *x,
                                  const project_panel *p, rows_of_a a, int64_t m, int64_t rows,
                                  int64_t k_begin, int64_t k_end) {
-    return (product_args){
+    return (ukernel_args){
         .m = rows,
         .k = k_end - k_begin,
         .chunk = project_chunk(t),
@@ -268,9 +269,9 @@ static void multiply_rows(const sa_project_tile *t, const project_scratch *x, ro
                           int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     EACH_PANEL(first) {
         project_panel p = panel_at(t, x, first);
-        product_args args = project_args(t, x, &p, a, m_begin, m_end - m_begin, k_begin, k_end);
-        args.fetches_a = 1;
-        product_in_parts(p.n, &args);
+        ukernel_args args = project_args(t, x, &p, a, m_begin, m_end - m_begin, k_begin, k_end);
+        args.prefetches_a = 1;
+        ukernel_in_parts(p.n, &args);
     }
 }
 
@@ -279,16 +280,16 @@ static void multiply_rows(const sa_project_tile *t, const project_scratch *x, ro
 static void multiply_long_rows(const sa_project_tile *t, const project_scratch *x, rows_of_a a,
                                int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     project_panel p = panel_at(t, x, 0);
-    const int strip = STRIP_M(p.n);
+    const int strip = MR(p.n);
     for (int64_t m = m_begin; m < m_end; m += strip, a.at += strip * a.row) {
         int rows = at_most(m_end - m, strip);
-        product_args args = project_args(t, x, &p, a, m, rows, k_begin, k_end);
-        ahead soon;
-        ahead_begin(&soon);
-        fetch_rows(&soon, a.at + rows * a.row, a.row, strip,
-                   (k_end - k_begin) * (ptrdiff_t)sizeof(real));
-        args.ahead = &soon;
-        product_in_parts(p.n, &args);
+        ukernel_args args = project_args(t, x, &p, a, m, rows, k_begin, k_end);
+        prefetch_queue prefetch;
+        prefetch_begin(&prefetch);
+        prefetch_rows(&prefetch, a.at + rows * a.row, a.row, strip,
+                      (k_end - k_begin) * (ptrdiff_t)sizeof(real));
+        args.prefetch = &prefetch;
+        ukernel_in_parts(p.n, &args);
     }
 }
 
@@ -300,7 +301,7 @@ static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_b
         multiply_long_rows(t, &x, a, k_begin, k_end, m_begin, m_end);
     else
         multiply_rows(t, &x, a, k_begin, k_end, m_begin, m_end);
-    v_leave();
+    v_zeroupper();
 }
 
 /* A vector of lanes, each of which is a row of out, piece by piece. */
@@ -311,7 +312,7 @@ static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdif
     for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
         int length = at_most(t->m - m, PROJECT_PIECE);
         if (t->p.out_col == (ptrdiff_t)sizeof(real))
-            fetch_pieces((const char *const *)rows, count, PIECE_BYTES, PIECE_BYTES);
+            prefetch_pieces((const char *const *)rows, count, PIECE_BYTES, PIECE_BYTES);
         scatter(rows, count, t->p.out_col, length, c + m * c_row, c_row);
         for (int r = 0; r < count; ++r) rows[r] += length * t->p.out_col;
     }
@@ -348,7 +349,7 @@ static void project_finish(const sa_project_tile *t, void *memory) {
             (t->p.by == SA_BY_ROWS ? write_rows : write_columns)(t, first + j * LANES,
                                                                  p.c + j * LANES, p.row);
     }
-    v_leave();
+    v_zeroupper();
 }
 
 #undef EACH_PANEL

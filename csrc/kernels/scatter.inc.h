@@ -5,18 +5,18 @@
  *
  * The way there is gather, in pack.inc.h. Called by the tiles. */
 
-SA_INLINE vec scattered(const real *panel, const softmax_end *end) {
+SA_INLINE vec scattered(const real *panel, const row_epilogue *end) {
     return end ? softmax_scaled(v_load(panel), *end) : v_load(panel);
 }
 
 /* A store that misses the nearest cache holds up those after it. */
-SA_INLINE void fetch_column(char *const *rows, int count, ptrdiff_t offset) {
+SA_INLINE void prefetch_column(char *const *rows, int count, ptrdiff_t offset) {
     for (int r = 0; r < count; ++r) SA_PREFETCH_NEAREST(rows[r] + offset);
 }
 
 SA_INLINE void scatter_ended(char *const *rows, int count, ptrdiff_t col, int64_t length,
-                             const real *panel, ptrdiff_t panel_row, const softmax_end *end) {
-    fetch_column(rows, count, 0);
+                             const real *panel, ptrdiff_t panel_row, const row_epilogue *end) {
+    prefetch_column(rows, count, 0);
     for (int64_t x = 0; x < length; x += LANES, panel += LANES * panel_row) {
         int width = at_most(length - x, LANES);
         vec square[LANES];
@@ -27,7 +27,7 @@ SA_INLINE void scatter_ended(char *const *rows, int count, ptrdiff_t col, int64_
             for (int i = 0; i < LANES; ++i)
                 square[i] = i < width ? scattered(panel + i * panel_row, end) : v_zero();
         }
-        if (x + LANES < length) fetch_column(rows, count, (x + LANES) * col);
+        if (x + LANES < length) prefetch_column(rows, count, (x + LANES) * col);
         v_transpose(square);
         if (width == LANES && count == LANES && col == (ptrdiff_t)sizeof(real)) {
             SA_UNROLL
@@ -45,6 +45,6 @@ static void scatter(char *const *rows, int count, ptrdiff_t col, int64_t length,
 }
 
 static void scatter_scaled(char *const *rows, int count, ptrdiff_t col, int64_t length,
-                           const real *panel, ptrdiff_t panel_row, const softmax_end *end) {
+                           const real *panel, ptrdiff_t panel_row, const row_epilogue *end) {
     scatter_ended(rows, count, col, length, panel, panel_row, end);
 }

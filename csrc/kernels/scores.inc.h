@@ -1,4 +1,4 @@
-/* The steps on their own, on a tile whose lanes are queries (tile.inc.h):
+/* The steps on their own, on a tile whose lanes are queries (prefill.inc.h):
  *
  *     scores    out[r, key] = S[key][r], -inf where masked
  *     weights   out[r, key] = 2^(u (S[key][r] - m)) / l, with the m and l of all keys
@@ -7,27 +7,27 @@
  * Called by the loops through the table (kernels.h). */
 
 /* -inf for all lanes and keys [begin, end) of a block. */
-static void hide_keys(const tile_scratch *x, int begin, int end) {
+static void hide_keys(const prefill_scratch *x, int begin, int end) {
     for (ptrdiff_t i = begin * x->row; i < end * x->row; i += LANES) v_store(x->s + i, minus_inf());
 }
 
 /* The block's scores for all lanes and keys [0, end), -inf where masked. */
-static void scores_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
+static void scores_block(const sa_tile *t, const prefill_scratch *x, int64_t block, int end) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) {
         hide_keys(x, 0, end);
         return;
     }
     /* Added even where it is 0 for all rows of the block: -0 becomes 0 with any company. */
-    if (mask_adds(t)) keys.elements = SA_RAGGED;
-    tile_scores(t, x, &keys, 0, x->n, NULL);
-    tile_block_ranges(t, x, block);
-    for (int i = 0; i < x->n; ++i) tile_see(t, x, &keys, i);
+    if (mask_adds(t)) keys.mask_class = SA_PARTIAL;
+    prefill_scores(t, x, &keys, 0, x->n, NULL);
+    prefill_block_ranges(t, x, block);
+    for (int i = 0; i < x->n; ++i) prefill_bias_and_mask(t, x, &keys, i);
     hide_keys(x, 0, keys.begin);
     hide_keys(x, keys.end, end);
 }
 
-static void scatter_block(const sa_tile *t, const tile_scratch *x, int64_t block, int end) {
+static void scatter_block(const sa_tile *t, const prefill_scratch *x, int64_t block, int end) {
     for (int i = 0; i < x->row; i += LANES) {
         char *rows[LANES];
         int count = at_most(t->rows - i, LANES);
@@ -37,45 +37,45 @@ static void scatter_block(const sa_tile *t, const tile_scratch *x, int64_t block
 }
 
 static void scores_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end) {
-    tile_scratch x = tile_layout(t, memory);
+    prefill_scratch x = prefill_layout(t, memory);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
         scatter_block(t, &x, block, end);
     }
-    v_leave();
+    v_zeroupper();
 }
 
 static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                           const void *total_memory) {
-    tile_scratch x = tile_layout(t, memory);
-    partial total = tile_partial(t, (void *)total_memory);
-    vec u = unit_of(&t->scoring);
+    prefill_scratch x = prefill_layout(t, memory);
+    split_state total = prefill_state(t, (void *)total_memory);
+    vec scale_log2 = scale_log2_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
         for (int i = 0; i < x.row; i += LANES) {
-            vec max = v_load(total.row_max + i), safe = finite_max(max);
-            softmax_end whole = end_of_rows(t, i, max, v_load(total.row_sum + i));
+            vec max = v_load(total.row_max + i), shift = finite_max(max);
+            row_epilogue whole = end_of_rows(t, i, max, v_load(total.row_sum + i));
             real *s = x.s + i;
             for (int j = 0; j < end; ++j, s += x.row)
-                v_store(s, softmax_scaled(weight(v_sub(v_load(s), safe), u), whole));
+                v_store(s, softmax_scaled(weight(v_sub(v_load(s), shift), scale_log2), whole));
         }
         scatter_block(t, &x, block, end);
     }
-    v_leave();
+    v_zeroupper();
 }
 
 static void sum_begin(const sa_tile *t, void *total_memory) {
-    partial_clear_values(tile_partial(t, total_memory), lane_vectors(t->rows) * LANES,
-                         t->head_dim_v);
-    v_leave();
+    state_clear_values(prefill_state(t, total_memory), lane_vectors(t->rows) * LANES,
+                       t->head_dim_v);
+    v_zeroupper();
 }
 
 static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                       void *total_memory) {
-    tile_scratch x = tile_layout(t, memory);
-    partial total = tile_partial(t, total_memory);
+    prefill_scratch x = prefill_layout(t, memory);
+    split_state total = prefill_state(t, total_memory);
     for (int i = 0; i < x.row; i += LANES) v_store(x.rescale + i, v_set(1));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
@@ -85,17 +85,17 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             for (int r = 0; r < count; ++r) rows[r] = t->q[i + r] + block * t->q_col;
             gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
-        block_keys keys = {.block = block, .end = end, .safe = 1};
-        tile_values(t, &x, &keys, 0, x.n, BETA_OF_LANE, total.o, NULL);
+        block_keys keys = {.block = block, .end = end, .v_is_finite = 1};
+        prefill_values(t, &x, &keys, 0, x.n, BETA_OF_LANE, total.o, NULL);
     }
-    v_leave();
+    v_zeroupper();
 }
 
 static void sum_finish(const sa_tile *t, void *total_memory) {
-    partial total = tile_partial(t, total_memory);
+    split_state total = prefill_state(t, total_memory);
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES)
         scatter(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v, total.o + i,
                 row);
-    v_leave();
+    v_zeroupper();
 }

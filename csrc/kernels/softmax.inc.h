@@ -2,26 +2,28 @@
  *
  *     m' = max(m, max s),   a = 2^(u (m - m')),   p = 2^(u (s - m')),   l = l a + sum p
  *
- * with u the scoring's to_log2: nothing is multiplied before the maximum is subtracted, so a
+ * with u the scoring's scale_log2: nothing is multiplied before the maximum is subtracted, so a
  * score may be any finite number. A sum over keys runs in four chains, key mod 4, added as
  * (0 + 1) + (2 + 3): the same order whether the lanes are queries (a column, below) or keys (a row,
- * in few.inc.h). A score of -inf weighs 0; while no other came, m is -inf, and 0 stands in for it:
- * -inf - -inf would be NaN. */
+ * in decode.inc.h). A score of -inf weighs 0; while no other came, m is -inf, and 0 stands in for
+ * it: -inf - -inf would be NaN. */
 
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, minus_inf()), v_zero(), m); }
 
 SA_INLINE real to_real(double x) { return (real)(x < REAL_MAX ? x : REAL_MAX); }
 
 /* u. A factor above the largest number does as well as that. */
-SA_INLINE vec unit_of(const sa_scoring *scoring) { return v_set(to_real(scoring->to_log2)); }
+SA_INLINE vec scale_log2_of(const sa_scoring *scoring) {
+    return v_set(to_real(scoring->scale_log2));
+}
 
 /* 2^(u x), the weight of a score that is x less than the maximum. */
-SA_INLINE vec weight(vec x, vec u) { return v_exp2_scaled(x, u); }
+SA_INLINE vec weight(vec x, vec scale_log2) { return v_exp2_scaled(x, scale_log2); }
 
 /* A column of queries over the block's keys [begin, end), begin a multiple of 4: scores -> weights,
  * and the factor by which what was summed before must be rescaled. */
-static void softmax_column(vec u, real *s, ptrdiff_t row, int begin, int end, real *row_max,
-                           real *row_sum, real *rescale) {
+static void softmax_column(vec scale_log2, real *s, ptrdiff_t row, int begin, int end,
+                           real *row_max, real *row_sum, real *rescale) {
     vec old = v_load(row_max);
     vec top[4] = {old, old, old, old};
     real *x = s + begin * row;
@@ -32,24 +34,24 @@ static void softmax_column(vec u, real *s, ptrdiff_t row, int begin, int end, re
     }
     for (; j < end; ++j, x += row) top[0] = v_max(v_load(x), top[0]);
     vec max = v_max(v_max(top[0], top[1]), v_max(top[2], top[3]));
-    vec safe = finite_max(max);
+    vec shift = finite_max(max);
 
     vec sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     x = s + begin * row;
     for (j = begin; j + 4 <= end; j += 4, x += 4 * row) {
         SA_UNROLL
         for (int c = 0; c < 4; ++c) {
-            vec p = weight(v_sub(v_load(x + c * row), safe), u);
+            vec p = weight(v_sub(v_load(x + c * row), shift), scale_log2);
             v_store(x + c * row, p);
             sum[c] = v_add(sum[c], p);
         }
     }
     for (int c = 0; j < end; ++c, ++j, x += row) {
-        vec p = weight(v_sub(v_load(x), safe), u);
+        vec p = weight(v_sub(v_load(x), shift), scale_log2);
         v_store(x, p);
         sum[c] = v_add(sum[c], p);
     }
-    vec a = weight(v_sub(old, safe), u);
+    vec a = weight(v_sub(old, shift), scale_log2);
     vec total = v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3]));
     v_store(rescale, a);
     v_store(row_sum, v_fma(v_load(row_sum), a, total));

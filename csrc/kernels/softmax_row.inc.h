@@ -17,11 +17,11 @@ typedef struct {
 typedef struct {
     char *at;
     ptrdiff_t col;
-} row_elements;
+} strided_row;
 
 /* Vector v of the chains at element i. They are whole where n elements that lie together reach past
  * them, and else maybe not: beyond the last element is -inf. */
-SA_INLINE vec load_chains(row_elements x, const int whole, int64_t i, int64_t n, int v) {
+SA_INLINE vec load_chains(strided_row x, const int whole, int64_t i, int64_t n, int v) {
     i += v * LANES;
     if (whole) return v_load(x.at + i * (ptrdiff_t)sizeof(real));
     int left = at_most(n - i, LANES);
@@ -29,7 +29,7 @@ SA_INLINE vec load_chains(row_elements x, const int whole, int64_t i, int64_t n,
     return v_select(v_lt(v_iota(), v_set((real)left)), y, minus_inf());
 }
 
-SA_INLINE void store_chains(row_elements x, const int whole, int64_t i, int64_t n, int v, vec y) {
+SA_INLINE void store_chains(strided_row x, const int whole, int64_t i, int64_t n, int v, vec y) {
     i += v * LANES;
     int left = at_most(n - i, LANES);
     if (whole)
@@ -59,7 +59,7 @@ SA_INLINE softmax_state softmax_cleared(void) {
         for (int v = 0; v < CHAIN_VECS; ++v) step                     \
     }
 
-SA_INLINE void softmax_find_max(softmax_state *state, const int together, row_elements x,
+SA_INLINE void softmax_find_max(softmax_state *state, const int together, strided_row x,
                                 int64_t n) {
     EACH_CHAINS(together, n, state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
 }
@@ -75,13 +75,13 @@ SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
     return x[0];
 }
 
-SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, row_elements x,
-                               row_elements out, int64_t n) {
-    vec safe = finite_max(join_chains(state->max, v_max));
+SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, strided_row x,
+                               strided_row out, int64_t n) {
+    vec shift = finite_max(join_chains(state->max, v_max));
     uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* row, as a rule */
     EACH_CHAINS(together, n, {
         if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * sizeof(real));
-        vec p = v_exp_of_negative(v_sub(load_chains(x, whole, i, n, v), safe));
+        vec p = v_exp_of_negative(v_sub(load_chains(x, whole, i, n, v), shift));
         store_chains(out, whole, i, n, v, p);
         state->sum[v] = v_add(state->sum[v], p);
     })
@@ -94,7 +94,7 @@ SA_INLINE vec softmax_divisor(softmax_state state) {
     return v_set(sum == 0 ? 0 : 1 / sum);
 }
 
-SA_INLINE void softmax_divide(const softmax_state *state, const int together, row_elements out,
+SA_INLINE void softmax_divide(const softmax_state *state, const int together, strided_row out,
                               int64_t n) {
     vec divisor = softmax_divisor(*state);
     EACH_CHAINS(
@@ -102,7 +102,7 @@ SA_INLINE void softmax_divide(const softmax_state *state, const int together, ro
         store_chains(out, whole, i, n, v, v_mul(load_chains(out, whole, i, n, v), divisor));)
 }
 
-SA_INLINE void softmax_whole(const int together, row_elements x, row_elements out, int64_t n) {
+SA_INLINE void softmax_whole(const int together, strided_row x, strided_row out, int64_t n) {
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, together, x, n);
     softmax_sum_exp(&state, together, x, out, n);
@@ -111,9 +111,9 @@ SA_INLINE void softmax_whole(const int together, row_elements x, row_elements ou
 
 /* A row whose result goes around the caches, which then need not read what it replaces: what lies
  * at whole vectors' addresses. */
-static void softmax_streamed(row_elements x, char *out, int64_t n) {
+static void softmax_streamed(strided_row x, char *out, int64_t n) {
     real weights[MOST_STREAMED_N];
-    row_elements between = {(char *)weights, sizeof(real)};
+    strided_row between = {(char *)weights, sizeof(real)};
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, 1, x, n);
     softmax_sum_exp(&state, 1, x, between, n);
@@ -133,7 +133,7 @@ static void softmax_streamed(row_elements x, char *out, int64_t n) {
 
 static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream) {
-    row_elements from = {(char *)x, x_col}, to = {out, out_col};
+    strided_row from = {(char *)x, x_col}, to = {out, out_col};
     if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
         softmax_whole(0, from, to, n);
     else if (stream && n >= LEAST_STREAMED_N && n <= MOST_STREAMED_N &&
@@ -141,13 +141,13 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
         softmax_streamed(from, out, n);
     else
         softmax_whole(1, from, to, n);
-    v_leave();
+    v_zeroupper();
 }
 
 /* One pass over a part of a row. */
 static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
-    row_elements from = {(char *)x, x_col}, to = {out, out_col};
+    strided_row from = {(char *)x, x_col}, to = {out, out_col};
     softmax_state state;
     memcpy(&state, memory, sizeof state);
     switch (pass) {
@@ -157,7 +157,7 @@ static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const c
         case SA_SOFTMAX_DIVIDE: softmax_divide(&state, 0, to, n); break;
     }
     memcpy(memory, &state, sizeof state);
-    v_leave();
+    v_zeroupper();
 }
 
 #undef EACH_CHAINS

@@ -8,27 +8,27 @@
 #include "../mask.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "ahead.inc.h"
-#include "product.inc.h"
+#include "prefetch.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
-#include "partial.inc.h"
+#include "split_state.inc.h"
 #include "scatter.inc.h"
 #include "mask.inc.h"
 #include "dropout.inc.h"
 #include "bias.inc.h"
-#include "tile.inc.h"
-#include "few.inc.h"
+#include "prefill.inc.h"
+#include "decode.inc.h"
 #include "scores.inc.h"
 #include "project.inc.h"
-#include "few_project.inc.h"
+#include "project_gemv.inc.h"
 #include "backward.inc.h"
 #include "merge.inc.h"
 #include "softmax_row.inc.h"
-#include "turn.inc.h"
+#include "rope.inc.h"
 
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     int finite = all_finite(x, 0, col, 1, n);
-    v_leave();
+    v_zeroupper();
     return finite;
 }
 
@@ -50,58 +50,58 @@ static void apply(sa_function f, double unit, const void *array, void *result, i
         case SA_LOG: APPLY(v_log(x)) break;
         case SA_TANH: APPLY(v_tanh(x)) break;
     }
-    v_leave();
+    v_zeroupper();
 }
 
-_Static_assert(MAX_N == 3 || MAX_N == 4, "product.inc.h has products of these widths");
-_Static_assert(TILE_N <= MAX_N && MAX_N * LANES <= SA_MAX_TILE_M, "a tile's rows fit its arrays");
+_Static_assert(NR_MAX == 3 || NR_MAX == 4, "ukernel.inc.h has products of these widths");
+_Static_assert(NR_BEST <= NR_MAX && NR_MAX * LANES <= SA_MAX_TILE_M,
+               "a tile's rows fit its arrays");
 _Static_assert(SA_GRADIENT_TILE_M % LANES == 0, "a tile of the backward pass is whole vectors");
 _Static_assert(MASK_KEYS % LANES == 0, "its sums are cut alike by all sets");
-_Static_assert(STRIP_M(1) * LANES <= SUMS_ROOM && 2 * STRIP_M(2) * LANES <= SUMS_ROOM &&
-                   3 * STRIP_M(3) * LANES <= SUMS_ROOM &&
-                   (MAX_N < 4 || 4 * STRIP_M(4) * LANES <= SUMS_ROOM),
+_Static_assert(MR(1) * LANES <= SUMS_ROOM && 2 * MR(2) * LANES <= SUMS_ROOM &&
+                   3 * MR(3) * LANES <= SUMS_ROOM && (NR_MAX < 4 || 4 * MR(4) * LANES <= SUMS_ROOM),
                "a strip's sums fit their room");
 _Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
 _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
 /* Another set's kernel for a few rows, where the file of csrc/isa names one that is faster. */
-#ifdef SA_FEW_BY_ROWS_OF
-extern const sa_kernels SA_FEW_BY_ROWS_OF;
+#ifdef SA_GEMV_BY_ROWS_OF
+extern const sa_kernels SA_GEMV_BY_ROWS_OF;
 #else
-#define SA_FEW_BY_ROWS_OF SA_TABLE
+#define SA_GEMV_BY_ROWS_OF SA_TABLE
 #endif
 
-#define FEW_PROJECT(multiply_by)               \
-    {.lanes = FEW_PROJECT_ROWS,                \
-     .step = FEW_COLUMNS,                      \
-     .block = few_project_block,               \
-     .scratch_size = few_project_scratch_size, \
-     .load = few_project_load,                 \
-     .multiply = multiply_by,                  \
-     .finish = few_project_finish}
+#define GEMV_KERNEL(multiply_by)        \
+    {.lanes = GEMV_ROWS,                \
+     .step = GEMV_COLUMNS,              \
+     .block = gemv_block,               \
+     .scratch_size = gemv_scratch_size, \
+     .load = gemv_load,                 \
+     .multiply = multiply_by,           \
+     .finish = gemv_finish}
 
 /* The loops, and whoever called them, use no more than the lowest part of a vector's register,
  * which is slow while there is something in the rest. So whatever is called through the table
- * clears that in the end (v_leave). Compilers do so by themselves, but gcc 12 takes a function that
- * was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
+ * clears that in the end (v_zeroupper). Compilers do so by themselves, but gcc 12 takes a function
+ * that was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
-    .tile = {.rows = TILE_N * LANES,
-             .max_rows = MAX_N * LANES,
-             .scratch_size = tile_scratch_size,
-             .partial_size = tile_partial_size,
-             .begin = tile_begin,
-             .split = tile_split,
-             .merge = tile_merge,
-             .finish = tile_finish},
-    .few = {.rows = FEW_ROWS,
-            .max_rows = FEW_ROWS,
-            .scratch_size = few_scratch_size,
-            .partial_size = few_partial_size,
-            .begin = few_begin,
-            .split = few_split,
-            .merge = few_merge,
-            .finish = few_finish},
+    .prefill = {.rows = NR_BEST * LANES,
+                .max_rows = NR_MAX * LANES,
+                .scratch_size = prefill_scratch_size,
+                .state_size = prefill_state_size,
+                .begin = prefill_begin,
+                .split = prefill_split,
+                .merge = prefill_merge,
+                .finish = prefill_finish},
+    .decode = {.rows = DECODE_ROWS,
+               .max_rows = DECODE_ROWS,
+               .scratch_size = decode_scratch_size,
+               .state_size = decode_state_size,
+               .begin = decode_begin,
+               .split = decode_split,
+               .merge = decode_merge,
+               .finish = decode_finish},
     .project = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
                 .step = PROJECT_STEP,
                 .block = project_block,
@@ -109,14 +109,14 @@ const sa_kernels SA_TABLE = {
                 .load = project_load,
                 .multiply = project_multiply,
                 .finish = project_finish},
-    .few_by_rows = FEW_PROJECT(multiply_rows_of_w),
-    .few_by_columns = FEW_PROJECT(multiply_columns_of_w),
-    .few_by_rows_of = &SA_FEW_BY_ROWS_OF,
+    .gemv_by_rows = GEMV_KERNEL(gemv_multiply_rows),
+    .gemv_by_columns = GEMV_KERNEL(gemv_multiply_columns),
+    .gemv_by_rows_of = &SA_GEMV_BY_ROWS_OF,
     .backward = {.scratch_size = backward_scratch_size,
                  .clear = backward_clear,
                  .begin = backward_begin,
-                 .count = backward_count,
-                 .counted = backward_counted,
+                 .row_stats = backward_row_stats,
+                 .check_row_stats = backward_check_row_stats,
                  .split = backward_split,
                  .finish = backward_finish,
                  .sinks = backward_sinks},
@@ -129,6 +129,6 @@ const sa_kernels SA_TABLE = {
     .softmax_part = softmax_part,
     .merge_row = merge_row,
     .is_finite = is_finite,
-    .turn_row = turn_row,
+    .rope_row = rope_row,
     .apply = apply,
 };

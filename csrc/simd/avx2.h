@@ -37,11 +37,11 @@ typedef __m128i uvec;
 #endif
 
 /* 12 accumulators, n operands and a broadcast fit the 16 registers. */
-#define MAX_N 3
-#define TILE_N 3
-#define STRIP_M(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
+#define NR_MAX 3
+#define NR_BEST 3
+#define MR(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
 
-SA_INLINE __m256i first(int n) {
+SA_INLINE __m256i tail_mask(int n) {
     static const bits ones_then_zeros[2 * LANES] = {
         -1, -1, -1, -1,
 #if LANES == 8
@@ -51,16 +51,16 @@ SA_INLINE __m256i first(int n) {
     return _mm256_loadu_si256((const void *)(ones_then_zeros + LANES - n));
 }
 
-SA_INLINE void v_leave(void) { _mm256_zeroupper(); }
+SA_INLINE void v_zeroupper(void) { _mm256_zeroupper(); }
 SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
-SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskload)(p, first(n)); }
+SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskload)(p, tail_mask(n)); }
 SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
 SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
 SA_INLINE void v_stream_end(void) { _mm_sfence(); }
-SA_INLINE void v_store_n(void *p, vec x, int n) { OP(maskstore)(p, first(n), x); }
+SA_INLINE void v_store_n(void *p, vec x, int n) { OP(maskstore)(p, tail_mask(n), x); }
 
 SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
 SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }

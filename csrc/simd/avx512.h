@@ -35,22 +35,22 @@ typedef __m256i uvec;
 /* 24 to 16 accumulators and n operands fit the 32 registers. Strips of 8 rows, for n = 3, divide
  * blocks of keys and nearly every head_dim, and a block of three vectors of weights fits the
  * nearest cache. */
-#define MAX_N 4
-#define TILE_N 3
-#define STRIP_M(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
+#define NR_MAX 4
+#define NR_BEST 3
+#define MR(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
 
-SA_INLINE vmask first(int n) { return (vmask)((1u << n) - 1); }
+SA_INLINE vmask tail_mask(int n) { return (vmask)((1u << n) - 1); }
 
-SA_INLINE void v_leave(void) { _mm256_zeroupper(); }
+SA_INLINE void v_zeroupper(void) { _mm256_zeroupper(); }
 SA_INLINE vec v_zero(void) { return OP(setzero)(); }
 SA_INLINE vec v_set(real x) { return OP(set1)(x); }
 SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
 SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
-SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(first(n), p); }
+SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(tail_mask(n), p); }
 SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
 SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
 SA_INLINE void v_stream_end(void) { _mm_sfence(); }
-SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, first(n), x); }
+SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, tail_mask(n), x); }
 
 SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
 SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }

@@ -4,13 +4,13 @@
  *
  *     real, vec, vmask     the scalar, LANES of them, a truth value for each
  *     uvec                 LANES words of 32 bits, without a sign
- *     LANES, MAX_N         lanes of a vector; vectors of a panel, at most
- *     TILE_N               of a tile whose lanes are queries: what suits its products best
- *     STRIP_M(n)           rows of the product's accumulators for a panel of n vectors
+ *     LANES, NR_MAX         lanes of a vector; vectors of a panel, at most
+ *     NR_BEST               of a tile whose lanes are queries: what suits its products best
+ *     MR(n)           rows of the product's accumulators for a panel of n vectors
  *     v_zero v_set v_broadcast v_load v_load_n v_store v_store_n      _n: touches n lanes, n > 0
  *     v_add v_sub v_mul v_div v_fma v_fms v_max v_min v_ldexp v_frexp
  *     v_stream v_stream_end                   a store around the caches; after the last of them
- *     v_leave              clears what is past the lowest 128 bits of registers: table.inc.h
+ *     v_zeroupper              clears what is past the lowest 128 bits of registers: table.inc.h
  *     v_lt v_le v_eq v_both v_select v_negative v_nonzero_bytes v_lane_bits
  *     v_first v_iota v_transpose
  *     v_swap(x, half)      lane i becomes lane i ^ half: a constant, a power of 2

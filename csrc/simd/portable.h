@@ -10,9 +10,9 @@
 #include "common.h"
 
 #define LANES (128 / SA_REAL_BITS)
-#define MAX_N 4
-#define TILE_N 4
-#define STRIP_M(n) ((n) >= 3 ? 4 : 8)
+#define NR_MAX 4
+#define NR_BEST 4
+#define MR(n) ((n) >= 3 ? 4 : 8)
 
 typedef struct {
     real x[LANES];
@@ -31,7 +31,7 @@ SA_INLINE vec v_set(real x) {
     EACH(i) r.x[i] = x;
     return r;
 }
-SA_INLINE void v_leave(void) {}
+SA_INLINE void v_zeroupper(void) {}
 SA_INLINE vec v_zero(void) { return v_set(0); }
 SA_INLINE vec v_broadcast(const char *p) { return v_set(read_real(p)); }
 SA_INLINE vec v_load(const void *p) {

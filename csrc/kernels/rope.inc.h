@@ -5,7 +5,7 @@
  * and the elements that are in no pair stay. Cosines and sines of the row are given.
  * Called by rows.c through the table (kernels.h). */
 
-static void turn_row(const sa_turn_row *row, int64_t n) {
+static void rope_row(const sa_rope_row *row, int64_t n) {
     const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;
     const char *x_first = row->x + row->first * row->x_col;
     const char *x_second = row->x + row->second * row->x_col;
@@ -27,5 +27,5 @@ static void turn_row(const sa_turn_row *row, int64_t n) {
         vec rest = load_strided(row->x + e * row->x_col, row->x_col, width);
         store_strided(row->out + e * row->out_col, row->out_col, width, rest);
     }
-    v_leave();
+    v_zeroupper();
 }

@@ -1,4 +1,4 @@
-/* The one product, of the forward pass and of all else:
+/* The micro-kernel, the only matrix product here:
  *
  *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
  *
@@ -17,9 +17,9 @@ typedef enum {
 
 typedef struct {
     int64_t m, k, chunk;
-    int64_t phase; /* how far into its chunk the first k is */
-    int64_t part;  /* of product_in_parts */
-    int fetches_a;
+    int64_t phase;    /* how far into its chunk the first k is */
+    int64_t part;     /* of ukernel_in_parts */
+    int prefetches_a; /* each strip's rows of A, while the strip before it is computed */
     const char *a;
     ptrdiff_t a_row, a_k; /* strides in bytes */
     const char *b;
@@ -29,11 +29,11 @@ typedef struct {
     beta_kind kind;
     const real *beta;
     real factor;
-    real *sums;     /* room for SUMS_ROOM elements, but for the first two kinds */
-    ahead *ahead;   /* to fetch meanwhile; may be NULL */
-    uintptr_t soon; /* or a row of n vectors for each k, in product_and_fetch */
-    ptrdiff_t soon_k;
-} product_args;
+    real *sums;               /* room for SUMS_ROOM elements, but for the first two kinds */
+    prefetch_queue *prefetch; /* to fetch meanwhile; may be NULL */
+    uintptr_t prefetch_at;    /* or a row of n vectors for each k, in ukernel_prefetching */
+    ptrdiff_t prefetch_step;
+} ukernel_args;
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 
@@ -58,31 +58,34 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 #define SUM_AT (sums + (i * n + j) * LANES)
 #define WHOLE v_add(v_load(SUM_AT), sum)
 
-/* What is fetched: with each k, or at the beginning of each chunk the next strip's part of it. */
-typedef enum { FETCH_NOTHING, FETCH_LINE, FETCH_ROW, FETCH_STRIP } fetching;
+typedef enum {
+    PREFETCH_NONE,
+    PREFETCH_LINE,  /* with each k a line of the queue */
+    PREFETCH_ROW,   /* with each k a row of n vectors */
+    PREFETCH_STRIP, /* at the start of each chunk the next strip's elements of A for it */
+} prefetch_kind;
 
-/* So many elements, side by side, of M rows. */
-SA_INLINE void fetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_t count) {
+/* `count` contiguous elements of each of M rows. */
+SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_t count) {
     SA_UNROLL
     for (int i = 0; i < M; ++i, row += (uintptr_t)step)
         for (uintptr_t at = 0; at < (uintptr_t)count * sizeof(real); at += CACHE_LINE)
             SA_PREFETCH_NEAREST(row + at);
 }
 
-/* M rows and n vectors of C, in registers: both must be constants where it is inlined. What else it
- * keeps in registers is few as well: integers that find no room would be put into vectors'
- * registers, and wait there for the products before them. */
-SA_INLINE void product_strip(const int M, const int n, const fetching fetch, const product_args *p,
-                             const char *a, real *c, const real *beta) {
-    uintptr_t soon = p->soon;
-    ptrdiff_t soon_k = p->soon_k;
+/* M rows and n vectors of C in registers; both are constants where it is inlined. Keep few live
+ * integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
+SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch,
+                             const ukernel_args *p, const char *a, real *c, const real *beta) {
+    uintptr_t prefetch_at = p->prefetch_at;
+    ptrdiff_t prefetch_step = p->prefetch_step;
     const char *b = p->b, *third[6]; /* every third row of A */
     SA_UNROLL
     for (int i = 0; i < M; i += 3) third[i / 3] = a + i * p->a_row;
     int64_t left = p->k, chunk = p->chunk - p->phase;
     do {
         const int64_t count = chunk < left ? chunk : left;
-        vec acc[16][MAX_N];
+        vec acc[16][NR_MAX];
         SA_UNROLL
         for (int i = 0; i < M; ++i) {
             SA_UNROLL
@@ -90,18 +93,19 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
         }
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
-        if (fetch == FETCH_LINE) soon = take_ahead(p->ahead, count, &soon_k);
-        if (fetch == FETCH_STRIP)
-            fetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
+        if (fetch == PREFETCH_LINE) prefetch_at = prefetch_next(p->prefetch, count, &prefetch_step);
+        if (fetch == PREFETCH_STRIP)
+            prefetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
         for (int64_t k = 0; k < count; ++k) {
-            vec bk[MAX_N];
+            vec bk[NR_MAX];
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
                 bk[j] = v_load(b + j * (int)sizeof(vec));
-                if (fetch == FETCH_ROW || (fetch == FETCH_LINE && j == 0))
-                    SA_PREFETCH(soon + (uintptr_t)j * sizeof(vec));
+                if (fetch == PREFETCH_ROW || (fetch == PREFETCH_LINE && j == 0))
+                    SA_PREFETCH(prefetch_at + (uintptr_t)j * sizeof(vec));
             }
-            if (fetch == FETCH_LINE || fetch == FETCH_ROW) soon += (uintptr_t)soon_k;
+            if (fetch == PREFETCH_LINE || fetch == PREFETCH_ROW)
+                prefetch_at += (uintptr_t)prefetch_step;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
                 vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
@@ -147,24 +151,24 @@ SA_INLINE void product_strip(const int M, const int n, const fetching fetch, con
 }
 
 /* All rows: strips of the set's height, then 8, 4, 2 and 1. */
-SA_INLINE void product_rows(const int n, const fetching fetch, const product_args *p) {
+SA_INLINE void ukernel_rows(const int n, const prefetch_kind fetch, const ukernel_args *p) {
     const char *a = p->a;
     real *c = p->c;
     const real *beta = p->beta;
     int64_t left = p->m;
-#define STRIPS(M)                                              \
-    while (left >= (M)) {                                      \
-        if (fetch == FETCH_NOTHING && has_ahead(p->ahead))     \
-            product_strip(M, n, FETCH_LINE, p, a, c, beta);    \
-        else                                                   \
-            product_strip(M, n, fetch, p, a, c, beta);         \
-        left -= (M), a += (M) * p->a_row, c += (M) * p->c_row; \
-        if (p->kind == BETA_OF_ROW) beta += (M);               \
+#define STRIPS(M)                                                \
+    while (left >= (M)) {                                        \
+        if (fetch == PREFETCH_NONE && has_prefetch(p->prefetch)) \
+            ukernel_strip(M, n, PREFETCH_LINE, p, a, c, beta);   \
+        else                                                     \
+            ukernel_strip(M, n, fetch, p, a, c, beta);           \
+        left -= (M), a += (M) * p->a_row, c += (M) * p->c_row;   \
+        if (p->kind == BETA_OF_ROW) beta += (M);                 \
     }
-    STRIPS(STRIP_M(n))
-    if (STRIP_M(n) > 8) STRIPS(8)
-    if (STRIP_M(n) > 4) STRIPS(4)
-    if (STRIP_M(n) > 2) STRIPS(2)
+    STRIPS(MR(n))
+    if (MR(n) > 8) STRIPS(8)
+    if (MR(n) > 4) STRIPS(4)
+    if (MR(n) > 2) STRIPS(2)
     STRIPS(1)
 #undef STRIPS
 }
@@ -174,48 +178,48 @@ SA_INLINE void product_rows(const int n, const fetching fetch, const product_arg
 #undef SUM_AT
 #undef WHOLE
 
-static void product_1(const product_args *p) { product_rows(1, FETCH_NOTHING, p); }
-static void product_2(const product_args *p) { product_rows(2, FETCH_NOTHING, p); }
-static void product_3(const product_args *p) { product_rows(3, FETCH_NOTHING, p); }
-static void fetching_1(const product_args *p) { product_rows(1, FETCH_ROW, p); }
-static void fetching_2(const product_args *p) { product_rows(2, FETCH_ROW, p); }
-static void fetching_3(const product_args *p) { product_rows(3, FETCH_ROW, p); }
-static void streaming_1(const product_args *p) { product_rows(1, FETCH_STRIP, p); }
-static void streaming_2(const product_args *p) { product_rows(2, FETCH_STRIP, p); }
-static void streaming_3(const product_args *p) { product_rows(3, FETCH_STRIP, p); }
-#if MAX_N == 4
-static void product_4(const product_args *p) { product_rows(4, FETCH_NOTHING, p); }
-static void fetching_4(const product_args *p) { product_rows(4, FETCH_ROW, p); }
-static void streaming_4(const product_args *p) { product_rows(4, FETCH_STRIP, p); }
+static void ukernel_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_NONE, p); }
+static void ukernel_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_NONE, p); }
+static void ukernel_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_NONE, p); }
+static void prefetching_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_ROW, p); }
+static void prefetching_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_ROW, p); }
+static void prefetching_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_ROW, p); }
+static void streaming_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_STRIP, p); }
+static void streaming_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_STRIP, p); }
+static void streaming_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_STRIP, p); }
+#if NR_MAX == 4
+static void ukernel_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_NONE, p); }
+static void prefetching_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_ROW, p); }
+static void streaming_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_STRIP, p); }
 #else
-#define product_4 NULL
-#define fetching_4 NULL
+#define ukernel_4 NULL
+#define prefetching_4 NULL
 #define streaming_4 NULL
 #endif
 
-/* n <= MAX_N vectors of lanes. */
-static void product(int n, const product_args *p) {
-    static void (*const of_width[])(const product_args *) = {product_1, product_2, product_3,
-                                                             product_4};
+/* n <= NR_MAX vectors of lanes. */
+static void ukernel(int n, const ukernel_args *p) {
+    static void (*const of_width[])(const ukernel_args *) = {ukernel_1, ukernel_2, ukernel_3,
+                                                             ukernel_4};
     of_width[n - 1](p);
 }
 
-/* The same, fetching each strip's rows of A while the strip before it is computed. */
-static void product_and_fetch_a(int n, const product_args *p) {
-    static void (*const of_width[])(const product_args *) = {streaming_1, streaming_2, streaming_3,
+/* The same, prefetching each strip's rows of A while the strip before it is computed. */
+static void ukernel_prefetching_a(int n, const ukernel_args *p) {
+    static void (*const of_width[])(const ukernel_args *) = {streaming_1, streaming_2, streaming_3,
                                                              streaming_4};
     of_width[n - 1](p);
 }
 
-/* The same, of a long sum, over p->part of k at a time: so many rows of B stay in the nearest cache
- * from strip to strip. Each part is summed from 0; the first is written, unless p->kind says that
- * it is added as the others are. A sum of very many chunks would have a larger error. */
-static void product_in_parts(int n, product_args *p) {
+/* The same for a long sum, p->part of k at a time: that many rows of B stay in L1 from strip to
+ * strip, and a single sum of very many chunks would have a larger error. Each part is summed from
+ * 0; the first is written to C, or added where p->kind says so, the others are added. */
+static void ukernel_in_parts(int n, ukernel_args *p) {
     int64_t left = p->k;
     p->factor = 1;
     do {
         p->k = left < p->part ? left : p->part;
-        p->fetches_a ? product_and_fetch_a(n, p) : product(n, p);
+        p->prefetches_a ? ukernel_prefetching_a(n, p) : ukernel(n, p);
         left -= p->k;
         p->a += p->k * p->a_k;
         p->b += p->k * p->b_k;
@@ -223,18 +227,19 @@ static void product_in_parts(int n, product_args *p) {
     } while (left > 0);
 }
 
-/* The same, fetching what is needed soon meanwhile. */
-static void product_and_fetch(int n, const product_args *p) {
-    static void (*const of_width[])(const product_args *) = {fetching_1, fetching_2, fetching_3,
-                                                             fetching_4};
+/* The same, prefetching a row of n vectors at p->prefetch_at with each k. */
+static void ukernel_prefetching(int n, const ukernel_args *p) {
+    static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
+                                                             prefetching_3, prefetching_4};
     of_width[n - 1](p);
 }
 
-/* The same, where marks laid out as A or as B tell by a set sign what is masked: that adds nothing,
- * even where a factor is NaN or inf. One row of C and one vector at a time: a rare path. */
+/* The same where some products are masked: `marks`, laid out as A or as B, has the sign bit set for
+ * them. They add nothing, even where a factor is NaN or inf. A rare path: one row of C and one
+ * vector at a time. */
 typedef enum { MARKED_A, MARKED_B } marked;
 
-static void product_of_visible(int n, const product_args *p, marked which, const char *marks) {
+static void ukernel_masked(int n, const ukernel_args *p, marked which, const char *marks) {
     for (int64_t i = 0; i < p->m; ++i)
         for (int j = 0; j < n; ++j) {
             const char *a = p->a + i * p->a_row, *b = p->b + j * (ptrdiff_t)sizeof(vec);

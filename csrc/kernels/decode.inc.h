@@ -1,5 +1,6 @@
-/* Forward pass of a tile of few rows (decoding), at the speed of memory. The operands of tile.inc.h
- * change places, the operations on a row and their order do not, so its bits do not either:
+/* Forward pass of a tile of few rows (decoding), at the speed of memory. The operands of
+ * prefill.inc.h change places, the operations on a row and their order do not, so its bits do not
+ * either:
  *
  *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a
  *                                                           panel of it at a time
@@ -9,48 +10,50 @@
  * Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_ROWS = LANES / 2,    /* with more, a query in each lane costs less */
-    FEW_ROWS_OF_SQUARES = 4, /* a square, their sums and those of their chunks fit the registers */
-    FEW_LENGTH = 128,        /* of head_dim, in a panel of keys: the longest part of its sum */
-    FEW_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
+    DECODE_ROWS = LANES / 2, /* with more, a query in each lane costs less */
+    DECODE_SQUARE_ROWS = 4,  /* a square, their sums and those of their chunks fit the registers */
+    DECODE_PANEL_K = 128,    /* of head_dim, in a panel of keys: the longest part of its sum */
+    DECODE_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
 };
 
 typedef struct {
-    real *q, *s, *sums, *k_panel, *v_panel, *rescale, *safe_max;
-} few_scratch;
+    real *q, *s, *sums, *k_panel, *v_panel, *rescale, *shift;
+} decode_scratch;
 
-SA_INLINE int64_t few_o_row(int64_t head_dim_v) { return (head_dim_v + LANES - 1) / LANES * LANES; }
+SA_INLINE int64_t decode_o_row(int64_t head_dim_v) {
+    return (head_dim_v + LANES - 1) / LANES * LANES;
+}
 
-static size_t few_scratch_size(int rows, int64_t head_dim) {
-    size_t fixed =
-        SUMS_ROOM + FEW_ROWS * FEW_S_ROW + FEW_LENGTH * LANES + SA_BLOCK_N * LANES + 2 * LANES;
+static size_t decode_scratch_size(int rows, int64_t head_dim) {
+    size_t fixed = SUMS_ROOM + DECODE_ROWS * DECODE_S_ROW + DECODE_PANEL_K * LANES +
+                   SA_BLOCK_N * LANES + 2 * LANES;
     return (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
 }
 
-static size_t few_partial_size(int rows, int64_t head_dim_v) {
-    return (2 * LANES + (size_t)rows * (size_t)few_o_row(head_dim_v)) * sizeof(real);
+static size_t decode_state_size(int rows, int64_t head_dim_v) {
+    return (2 * LANES + (size_t)rows * (size_t)decode_o_row(head_dim_v)) * sizeof(real);
 }
 
-static few_scratch few_layout(void *memory) {
-    few_scratch x = {.s = memory};
-    x.sums = x.s + FEW_ROWS * FEW_S_ROW;
+static decode_scratch decode_layout(void *memory) {
+    decode_scratch x = {.s = memory};
+    x.sums = x.s + DECODE_ROWS * DECODE_S_ROW;
     x.k_panel = x.sums + SUMS_ROOM;
-    x.v_panel = x.k_panel + FEW_LENGTH * LANES;
+    x.v_panel = x.k_panel + DECODE_PANEL_K * LANES;
     x.rescale = x.v_panel + SA_BLOCK_N * LANES;
-    x.safe_max = x.rescale + LANES;
-    x.q = x.safe_max + LANES;
+    x.shift = x.rescale + LANES;
+    x.q = x.shift + LANES;
     return x;
 }
 
-static partial few_partial(void *memory) {
-    partial p = {.row_max = memory};
+static split_state decode_state(void *memory) {
+    split_state p = {.row_max = memory};
     p.row_sum = p.row_max + LANES;
     p.o = p.row_sum + LANES;
     return p;
 }
 
-static void few_begin(const sa_tile *t, void *memory) {
-    few_scratch x = few_layout(memory);
+static void decode_begin(const sa_tile *t, void *memory) {
+    decode_scratch x = decode_layout(memory);
     vec factor = v_set((real)t->scoring.q_factor);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t d = 0; d < t->head_dim; d += LANES) {
@@ -58,25 +61,25 @@ static void few_begin(const sa_tile *t, void *memory) {
             vec q = load_strided(t->q[r] + d * t->q_col, t->q_col, width);
             v_store_n(x.q + r * t->head_dim + d, v_mul(q, factor), width);
         }
-    v_leave();
+    v_zeroupper();
 }
 
 /* The sums of a part of head_dim, which begins at `first`, added to the scores. */
-SA_INLINE void few_add_part(const int M, const vec *part, int64_t first, real *s) {
+SA_INLINE void decode_add_part(const int M, const vec *part, int64_t first, real *s) {
     SA_UNROLL
     for (int r = 0; r < M; ++r) {
-        real *sum = s + r * FEW_S_ROW;
+        real *sum = s + r * DECODE_S_ROW;
         v_store(sum, first == 0 ? part[r] : sum_scaled(part[r], v_set(1), v_load(sum)));
     }
 }
 
 /* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
  * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
-SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
-                           uintptr_t soon, real *s) {
+SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
+                              uintptr_t prefetch_offset, real *s) {
     const int64_t chunk = sa_chunk_e(t->head_dim);
     int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
-    vec part[FEW_ROWS_OF_SQUARES], acc[FEW_ROWS_OF_SQUARES];
+    vec part[DECODE_SQUARE_ROWS], acc[DECODE_SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) part[r] = v_zero();
     for (int64_t d = 0; d < t->head_dim; d += chunk) {
@@ -84,7 +87,7 @@ SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const c
         for (int r = 0; r < M; ++r) acc[r] = v_zero();
         for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
             vec square[LANES];
-            load_square(rows, e * (ptrdiff_t)sizeof(real), soon, square);
+            load_square(rows, e * (ptrdiff_t)sizeof(real), prefetch_offset, square);
             v_transpose(square);
             SA_UNROLL
             for (int i = 0; i < LANES; ++i) {
@@ -94,26 +97,26 @@ SA_INLINE void few_squares(const int M, const sa_tile *t, const real *q, const c
             }
         }
         if (d == end) {
-            few_add_part(M, part, first, s);
+            decode_add_part(M, part, first, s);
             first = end, end += SA_CHUNKS_OF_PART * chunk;
         }
         SA_UNROLL
         for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
     }
-    few_add_part(M, part, first, s);
+    decode_add_part(M, part, first, s);
 }
 
 /* The same for any keys, rows and strides, by panels of K. */
-static void few_panels(const sa_tile *t, const few_scratch *x, const char *const *rows, int count,
-                       uintptr_t soon, real *s) {
+static void decode_panels(const sa_tile *t, const decode_scratch *x, const char *const *rows,
+                          int count, uintptr_t prefetch_offset, real *s) {
     const int chunk = sa_chunk_e(t->head_dim), part = SA_CHUNKS_OF_PART * chunk;
-    assert(part <= FEW_LENGTH);
+    assert(part <= DECODE_PANEL_K);
     for (int64_t d = 0; d == 0 || d < t->head_dim; d += part) {
         const char *from[LANES];
         int length = at_most(t->head_dim - d, part);
         for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k_col;
-        gather(from, count, t->k_col, length, 1, soon, x->k_panel, LANES);
-        product(1, &(product_args){
+        gather(from, count, t->k_col, length, 1, prefetch_offset, x->k_panel, LANES);
+        ukernel(1, &(ukernel_args){
                        .m = t->rows,
                        .k = length,
                        .chunk = chunk,
@@ -123,7 +126,7 @@ static void few_panels(const sa_tile *t, const few_scratch *x, const char *const
                        .b = (const char *)x->k_panel,
                        .b_k = sizeof(vec),
                        .c = s,
-                       .c_row = FEW_S_ROW,
+                       .c_row = DECODE_S_ROW,
                        .kind = d == 0 ? BETA_ZERO : SUM_SCALED,
                        .factor = 1,
                        .sums = x->sums,
@@ -133,23 +136,24 @@ static void few_panels(const sa_tile *t, const few_scratch *x, const char *const
 
 /* S, of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
  * with K, the V of the next keys is fetched, and the products with V fetch the next block's K. */
-static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     int are_squares = t->k_col == (ptrdiff_t)sizeof(real) && t->head_dim > 0 &&
                       t->head_dim % LANES == 0 && sa_chunk_e(t->head_dim) % LANES == 0;
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
         int64_t key = keys->block + at;
-        uintptr_t soon = (uintptr_t)t->v + (uintptr_t)(key + LANES) * (uintptr_t)t->v_row -
-                         ((uintptr_t)t->k + (uintptr_t)key * (uintptr_t)t->k_row);
+        uintptr_t prefetch_offset = (uintptr_t)t->v +
+                                    (uintptr_t)(key + LANES) * (uintptr_t)t->v_row -
+                                    ((uintptr_t)t->k + (uintptr_t)key * (uintptr_t)t->k_row);
         real *s = x->s + at;
         for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row;
         switch (are_squares && count == LANES ? t->rows : 0) {
-            case 1: few_squares(1, t, x->q, rows, soon, s); break;
-            case 2: few_squares(2, t, x->q, rows, soon, s); break;
-            case 3: few_squares(3, t, x->q, rows, soon, s); break;
-            case 4: few_squares(4, t, x->q, rows, soon, s); break;
-            default: few_panels(t, x, rows, count, soon, s);
+            case 1: decode_squares(1, t, x->q, rows, prefetch_offset, s); break;
+            case 2: decode_squares(2, t, x->q, rows, prefetch_offset, s); break;
+            case 3: decode_squares(3, t, x->q, rows, prefetch_offset, s); break;
+            case 4: decode_squares(4, t, x->q, rows, prefetch_offset, s); break;
+            default: decode_panels(t, x, rows, count, prefetch_offset, s);
         }
     }
 }
@@ -158,11 +162,11 @@ static void few_scores(const sa_tile *t, const few_scratch *x, const block_keys 
 SA_INLINE int whole_chains(int end) { return (end + 3) & ~3; }
 
 /* Put `masked` where a key, or one of the chains' rest, is out of the row's range. */
-static void few_mask_ranges(const sa_tile *t, const few_scratch *x, const block_keys *keys, int r,
-                            real masked) {
+static void decode_mask_ranges(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
+                               int r, real masked) {
     vec lo = v_set((real)sa_block_offset(t->key_lo[r], keys->block));
     vec hi = v_set((real)sa_block_offset(t->key_hi[r], keys->block));
-    real *s = x->s + r * FEW_S_ROW;
+    real *s = x->s + r * DECODE_S_ROW;
     for (int j = keys->begin; j < whole_chains(keys->end); j += LANES) {
         vec key = v_add(v_iota(), v_set((real)j));
         v_store(s + j, in_range(v_load(s + j), lo, key, hi, v_set(masked)));
@@ -170,105 +174,107 @@ static void few_mask_ranges(const sa_tile *t, const few_scratch *x, const block_
 }
 
 /* Put `masked` where B is -inf; before that, add B if asked to. */
-static void few_mask_elements(const sa_tile *t, const few_scratch *x, const block_keys *keys, int r,
-                              int add, real masked) {
-    real *s = x->s + r * FEW_S_ROW;
+static void decode_mask_bias(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
+                             int r, int add, real masked) {
+    real *s = x->s + r * DECODE_S_ROW;
     for (int j = keys->begin; j < keys->end; j += LANES) {
-        vec b = elements_of_row(t, r, keys->block + j, at_most(keys->end - j, LANES));
-        v_store(s + j, with_element(v_load(s + j), b, add, v_set(masked)));
+        vec b = mask_bias_of_row(t, r, keys->block + j, at_most(keys->end - j, LANES));
+        v_store(s + j, with_mask_bias(v_load(s + j), b, add, v_set(masked)));
     }
 }
 
 /* S, as the softmax sees it. Ranges are looked at even in a full block: the chains' rest must weigh
  * 0. */
-static void few_see(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+static void decode_bias_and_mask(const sa_tile *t, const decode_scratch *x,
+                                 const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
-        if (t->scoring.in_natural_units) few_bias(t, keys, x->s + r * FEW_S_ROW, r);
-        if (keys->elements == SA_RAGGED)
-            few_mask_elements(t, x, keys, r, mask_adds(t), -(real)INFINITY);
-        few_mask_ranges(t, x, keys, r, -(real)INFINITY);
+        if (t->scoring.in_natural_units) decode_bias(t, keys, x->s + r * DECODE_S_ROW, r);
+        if (keys->mask_class == SA_PARTIAL)
+            decode_mask_bias(t, x, keys, r, mask_adds(t), -(real)INFINITY);
+        decode_mask_ranges(t, x, keys, r, -(real)INFINITY);
     }
 }
 
 /* Give the weights of masked keys a set sign, and all others none. */
-static void few_mark_masked(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
-        if (keys->elements == SA_RAGGED) few_mask_elements(t, x, keys, r, 0, (real)-0.0);
-        few_mask_ranges(t, x, keys, r, (real)-0.0);
+        if (keys->mask_class == SA_PARTIAL) decode_mask_bias(t, x, keys, r, 0, (real)-0.0);
+        decode_mask_ranges(t, x, keys, r, (real)-0.0);
     }
 }
 
 /* softmax_column, along the keys; what is masked is -inf already. */
-static void few_softmax(const sa_tile *t, const few_scratch *x, const block_keys *keys,
-                        partial total) {
+static void decode_softmax(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
+                           split_state total) {
     int begin = keys->begin, end = keys->end;
-    vec u = unit_of(&t->scoring);
+    vec scale_log2 = scale_log2_of(&t->scoring);
     real top[LANES], sum[LANES] = {0};
     vec old = v_load(total.row_max);
     v_store(top, old);
     for (int r = 0; r < t->rows; ++r) {
         vec max = v_set(top[r]);
-        for (int j = begin; j < end; j += LANES) max = v_max(v_load(x->s + r * FEW_S_ROW + j), max);
+        for (int j = begin; j < end; j += LANES)
+            max = v_max(v_load(x->s + r * DECODE_S_ROW + j), max);
         real lanes[LANES];
         v_store(lanes, max);
         for (int i = 0; i < LANES; ++i) top[r] = lanes[i] > top[r] ? lanes[i] : top[r];
     }
-    vec max = v_load(top), safe = finite_max(max);
-    v_store(x->safe_max, safe);
+    vec max = v_load(top), shift = finite_max(max);
+    v_store(x->shift, shift);
     for (int r = 0; r < t->rows; ++r) {
-        real *s = x->s + r * FEW_S_ROW, chain[4] = {0};
-        vec safe_r = v_set(x->safe_max[r]);
+        real *s = x->s + r * DECODE_S_ROW, chain[4] = {0};
+        vec shift_r = v_set(x->shift[r]);
         for (int j = begin; j < whole_chains(end); j += LANES)
-            v_store(s + j, weight(v_sub(v_load(s + j), safe_r), u));
+            v_store(s + j, weight(v_sub(v_load(s + j), shift_r), scale_log2));
         for (int j = begin; j < end; j += 4)
             for (int c = 0; c < 4; ++c) chain[c] += s[j + c];
         sum[r] = (chain[0] + chain[1]) + (chain[2] + chain[3]);
     }
-    vec a = weight(v_sub(old, safe), u);
+    vec a = weight(v_sub(old, shift), scale_log2);
     v_store(x->rescale, a);
     v_store(total.row_sum, v_fma(v_load(total.row_sum), a, v_load(sum)));
     v_store(total.row_max, max);
 }
 
 /* Weights that are small enough for the values' sum, after their own sum is taken. */
-static void few_shrink(const sa_tile *t, const few_scratch *x, const block_keys *keys) {
+static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     vec factor = v_set((real)t->weight_factor);
     for (int r = 0; r < t->rows; ++r)
         for (int j = keys->begin; j < keys->end; j += LANES) {
-            real *s = x->s + r * FEW_S_ROW + j;
+            real *s = x->s + r * DECODE_S_ROW + j;
             v_store(s, v_mul(v_load(s), factor));
         }
 }
 
 /* O. Where V is not finite, the weights of masked keys are marked. */
-static void few_values(const sa_tile *t, const few_scratch *x, const block_keys *keys,
-                       partial total) {
+static void decode_values(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
+                          split_state total) {
     int begin = keys->begin, count = keys->end - begin;
     const char *v = t->v + (keys->block + begin) * t->v_row;
     uintptr_t next = (uintptr_t)(keys->block + SA_BLOCK_N);
     uintptr_t next_k = (uintptr_t)t->k + next * (uintptr_t)t->k_row;
-    product_args p = {
+    ukernel_args p = {
         .m = t->rows,
         .k = count,
         .chunk = SA_CHUNK_N,
         .phase = begin % SA_CHUNK_N,
         .a = (const char *)(x->s + begin),
-        .a_row = FEW_S_ROW * (ptrdiff_t)sizeof(real),
+        .a_row = DECODE_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
         .b_k = t->v_row,
-        .c_row = few_o_row(t->head_dim_v),
+        .c_row = decode_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
         .sums = x->sums,
-        .soon_k = t->k_row,
+        .prefetch_step = t->k_row,
     };
     int64_t e = 0;
     int whole = t->v_col == (ptrdiff_t)sizeof(real);
-    for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, MAX_N)) > 0; e += n * LANES) {
+    for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
         p.b = v + e * t->v_col;
         p.c = total.o + e;
-        p.soon = next_k + (uintptr_t)(e * t->k_col);
-        keys->safe ? product_and_fetch(n, &p) : product_of_visible(n, &p, MARKED_A, p.a);
+        p.prefetch_at = next_k + (uintptr_t)(e * t->k_col);
+        keys->v_is_finite ? ukernel_prefetching(n, &p) : ukernel_masked(n, &p, MARKED_A, p.a);
     }
     /* What is no whole vector of V as it lies goes through a panel. */
     p.b = (const char *)x->v_panel;
@@ -279,60 +285,61 @@ static void few_values(const sa_tile *t, const few_scratch *x, const block_keys 
             v_store(x->v_panel + j * LANES,
                     load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
         p.c = total.o + e;
-        keys->safe ? product(1, &p) : product_of_visible(1, &p, MARKED_A, p.a);
+        keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }
 }
 
-static void few_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
-                      void *part) {
-    few_scratch x = few_layout(memory);
-    partial total = few_partial(part);
-    partial_clear(total, LANES);
-    memset(total.o, 0, (size_t)t->rows * (size_t)few_o_row(t->head_dim_v) * sizeof(real));
+static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
+                         void *part) {
+    decode_scratch x = decode_layout(memory);
+    split_state total = decode_state(part);
+    state_clear(total, LANES);
+    memset(total.o, 0, (size_t)t->rows * (size_t)decode_o_row(t->head_dim_v) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
-        find_whether_safe(t, &keys);
-        few_scores(t, &x, &keys);
-        few_see(t, &x, &keys);
-        few_softmax(t, &x, &keys, total);
+        check_v_finite(t, &keys);
+        decode_scores(t, &x, &keys);
+        decode_bias_and_mask(t, &x, &keys);
+        decode_softmax(t, &x, &keys, total);
         for (int r = 0; t->scoring.has_dropout && r < t->rows; ++r)
-            few_drop(t, &keys, x.s + r * FEW_S_ROW, r);
-        if (t->weight_factor != 1) few_shrink(t, &x, &keys);
-        if (!keys.safe) few_mark_masked(t, &x, &keys);
-        few_values(t, &x, &keys, total);
+            decode_drop(t, &keys, x.s + r * DECODE_S_ROW, r);
+        if (t->weight_factor != 1) decode_shrink(t, &x, &keys);
+        if (!keys.v_is_finite) decode_mark_masked(t, &x, &keys);
+        decode_values(t, &x, &keys, total);
     }
-    v_leave();
+    v_zeroupper();
 }
 
-static void few_merge(const sa_tile *t, void *memory, void *total_memory, const void *part_memory) {
+static void decode_merge(const sa_tile *t, void *memory, void *total_memory,
+                         const void *part_memory) {
     (void)memory;
-    partial total = few_partial(total_memory), part = few_partial((void *)part_memory);
+    split_state total = decode_state(total_memory), part = decode_state((void *)part_memory);
     real a[LANES], b[LANES];
     vec factor, part_factor;
-    softmax_merge(unit_of(&t->scoring), total.row_max, total.row_sum, part.row_max, part.row_sum,
-                  &factor, &part_factor);
+    softmax_merge(scale_log2_of(&t->scoring), total.row_max, total.row_sum, part.row_max,
+                  part.row_sum, &factor, &part_factor);
     v_store(a, factor);
     v_store(b, part_factor);
-    int64_t row = few_o_row(t->head_dim_v);
+    int64_t row = decode_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t e = r * row; e < (r + 1) * row; e += LANES)
             v_store(total.o + e, v_fma(v_load(total.o + e), v_set(a[r]),
                                        v_mul(v_load(part.o + e), v_set(b[r]))));
-    v_leave();
+    v_zeroupper();
 }
 
-static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
+static void decode_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
-    partial total = few_partial(total_memory);
+    split_state total = decode_state(total_memory);
     vec max = v_load(total.row_max), sum = v_load(total.row_sum);
-    softmax_end end = end_of_rows(t, 0, max, sum);
+    row_epilogue end = end_of_rows(t, 0, max, sum);
     end = without_dropped(t, end);
     end.factor = v_div(end.factor, v_set((real)t->weight_factor));
-    int64_t row = few_o_row(t->head_dim_v);
+    int64_t row = decode_o_row(t->head_dim_v);
     int is_mean = t->weight_factor != 1 && !t->scoring.has_dropout;
     for (int r = 0; r < t->rows; ++r) {
-        softmax_end of_row = softmax_end_of_lane(end, r);
+        row_epilogue of_row = row_epilogue_of_lane(end, r);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
             vec sum = v_load(total.o + r * row + e), out = softmax_scaled(sum, of_row);
             if (is_mean) out = v_select(finite_lanes(sum), within_range(out), out);
@@ -341,5 +348,5 @@ static void few_finish(const sa_tile *t, void *memory, void *total_memory) {
         }
     }
     write_lse(t, 0, max, sum);
-    v_leave();
+    v_zeroupper();
 }

@@ -8,51 +8,50 @@
  * share what goes before and after. Called by the loops through the table (kernels.h). */
 
 enum {
-    FEW_PROJECT_ROWS = 8,
-    FEW_PROJECT_K = 4 * PROJECT_RUN, /* of a block: the longer, the longer the pieces of W */
-    FEW_COLUMNS = 1024, /* of W, whose sums stay in the nearest cache for a chunk of k */
-    FEW_COLUMNS_K = 8,  /* so many k are added to a sum at a time */
+    GEMV_ROWS = 8,
+    GEMV_K = 4 * PROJECT_RUN, /* of a block: the longer, the longer the pieces of W */
+    GEMV_COLUMNS = 1024,      /* of W, whose sums stay in the nearest cache for a chunk of k */
+    GEMV_COLUMNS_K = 8,       /* so many k are added to a sum at a time */
 };
 
 typedef struct {
     real *x, *panel, *sums, *c, *total, *chunk, *part;
     int64_t x_row, c_row;
-} few_project_scratch;
+} gemv_scratch;
 
-static int64_t few_project_block(const sa_project_tile *t) { return block_of(t, FEW_PROJECT_K); }
+static int64_t gemv_block(const sa_project_tile *t) { return block_of(t, GEMV_K); }
 
-static size_t few_project_scratch_size(const sa_project_tile *t) {
+static size_t gemv_scratch_size(const sa_project_tile *t) {
     int64_t c = whole_vectors(t->m) * (has_runs(t) ? 2 : 1);
-    int64_t of_row = whole_vectors(t->p.block) + c + 2 * FEW_COLUMNS;
+    int64_t of_row = whole_vectors(t->p.block) + c + 2 * GEMV_COLUMNS;
     return (size_t)(t->lanes * of_row + SA_PROJECT_K * LANES + SUMS_ROOM) * sizeof(real);
 }
 
-static few_project_scratch few_project_layout(const sa_project_tile *t, void *memory) {
-    few_project_scratch x = {.panel = memory};
+static gemv_scratch gemv_layout(const sa_project_tile *t, void *memory) {
+    gemv_scratch x = {.panel = memory};
     x.x_row = whole_vectors(t->p.block);
     x.c_row = whole_vectors(t->m);
     x.sums = x.panel + SA_PROJECT_K * LANES;
     x.x = x.sums + SUMS_ROOM;
     x.c = x.x + t->lanes * x.x_row;
     x.chunk = x.c + t->lanes * x.c_row;
-    x.part = x.chunk + t->lanes * FEW_COLUMNS;
-    x.total = x.part + t->lanes * FEW_COLUMNS;
+    x.part = x.chunk + t->lanes * GEMV_COLUMNS;
+    x.total = x.part + t->lanes * GEMV_COLUMNS;
     return x;
 }
 
-static void few_project_load(const sa_project_tile *t, void *memory, int64_t k_begin,
-                             int64_t k_end) {
-    few_project_scratch x = few_project_layout(t, memory);
+static void gemv_load(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end) {
+    gemv_scratch x = gemv_layout(t, memory);
     for (int r = 0; r < t->lanes; ++r)
         for (int64_t k = k_begin; k < k_end; k += LANES)
             v_store(x.x + r * x.x_row + (k - k_begin),
                     load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
-    v_leave();
+    v_zeroupper();
 }
 
 /* The sums of a run that began at k, of x's rows [first, last) and `count` rows of W from m on. */
-static void few_end_run(const sa_project_tile *t, const few_project_scratch *x, int64_t k,
-                        int first, int last, int64_t m, int64_t count) {
+static void gemv_end_run(const sa_project_tile *t, const gemv_scratch *x, int64_t k, int first,
+                         int last, int64_t m, int64_t count) {
     for (int r = first; has_runs(t) && r < last; ++r)
         end_run(x->total + r * x->c_row + m, x->c + r * x->c_row + m, count, k == 0);
 }
@@ -64,7 +63,7 @@ static void few_end_run(const sa_project_tile *t, const few_project_scratch *x, 
  * Nothing is fetched ahead: rows are read from end to end, which the processor sees by itself. */
 SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_row,
                            const char *const *rows, int64_t first, int64_t count, int64_t chunk,
-                           vec acc[][FEW_ROWS_OF_SQUARES]) {
+                           vec acc[][DECODE_SQUARE_ROWS]) {
     for (int64_t k = first; k < first + count; k += LANES) {
         SA_UNROLL
         for (int c = 0; c < C; ++c) {
@@ -89,7 +88,7 @@ SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const c
                             int64_t begin, int64_t end, int64_t chunk, real *c, ptrdiff_t c_row) {
     for (int64_t k = begin; k < end; k += 2 * chunk) {
         int64_t first = at_most(end - k, (int)chunk), second = at_most(end - k - first, (int)chunk);
-        vec acc[2][FEW_ROWS_OF_SQUARES];
+        vec acc[2][DECODE_SQUARE_ROWS];
         SA_UNROLL
         for (int r = 0; r < M; ++r) acc[0][r] = acc[1][r] = v_zero();
         add_squares(M, 2, x, x_row, rows, k, second, chunk, acc);
@@ -104,27 +103,25 @@ SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const c
 }
 
 /* The block's runs for some of x's rows. W is read from end to end, and again for the next ones. */
-SA_INLINE void runs_of_squares(const int M, const sa_project_tile *t, const few_project_scratch *s,
-                               int r, const char *const *rows, int64_t k_begin, int64_t k_end,
-                               int64_t m) {
+SA_INLINE void runs_of_squares(const int M, const sa_project_tile *t, const gemv_scratch *s, int r,
+                               const char *const *rows, int64_t k_begin, int64_t k_end, int64_t m) {
     for (int64_t k = k_begin; k < k_end; k += PROJECT_RUN) {
         int64_t begin = k - k_begin, end = begin + at_most(k_end - k, PROJECT_RUN);
         squares_of_w(M, s->x + r * s->x_row, s->x_row, rows, begin, end, project_chunk(t),
                      s->c + r * s->c_row + m, s->c_row);
-        few_end_run(t, s, k, r, r + M, m, LANES);
+        gemv_end_run(t, s, k, r, r + M, m, LANES);
     }
 }
 
 /* One run, from k of the block on, for a vector of lanes, of any rows and strides, by panels. */
-static void panels_of_w(const sa_project_tile *t, const few_project_scratch *s,
-                        const char *const *rows, int count, int64_t begin, int64_t length,
-                        int64_t m) {
+static void panels_of_w(const sa_project_tile *t, const gemv_scratch *s, const char *const *rows,
+                        int count, int64_t begin, int64_t length, int64_t m) {
     for (int64_t k = begin; k < begin + length; k += SA_PROJECT_K) {
         const char *from[LANES];
         int block = at_most(begin + length - k, SA_PROJECT_K);
         for (int i = 0; i < count; ++i) from[i] = rows[i] + k * t->p.w_k;
         gather(from, count, t->p.w_k, block, 1, 0, s->panel, LANES);
-        product_in_parts(1, &(product_args){
+        ukernel_in_parts(1, &(ukernel_args){
                                 .m = t->lanes,
                                 .k = block,
                                 .chunk = project_chunk(t),
@@ -142,17 +139,17 @@ static void panels_of_w(const sa_project_tile *t, const few_project_scratch *s,
     }
 }
 
-static void multiply_rows_of_w(const sa_project_tile *t, void *memory, int64_t k_begin,
+static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k_begin,
                                int64_t k_end, int64_t m_begin, int64_t m_end) {
-    few_project_scratch layout = few_project_layout(t, memory), *s = &layout;
+    gemv_scratch layout = gemv_layout(t, memory), *s = &layout;
     int are_squares = t->p.w_k == (ptrdiff_t)sizeof(real) && (k_end - k_begin) % LANES == 0;
     for (int64_t m = m_begin; m < m_end; m += LANES) {
         const char *rows[LANES];
         int count = at_most(m_end - m, LANES), by_squares = are_squares && count == LANES;
         for (int i = 0; i < count; ++i)
             rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
-        for (int r = 0; by_squares && r < t->lanes; r += FEW_ROWS_OF_SQUARES)
-            switch (at_most(t->lanes - r, FEW_ROWS_OF_SQUARES)) {
+        for (int r = 0; by_squares && r < t->lanes; r += DECODE_SQUARE_ROWS)
+            switch (at_most(t->lanes - r, DECODE_SQUARE_ROWS)) {
                 case 1: runs_of_squares(1, t, s, r, rows, k_begin, k_end, m); break;
                 case 2: runs_of_squares(2, t, s, r, rows, k_begin, k_end, m); break;
                 case 3: runs_of_squares(3, t, s, r, rows, k_begin, k_end, m); break;
@@ -160,16 +157,16 @@ static void multiply_rows_of_w(const sa_project_tile *t, void *memory, int64_t k
             }
         for (int64_t k = k_begin; !by_squares && k < k_end; k += PROJECT_RUN) {
             panels_of_w(t, s, rows, count, k - k_begin, at_most(k_end - k, PROJECT_RUN), m);
-            few_end_run(t, s, k, 0, t->lanes, m, count);
+            gemv_end_run(t, s, k, 0, t->lanes, m, count);
         }
     }
-    v_leave();
+    v_zeroupper();
 }
 
 /* ------------------------------------------------------------------ columns of W side by side */
 
-/* sum[m] += x[k] * W[m, k] for FEW_COLUMNS_K columns from k on, or fewer, of `count` rows of W. The
- * next as many columns are fetched meanwhile, if asked for. */
+/* sum[m] += x[k] * W[m, k] for GEMV_COLUMNS_K columns from k on, or fewer, of `count` rows of W.
+ * The next as many columns are fetched meanwhile, if asked for. */
 SA_INLINE void add_columns(const int columns, const int fetches, const real *x, const char *w,
                            ptrdiff_t w_k, int64_t count, real *sum) {
     for (int64_t m = 0; m < count; m += LANES) {
@@ -189,12 +186,12 @@ SA_INLINE void add_columns(const int columns, const int fetches, const real *x, 
 
 static void add_and_fetch_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
                                   real *sum) {
-    add_columns(FEW_COLUMNS_K, 1, x, w, w_k, count, sum);
+    add_columns(GEMV_COLUMNS_K, 1, x, w, w_k, count, sum);
 }
 
 static void add_near_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
                              real *sum) {
-    add_columns(FEW_COLUMNS_K, 0, x, w, w_k, count, sum);
+    add_columns(GEMV_COLUMNS_K, 0, x, w, w_k, count, sum);
 }
 
 /* A chunk's sums become those of its part, or are added to them, and begin again. */
@@ -215,46 +212,46 @@ static void add_part(int is_first, const real *part, int64_t count, real *c) {
 }
 
 /* A run of k, for the rows [m, m + count) of W; x's first one has the run's k at `xk`. */
-static void run_of_columns(const sa_project_tile *t, const few_project_scratch *x, const real *xk,
+static void run_of_columns(const sa_project_tile *t, const gemv_scratch *x, const real *xk,
                            const char *w, int64_t length, int64_t m, int64_t count) {
     const int64_t chunk = project_chunk(t);
-    memset(x->chunk, 0, (size_t)t->lanes * FEW_COLUMNS * sizeof(real));
+    memset(x->chunk, 0, (size_t)t->lanes * GEMV_COLUMNS * sizeof(real));
     for (int64_t k = 0; k < length;) {
         int64_t end = k + chunk < length ? k + chunk : length;
         int is_first = k % (2 * chunk) == 0;
-        for (; k + FEW_COLUMNS_K <= end; k += FEW_COLUMNS_K)
+        for (; k + GEMV_COLUMNS_K <= end; k += GEMV_COLUMNS_K)
             for (int r = 0; r < t->lanes; ++r)
-                (t->p.is_far && r == 0 ? add_and_fetch_columns : add_near_columns)(
+                (t->p.exceeds_cache && r == 0 ? add_and_fetch_columns : add_near_columns)(
                     xk + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
-                    x->chunk + r * FEW_COLUMNS);
+                    x->chunk + r * GEMV_COLUMNS);
         for (; k < end; ++k)
             for (int r = 0; r < t->lanes; ++r)
                 add_columns(1, 0, xk + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
-                            x->chunk + r * FEW_COLUMNS);
+                            x->chunk + r * GEMV_COLUMNS);
         int is_last = k % (2 * chunk) == 0 || k == length;
         for (int r = 0; r < t->lanes; ++r) {
-            real *part = x->part + r * FEW_COLUMNS;
-            add_chunk(is_first, x->chunk + r * FEW_COLUMNS, count, part);
+            real *part = x->part + r * GEMV_COLUMNS;
+            add_chunk(is_first, x->chunk + r * GEMV_COLUMNS, count, part);
             if (is_last) add_part(k <= 2 * chunk, part, count, x->c + r * x->c_row + m);
         }
     }
 }
 
-static void multiply_columns_of_w(const sa_project_tile *t, void *memory, int64_t k_begin,
+static void gemv_multiply_columns(const sa_project_tile *t, void *memory, int64_t k_begin,
                                   int64_t k_end, int64_t m_begin, int64_t m_end) {
-    few_project_scratch x = few_project_layout(t, memory);
+    gemv_scratch x = gemv_layout(t, memory);
     for (int64_t k = k_begin; k < k_end; k += PROJECT_RUN)
-        for (int64_t m = m_begin; m < m_end; m += FEW_COLUMNS) {
-            int64_t count = at_most(m_end - m, FEW_COLUMNS);
+        for (int64_t m = m_begin; m < m_end; m += GEMV_COLUMNS) {
+            int64_t count = at_most(m_end - m, GEMV_COLUMNS);
             run_of_columns(t, &x, x.x + (k - k_begin), t->p.w + m * t->p.w_row + k * t->p.w_k,
                            at_most(k_end - k, PROJECT_RUN), m, count);
-            few_end_run(t, &x, k, 0, t->lanes, m, count);
+            gemv_end_run(t, &x, k, 0, t->lanes, m, count);
         }
-    v_leave();
+    v_zeroupper();
 }
 
-static void few_project_finish(const sa_project_tile *t, void *memory) {
-    few_project_scratch x = few_project_layout(t, memory);
+static void gemv_finish(const sa_project_tile *t, void *memory) {
+    gemv_scratch x = gemv_layout(t, memory);
     if (has_runs(t)) x.c = x.total;
     for (int r = 0; r < t->lanes; ++r)
         for (int64_t m = 0; m < t->m; m += LANES) {
@@ -265,5 +262,5 @@ static void few_project_finish(const sa_project_tile *t, void *memory) {
                     v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
             store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
         }
-    v_leave();
+    v_zeroupper();
 }

@@ -13,23 +13,23 @@ typedef struct {
     int n;         /* vectors of lanes */
     ptrdiff_t row; /* lanes in a row of Q, S and O */
     real *q, *s, *sums, *rescale, *lo, *hi, *panel;
-} tile_scratch;
+} prefill_scratch;
 
 SA_INLINE int lane_vectors(int rows) { return (rows + LANES - 1) / LANES; }
 
-static size_t tile_scratch_size(int rows, int64_t head_dim) {
+static size_t prefill_scratch_size(int rows, int64_t head_dim) {
     size_t row = (size_t)lane_vectors(rows) * LANES;
     size_t fixed = SUMS_ROOM + SA_BLOCK_N * LANES;
     return (((size_t)head_dim + SA_BLOCK_N + 3) * row + fixed) * sizeof(real);
 }
 
-static size_t tile_partial_size(int rows, int64_t head_dim_v) {
+static size_t prefill_state_size(int rows, int64_t head_dim_v) {
     size_t row = (size_t)lane_vectors(rows) * LANES;
     return ((size_t)head_dim_v + 2) * row * sizeof(real);
 }
 
-static tile_scratch tile_layout(const sa_tile *t, void *memory) {
-    tile_scratch x = {.n = lane_vectors(t->rows), .row = lane_vectors(t->rows) * LANES};
+static prefill_scratch prefill_layout(const sa_tile *t, void *memory) {
+    prefill_scratch x = {.n = lane_vectors(t->rows), .row = lane_vectors(t->rows) * LANES};
     x.s = memory;
     x.sums = x.s + SA_BLOCK_N * x.row;
     x.rescale = x.sums + SUMS_ROOM;
@@ -40,64 +40,64 @@ static tile_scratch tile_layout(const sa_tile *t, void *memory) {
     return x;
 }
 
-static partial tile_partial(const sa_tile *t, void *memory) {
+static split_state prefill_state(const sa_tile *t, void *memory) {
     ptrdiff_t row = lane_vectors(t->rows) * LANES;
-    partial p = {.row_max = memory};
+    split_state p = {.row_max = memory};
     p.row_sum = p.row_max + row;
     p.o = p.row_sum + row;
     return p;
 }
 
-static void tile_begin(const sa_tile *t, void *memory) {
-    tile_scratch x = tile_layout(t, memory);
+static void prefill_begin(const sa_tile *t, void *memory) {
+    prefill_scratch x = prefill_layout(t, memory);
     for (int i = 0; i < x.n; ++i)
         gather(t->q + i * LANES, at_most(t->rows - i * LANES, LANES), t->q_col, t->head_dim,
                (real)t->scoring.q_factor, 0, x.q + i * LANES, x.row);
-    v_leave();
+    v_zeroupper();
 }
 
 /* The keys and values of a block, if there are any. */
-static void fetch_block(const sa_tile *t, int64_t block, ahead *a) {
+static void prefetch_block(const sa_tile *t, int64_t block, prefetch_queue *queue) {
     int64_t n = at_most(t->end - block, SA_BLOCK_N), size = sizeof(real);
     if (n <= 0) return;
-    fetch_rows(a, t->k + block * t->k_row, t->k_row, n, t->head_dim * size);
-    fetch_rows(a, t->v + block * t->v_row, t->v_row, n, t->head_dim_v * size);
+    prefetch_rows(queue, t->k + block * t->k_row, t->k_row, n, t->head_dim * size);
+    prefetch_rows(queue, t->v + block * t->v_row, t->v_row, n, t->head_dim_v * size);
 }
 
-static int keys_are_far(const sa_tile *t) {
-    return are_far(t, (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
+static int keys_exceed_l2(const sa_tile *t) {
+    return exceeds_l2(t, (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
 }
 
 /* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule,
  * what follows the tile at once: its own results' rows, to be written, and the next tile's queries.
  */
-static void tile_ahead(const sa_tile *t, int64_t block, ahead *a) {
-    const sa_ahead *soon = &t->ahead;
-    const sa_tile *next = soon->next;
+static void prefill_prefetch(const sa_tile *t, int64_t block, prefetch_queue *queue) {
+    const sa_prefetch *target = &t->prefetch;
+    const sa_tile *next = target->next;
     int64_t done = block - first_block(t), all = t->end - first_block(t), left = all - done;
     int64_t of_block = at_most(left, SA_BLOCK_N);
     int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
     int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
-    ahead_begin(a);
-    if (soon->keys) {
-        int64_t i = soon->keys * done / all, n = soon->keys * (done + of_block) / all - i;
-        fetch_rows(a, soon->k + i * soon->k_row, soon->k_row, n, k_bytes);
-        fetch_rows(a, soon->v + i * soon->v_row, soon->v_row, n, v_bytes);
+    prefetch_begin(queue);
+    if (target->keys) {
+        int64_t i = target->keys * done / all, n = target->keys * (done + of_block) / all - i;
+        prefetch_rows(queue, target->k + i * target->k_row, target->k_row, n, k_bytes);
+        prefetch_rows(queue, target->v + i * target->v_row, target->v_row, n, v_bytes);
     } else if (left > SA_BLOCK_N) {
-        if (soon->is_first || keys_are_far(t)) fetch_block(t, block + SA_BLOCK_N, a);
-    } else if (next && keys_are_far(next)) {
-        fetch_block(next, first_block(next), a);
+        if (target->is_first || keys_exceed_l2(t)) prefetch_block(t, block + SA_BLOCK_N, queue);
+    } else if (next && keys_exceed_l2(next)) {
+        prefetch_block(next, first_block(next), queue);
     }
     int is_last_but_one = left > SA_BLOCK_N && left <= 2 * SA_BLOCK_N;
     if (!is_last_but_one && all > SA_BLOCK_N) return;
-    if (next) fetch_list(a, next->q, next->rows, t->group, k_bytes);
-    fetch_list(a, (const char *const *)t->out, t->rows, t->group, v_bytes);
+    if (next) prefetch_list(queue, next->q, next->rows, t->group, k_bytes);
+    prefetch_list(queue, (const char *const *)t->out, t->rows, t->group, v_bytes);
 }
 
 /* S for vectors [first, first + n). */
-static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n, ahead *ahead) {
-    product_in_parts(n, &(product_args){
+static void prefill_scores(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
+                           int first, int n, prefetch_queue *prefetch) {
+    ukernel_in_parts(n, &(ukernel_args){
                             .m = keys->end - keys->begin,
                             .k = t->head_dim,
                             .chunk = sa_chunk_e(t->head_dim),
@@ -110,14 +110,14 @@ static void tile_scores(const sa_tile *t, const tile_scratch *x, const block_key
                             .c = x->s + keys->begin * x->row + first * LANES,
                             .c_row = x->row,
                             .sums = x->sums,
-                            .ahead = ahead,
+                            .prefetch = prefetch,
                         });
 }
 
 /* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
-static void tile_values(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int first,
-                        int n, beta_kind kind, real *o, ahead *ahead) {
-    product_args p = {
+static void prefill_values(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
+                           int first, int n, beta_kind kind, real *o, prefetch_queue *prefetch) {
+    ukernel_args p = {
         .m = t->head_dim_v,
         .k = keys->end - keys->begin,
         .chunk = SA_CHUNK_N,
@@ -132,68 +132,70 @@ static void tile_values(const sa_tile *t, const tile_scratch *x, const block_key
         .kind = kind,
         .beta = x->rescale + first * LANES,
         .sums = x->sums,
-        .ahead = ahead,
+        .prefetch = prefetch,
     };
-    keys->safe ? product(n, &p) : product_of_visible(n, &p, MARKED_B, p.b);
+    keys->v_is_finite ? ukernel(n, &p) : ukernel_masked(n, &p, MARKED_B, p.b);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
-static void tile_block_ranges(const sa_tile *t, const tile_scratch *x, int64_t block) {
+static void prefill_block_ranges(const sa_tile *t, const prefill_scratch *x, int64_t block) {
     for (int r = 0; r < x->row; ++r) {
-        int seen = r < t->rows;
-        x->lo[r] = (real)(seen ? sa_block_offset(t->key_lo[r], block) : 0);
-        x->hi[r] = (real)(seen ? sa_block_offset(t->key_hi[r], block) : 0);
+        int is_row = r < t->rows;
+        x->lo[r] = (real)(is_row ? sa_block_offset(t->key_lo[r], block) : 0);
+        x->hi[r] = (real)(is_row ? sa_block_offset(t->key_hi[r], block) : 0);
     }
 }
 
 /* Put `masked` where lane and key are out of range, for keys [begin, end) of vector i. */
-static void tile_mask_range(const tile_scratch *x, int begin, int end, int i, real masked) {
+static void prefill_mask_range(const prefill_scratch *x, int begin, int end, int i, real masked) {
     vec lo = v_load(x->lo + i * LANES), hi = v_load(x->hi + i * LANES);
     real *s = x->s + begin * x->row + i * LANES;
     for (int j = begin; j < end; ++j, s += x->row)
         v_store(s, in_range(v_load(s), lo, v_set((real)j), hi, v_set(masked)));
 }
 
-static void tile_mask_ranges(const tile_scratch *x, const block_keys *keys, int i, real masked) {
-    tile_mask_range(x, keys->begin, keys->seen_begin, i, masked);
-    tile_mask_range(x, keys->seen_end, keys->end, i, masked);
+static void prefill_mask_ranges(const prefill_scratch *x, const block_keys *keys, int i,
+                                real masked) {
+    prefill_mask_range(x, keys->begin, keys->full_begin, i, masked);
+    prefill_mask_range(x, keys->full_end, keys->end, i, masked);
 }
 
 /* Put `masked` where B is -inf; before that, add B if asked to. */
-static void tile_mask_elements(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                               int i, int add, real masked) {
-    elements_panel(t, keys, i, x->panel);
+static void prefill_mask_bias(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
+                              int i, int add, real masked) {
+    mask_bias_panel(t, keys, i, x->panel);
     real *s = x->s + keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, s += x->row)
-        v_store(s, with_element(v_load(s), v_load(x->panel + j * LANES), add, v_set(masked)));
+        v_store(s, with_mask_bias(v_load(s), v_load(x->panel + j * LANES), add, v_set(masked)));
 }
 
 /* Vector i of S, as the softmax sees it; and, unless NULL, the soft cap's derivative. */
-static void tile_see_and_bend(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                              real *bend, int i) {
+static void prefill_bias_and_mask_dcap(const sa_tile *t, const prefill_scratch *x,
+                                       const block_keys *keys, real *dcap, int i) {
     if (t->scoring.in_natural_units)
-        tile_bias(t, keys, x->s + i * LANES, bend ? bend + i * LANES : NULL, x->row, i);
-    if (keys->elements == SA_RAGGED)
-        tile_mask_elements(t, x, keys, i, mask_adds(t), -(real)INFINITY);
-    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, -(real)INFINITY);
+        prefill_bias(t, keys, x->s + i * LANES, dcap ? dcap + i * LANES : NULL, x->row, i);
+    if (keys->mask_class == SA_PARTIAL)
+        prefill_mask_bias(t, x, keys, i, mask_adds(t), -(real)INFINITY);
+    if (keys->range_class == SA_PARTIAL) prefill_mask_ranges(x, keys, i, -(real)INFINITY);
 }
 
-static void tile_see(const sa_tile *t, const tile_scratch *x, const block_keys *keys, int i) {
-    tile_see_and_bend(t, x, keys, NULL, i);
+static void prefill_bias_and_mask(const sa_tile *t, const prefill_scratch *x,
+                                  const block_keys *keys, int i) {
+    prefill_bias_and_mask_dcap(t, x, keys, NULL, i);
 }
 
 /* Give the weights of masked keys a set sign, and all others none. */
-static void tile_mark_masked(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                             int i) {
-    if (keys->elements == SA_RAGGED) tile_mask_elements(t, x, keys, i, 0, (real)-0.0);
-    if (keys->ranges == SA_RAGGED) tile_mask_ranges(x, keys, i, (real)-0.0);
+static void prefill_mark_masked(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
+                                int i) {
+    if (keys->mask_class == SA_PARTIAL) prefill_mask_bias(t, x, keys, i, 0, (real)-0.0);
+    if (keys->range_class == SA_PARTIAL) prefill_mask_ranges(x, keys, i, (real)-0.0);
 }
 
 SA_INLINE int clip(int x, int least, int most) { return x < least ? least : x > most ? most : x; }
 
 /* Those of the block's keys that some lane of vector i sees, from a multiple of 4; and whether all
  * lanes see all of them. */
-static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, int i) {
+static block_keys keys_of_vector(const prefill_scratch *x, const block_keys *keys, int i) {
     real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
     for (int r = i * LANES; r < (i + 1) * LANES; ++r) {
         all_lo = x->lo[r] > all_lo ? x->lo[r] : all_lo;
@@ -205,21 +207,21 @@ static block_keys keys_of_vector(const tile_scratch *x, const block_keys *keys, 
     block_keys part = *keys;
     if ((int)lo > part.begin) part.begin = (int)lo & ~3;
     if ((int)hi < part.end) part.end = (int)hi;
-    if (all_lo <= (real)part.begin && (real)part.end <= all_hi) part.ranges = SA_FULL;
-    part.seen_begin = clip((int)all_lo, part.begin, part.end);
-    part.seen_end = clip((int)all_hi, part.seen_begin, part.end);
+    if (all_lo <= (real)part.begin && (real)part.end <= all_hi) part.range_class = SA_FULL;
+    part.full_begin = clip((int)all_lo, part.begin, part.end);
+    part.full_end = clip((int)all_hi, part.full_begin, part.end);
     return part;
 }
 
 /* The scores of vector i -> weights. */
-static void tile_weigh(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                       partial total, int i) {
+static void prefill_weights(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
+                            split_state total, int i) {
     int at = i * LANES;
-    tile_see(t, x, keys, i);
-    softmax_column(unit_of(&t->scoring), x->s + at, x->row, keys->begin, keys->end,
+    prefill_bias_and_mask(t, x, keys, i);
+    softmax_column(scale_log2_of(&t->scoring), x->s + at, x->row, keys->begin, keys->end,
                    total.row_max + at, total.row_sum + at, x->rescale + at);
-    if (t->scoring.has_dropout) tile_drop(t, keys, x->s + at, x->row, i);
-    if (!keys->safe) tile_mark_masked(t, x, keys, i);
+    if (t->scoring.has_dropout) prefill_drop(t, keys, x->s + at, x->row, i);
+    if (!keys->v_is_finite) prefill_mark_masked(t, x, keys, i);
 }
 
 /* The keys that all of n vectors see, each its part; none, at the end of all, if there are none. */
@@ -268,98 +270,100 @@ static block_keys keys_after(block_keys part, const block_keys *common) {
 }
 
 /* Keys [begin, end) weigh nothing for vector i. */
-static void tile_hide(const tile_scratch *x, int begin, int end, int i) {
+static void prefill_hide(const prefill_scratch *x, int begin, int end, int i) {
     real *s = x->s + begin * x->row + i * LANES;
     for (int j = begin; j < end; ++j, s += x->row) v_store(s, v_zero());
 }
 
 /* Where each vector sees other keys: the scores of the common ones are computed at once, and those
  * of the rest vector by vector; the values' sums at once too, if the parts are alike. */
-static void tile_ragged(const sa_tile *t, const tile_scratch *x, const block_keys *keys,
-                        partial total, ahead *ahead) {
-    block_keys parts[MAX_N];
+static void prefill_partial_block(const sa_tile *t, const prefill_scratch *x,
+                                  const block_keys *keys, split_state total,
+                                  prefetch_queue *prefetch) {
+    block_keys parts[NR_MAX];
     for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vector(x, keys, i);
     block_keys common = common_keys(parts, x->n, keys), all = all_keys(parts, x->n, keys);
-    int at_once = keys->safe && are_alike(parts, x->n, &all);
-    if (has_keys(&common)) tile_scores(t, x, &common, 0, x->n, ahead);
+    int at_once = keys->v_is_finite && are_alike(parts, x->n, &all);
+    if (has_keys(&common)) prefill_scores(t, x, &common, 0, x->n, prefetch);
     for (int i = 0; i < x->n; ++i) {
         block_keys part = parts[i];
         if (!has_keys(&part)) part.begin = part.end = all.begin;
         block_keys before = keys_before(part, &common), after = keys_after(part, &common);
-        if (has_keys(&before)) tile_scores(t, x, &before, i, 1, ahead);
-        if (has_keys(&after)) tile_scores(t, x, &after, i, 1, ahead);
-        tile_weigh(t, x, &part, total, i);
+        if (has_keys(&before)) prefill_scores(t, x, &before, i, 1, prefetch);
+        if (has_keys(&after)) prefill_scores(t, x, &after, i, 1, prefetch);
+        prefill_weights(t, x, &part, total, i);
         if (at_once) {
-            tile_hide(x, all.begin, part.begin, i);
-            tile_hide(x, part.end, all.end, i);
+            prefill_hide(x, all.begin, part.begin, i);
+            prefill_hide(x, part.end, all.end, i);
         } else if (has_keys(&part)) {
-            tile_values(t, x, &part, i, 1, BETA_OF_LANE, total.o, ahead);
+            prefill_values(t, x, &part, i, 1, BETA_OF_LANE, total.o, prefetch);
         }
     }
-    if (at_once) tile_values(t, x, &all, 0, x->n, BETA_OF_LANE, total.o, ahead);
+    if (at_once) prefill_values(t, x, &all, 0, x->n, BETA_OF_LANE, total.o, prefetch);
 }
 
 /* Whether O is begun, now or before: what is summed first is stored, if all vectors have it. */
-static int tile_block(const sa_tile *t, const tile_scratch *x, partial total, int64_t block,
-                      int is_begun) {
+static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state total,
+                         int64_t block, int is_begun) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return is_begun;
-    find_whether_safe(t, &keys);
-    ahead soon;
-    tile_ahead(t, block, &soon);
-    if (keys.ranges == SA_FULL) {
-        tile_scores(t, x, &keys, 0, x->n, &soon);
-        for (int i = 0; i < x->n; ++i) tile_weigh(t, x, &keys, total, i);
+    check_v_finite(t, &keys);
+    prefetch_queue prefetch;
+    prefill_prefetch(t, block, &prefetch);
+    if (keys.range_class == SA_FULL) {
+        prefill_scores(t, x, &keys, 0, x->n, &prefetch);
+        for (int i = 0; i < x->n; ++i) prefill_weights(t, x, &keys, total, i);
         beta_kind kind = is_begun ? BETA_OF_LANE : BETA_ZERO;
-        tile_values(t, x, &keys, 0, x->n, kind, total.o, &soon);
+        prefill_values(t, x, &keys, 0, x->n, kind, total.o, &prefetch);
     } else {
-        if (!is_begun) partial_clear_values(total, x->row, t->head_dim_v);
-        tile_block_ranges(t, x, block);
-        tile_ragged(t, x, &keys, total, &soon);
+        if (!is_begun) state_clear_values(total, x->row, t->head_dim_v);
+        prefill_block_ranges(t, x, block);
+        prefill_partial_block(t, x, &keys, total, &prefetch);
     }
     return 1;
 }
 
-static void tile_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
-                       void *part) {
-    tile_scratch x = tile_layout(t, memory);
-    partial total = tile_partial(t, part);
-    partial_clear(total, x.row);
+static void prefill_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
+                          void *part) {
+    prefill_scratch x = prefill_layout(t, memory);
+    split_state total = prefill_state(t, part);
+    state_clear(total, x.row);
     int is_begun = 0;
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
-        is_begun = tile_block(t, &x, total, block, is_begun);
-    if (!is_begun) partial_clear_values(total, x.row, t->head_dim_v);
-    v_leave();
+        is_begun = prefill_block(t, &x, total, block, is_begun);
+    if (!is_begun) state_clear_values(total, x.row, t->head_dim_v);
+    v_zeroupper();
 }
 
-static void tile_merge(const sa_tile *t, void *memory, void *total_memory,
-                       const void *part_memory) {
+static void prefill_merge(const sa_tile *t, void *memory, void *total_memory,
+                          const void *part_memory) {
     (void)memory;
-    partial total = tile_partial(t, total_memory), part = tile_partial(t, (void *)part_memory);
+    split_state total = prefill_state(t, total_memory),
+                part = prefill_state(t, (void *)part_memory);
     int row = lane_vectors(t->rows) * LANES;
-    vec u = unit_of(&t->scoring);
+    vec scale_log2 = scale_log2_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {
         vec a, b;
-        softmax_merge(u, total.row_max + i, total.row_sum + i, part.row_max + i, part.row_sum + i,
-                      &a, &b);
+        softmax_merge(scale_log2, total.row_max + i, total.row_sum + i, part.row_max + i,
+                      part.row_sum + i, &a, &b);
         real *o = total.o + i;
         const real *other = part.o + i;
         for (int64_t e = 0; e < t->head_dim_v; ++e, o += row, other += row)
             v_store(o, v_fma(v_load(o), a, v_mul(v_load(other), b)));
     }
-    v_leave();
+    v_zeroupper();
 }
 
-static void tile_finish(const sa_tile *t, void *memory, void *total_memory) {
+static void prefill_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
-    partial total = tile_partial(t, total_memory);
+    split_state total = prefill_state(t, total_memory);
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
         vec max = v_load(total.row_max + i), sum = v_load(total.row_sum + i);
-        softmax_end end = without_dropped(t, end_of_rows(t, i, max, sum));
+        row_epilogue end = without_dropped(t, end_of_rows(t, i, max, sum));
         scatter_scaled(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v,
                        total.o + i, row, &end);
         write_lse(t, i, max, sum);
     }
-    v_leave();
+    v_zeroupper();
 }

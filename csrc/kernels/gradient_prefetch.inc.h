@@ -1,0 +1,66 @@
+/* What the backward pass fetches ahead, while the products of a block are computed: the keys and
+ * values of the next block, and their gradients, if nothing has brought them near; the tile's share
+ * of keys' gradients that are written soon; and in its last block but one the rows of the next
+ * tile, and those that this one writes. Called by backward.inc.h. */
+
+/* What the second cache has room for beside a head's keys, values and gradients. */
+enum { SOON_BYTES = 1 << 18 };
+
+static int grads_exceed_l2(const sa_backward_tile *g) {
+    const sa_tile *t = &g->fwd;
+    return exceeds_l2(t, 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
+}
+
+/* The keys of a block, and sums of their gradients, which a first tile finds just cleared. */
+static void prefetch_keys(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
+    const sa_tile *t = &g->fwd;
+    int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);
+    int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
+    if (n <= 0 || (!grads_exceed_l2(g) && !g->is_first)) return;
+    prefetch_block(t, block, queue);
+    if (!grads_exceed_l2(g)) return;
+    if (wants(g, SA_GRADIENT_KEY))
+        prefetch_rows(queue, g->dk + block * g->dk_row, g->dk_row, n, k_bytes);
+    if (wants(g, SA_GRADIENT_VALUE))
+        prefetch_rows(queue, g->dv + block * g->dv_row, g->dv_row, n, v_bytes);
+}
+
+/* The block's share of what is written soon, and of no more than there is room for. */
+static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
+    const sa_tile *t = &g->fwd;
+    const sa_key_gradients *next_grads = &g->next_grads;
+    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
+    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
+    int64_t all = t->end - first_block(t), done = block - first_block(t), next = done + SA_BLOCK_N;
+    int64_t rows = next_grads->rows, most = SOON_BYTES / (k_bytes + v_bytes + 1);
+    if (rows > most) rows = most;
+    int64_t i = rows * done / all, n = rows * (next < all ? next : all) / all - i;
+    if (n <= 0) return;
+    prefetch_rows(queue, next_grads->key + i * next_grads->key_row, next_grads->key_row, n,
+                  k_bytes);
+    prefetch_rows(queue, next_grads->value + i * next_grads->value_row, next_grads->value_row, n,
+                  v_bytes);
+}
+
+static void gradient_prefetch(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
+    const sa_tile *t = &g->fwd;
+    const sa_backward_tile *next = g->next;
+    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
+    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real), left = t->end - block - SA_BLOCK_N;
+    prefetch_begin(queue);
+    prefetch_grads(g, block, queue);
+    if (left > 0)
+        prefetch_keys(g, block + SA_BLOCK_N, queue);
+    else if (next)
+        prefetch_keys(next, first_block(&next->fwd), queue);
+    int is_last_but_one = left > 0 && left <= SA_BLOCK_N, is_only = left <= 0 && block <= t->begin;
+    if (!is_last_but_one && !is_only) return;
+    if (next) {
+        const char *const *out = (const char *const *)next->fwd.out;
+        prefetch_list(queue, next->fwd.q, next->fwd.rows, t->group, k_bytes);
+        prefetch_list(queue, next->dout, next->fwd.rows, t->group, v_bytes);
+        prefetch_list(queue, out, next->fwd.rows, t->group, v_bytes);
+    }
+    if (wants(g, SA_GRADIENT_QUERY))
+        prefetch_list(queue, (const char *const *)g->dq, t->rows, t->group, k_bytes);
+}
