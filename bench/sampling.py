@@ -20,7 +20,8 @@ from itertools import cycle, islice
 from statistics import median
 
 # The threads of a library spin for a while after a call; nobody is timed while another's still do.
-PAUSE_SECONDS = 0.004
+# OpenBLAS's spin longest, for 2**26 cycles of the clock, and take a core from whoever is next.
+PAUSE_SECONDS = 0.03
 BURST_SECONDS = 0.012
 # The limit's threads are started by each run, and must find the cores idle.
 REST_SECONDS = 0.06
