@@ -1,41 +1,44 @@
-/* Attention, backward: the parallel loop over jobs. The kernels compute; gradient_plan.c cuts.
+/* Attention, backward: the parallel loop over jobs. The kernels compute; backward_schedule.c cuts.
  *
  * A job owns what it writes: a part of some gradients, of one batch entry and key/value head, or of
- * all those that the input was broadcast over. It walks them, then its tiles of rows, then their
- * keys, in an order that depends on nothing but the problem: so do the bits, whoever takes which
- * job. */
+ * all those that the input was broadcast over. It goes through these, then through its tiles of
+ * rows, then through their keys, in an order that depends on nothing but the problem. So the bits
+ * do not depend on which thread takes which job. */
 
+#include "backward_schedule.h"
 #include "dispatch.h"
-#include "gradient_packed.h"
-#include "gradient_plan.h"
-#include "pool.h"
+#include "kv.h"
+#include "memory.h"
+#include "run.h"
 
 typedef struct {
-    const sa_gradient_plan *plan;
-    sa_packed_layout packed_layout;
-    char *scratch; /* of each worker: sums of a group's sinks, the kernels' own, packed arrays */
-    size_t scratch_size;
-    sa_counter next;
     sa_call call;
+    const sa_backward_schedule *schedule;
+    sa_kv_layout kv_layout;
+    sa_counter next; /* job */
 } backward_call;
 
-/* What a worker knows from tile to tile. */
+/* What a worker carries from tile to tile. */
 typedef struct {
     backward_call *loop;
     int worker;
-    char *scratch;
-    double *sinks;
-    sa_packed_job packed;
+    char *scratch; /* the kernels' */
+    double *sinks; /* sums of a group's sinks */
     sa_finite finite;
-} worker_state;
+    sa_kv kv;
+    int is_staging;               /* the job's keys, values and their gradients */
+    sa_key_gradients dest, accum; /* the job's gradients in their arrays; where they accumulate */
+} backward_worker;
+
+/* ------------------------------------------------------------------ tiles */
 
 typedef void (*split_step)(const sa_backward_tile *t, void *scratch, int64_t key_begin,
                            int64_t key_end);
 
-/* Those of keys [begin, end) that the tile sees, split by split as in the forward pass; 0 if the
- * call is cancelled. */
-static int walk_keys(worker_state *w, split_step step, const sa_backward_tile *t, int64_t begin,
-                     int64_t end) {
+/* Take `step` for those of keys [begin, end) that the tile sees, split by split as in the forward
+ * pass; 0 if the call is cancelled. */
+static int each_split(backward_worker *w, split_step step, const sa_backward_tile *t, int64_t begin,
+                      int64_t end) {
     if (begin < t->fwd.begin) begin = t->fwd.begin;
     if (end > t->fwd.end) end = t->fwd.end;
     begin -= begin % SA_BLOCK_N;
@@ -47,39 +50,42 @@ static int walk_keys(worker_state *w, split_step step, const sa_backward_tile *t
     return 1;
 }
 
-/* What the job wants of one tile; 0 if the call is cancelled. */
-static int compute_tile(worker_state *w, const sa_job *job, sa_backward_tile *t) {
-    const sa_backward_kernel *kernel = &w->loop->plan->rows.kernels->backward;
+/* What the job computes from one tile; 0 if the call is cancelled. */
+static int compute_tile(backward_worker *w, const sa_job *job, sa_backward_tile *t) {
+    const sa_backward_kernel *kernel = &w->loop->schedule->forward.kernels->backward;
     if (kernel->begin(t, w->scratch)) {
-        if (!walk_keys(w, kernel->row_stats, t, 0, INT64_MAX)) return 0;
+        if (!each_split(w, kernel->row_stats, t, 0, INT64_MAX)) return 0;
         kernel->check_row_stats(t, w->scratch);
     }
     if (t->needs_grad & SA_GRADIENT_SINKS)
         kernel->sinks(t, w->scratch);
-    else if (!walk_keys(w, kernel->split, t, job->key_begin, job->key_end))
+    else if (!each_split(w, kernel->split, t, job->key_begin, job->key_end))
         return 0;
     if (t->needs_grad & SA_GRADIENT_QUERY) kernel->finish(t, w->scratch);
     return !sa_call_cancelled(&w->loop->call, w->worker);
 }
 
-/* Where a worker stands in its jobs. */
+/* ------------------------------------------------------------------ jobs and their order */
+
+/* Where a worker is in its jobs. */
 typedef struct {
     sa_job job;      /* without a pass before the first */
     int64_t i, tile; /* the next one's */
 } job_pos;
 
-/* A tile of a job; or without rows, the job's beginning alone. */
+/* A tile of a job; or, without rows, only the beginning of the job. */
 typedef struct {
     sa_job job;
     int begins_job;
     sa_backward_tile t;
 } job_step;
 
-static int next_tile(worker_state *w, job_pos *at, sa_backward_tile *t) {
+static int next_tile(backward_worker *w, job_pos *at, sa_backward_tile *t) {
+    const sa_backward_schedule *s = w->loop->schedule;
     for (; at->i < at->job.pass->broadcast; ++at->i, at->tile = at->job.tile_begin) {
         if (at->tile >= at->job.tile_end) continue;
         t->is_first = at->tile == at->job.tile_begin;
-        if (sa_gradient_tile_of(w->loop->plan, &at->job, at->i, at->tile++, w->sinks, t)) return 1;
+        if (sa_fill_backward_tile(s, &at->job, at->i, at->tile++, w->sinks, t)) return 1;
     }
     return 0;
 }
@@ -87,25 +93,24 @@ static int next_tile(worker_state *w, job_pos *at, sa_backward_tile *t) {
 /* Take the next job that has something to do; the number of jobs if there is none. */
 static int64_t take_job(backward_call *c) {
     for (;;) {
-        int64_t i = sa_fetch_add(&c->next), needs_grad = sa_next_job(c->plan, i);
-        if (i >= c->plan->jobs) return c->plan->jobs;
-        if (needs_grad == i) return i;
-        for (int64_t fwd = i + 1; fwd < needs_grad && !sa_cas(&c->next, &fwd, needs_grad);)
-            continue;
+        int64_t i = sa_fetch_add(&c->next), job = sa_next_job(c->schedule, i);
+        if (i >= c->schedule->jobs) return c->schedule->jobs;
+        if (job == i) return i;
+        for (int64_t seen = i + 1; seen < job && !sa_cas(&c->next, &seen, job);) continue;
     }
 }
 
-/* The worker's next step. Where there is none in its job, it takes another one, if more than so
- * many are left for the others; or else it is 0. */
-static int next_step(worker_state *w, job_pos *at, int64_t for_others, job_step *step) {
-    const sa_gradient_plan *plan = w->loop->plan;
+/* The worker's next step. At the end of its job it takes another one, but only while more than
+ * `for_others` jobs are left. Returns 0 if it took none. */
+static int next_step(backward_worker *w, job_pos *at, int64_t for_others, job_step *step) {
+    const sa_backward_schedule *s = w->loop->schedule;
     step->t.fwd.finite = &w->finite;
     step->begins_job = 0;
     if (!at->job.pass || !next_tile(w, at, &step->t)) {
-        if (w->loop->next >= plan->jobs - for_others) return 0;
+        if (w->loop->next >= s->jobs - for_others) return 0;
         int64_t i = take_job(w->loop);
-        if (i >= plan->jobs) return 0;
-        *at = (job_pos){.job = sa_job_of(plan, i)};
+        if (i >= s->jobs) return 0;
+        *at = (job_pos){.job = sa_job_of(s, i)};
         at->tile = at->job.tile_begin;
         step->begins_job = 1;
         if (!next_tile(w, at, &step->t)) step->t.fwd.rows = 0;
@@ -114,53 +119,98 @@ static int next_step(worker_state *w, job_pos *at, int64_t for_others, job_step 
     return 1;
 }
 
-/* Keys' gradients grow from 0. */
-static void begin_job(worker_state *w, const sa_job *job) {
-    const sa_gradient_plan *plan = w->loop->plan;
-    const sa_backward_kernel *kernel = &plan->rows.kernels->backward;
-    const sa_problem *p = plan->rows.problem;
-    const sa_array *key = &plan->gradients->key, *value = &plan->gradients->value;
-    const sa_key_gradients *grow = &w->packed.grow;
-    sa_packed_job_begin(&w->packed, job);
-    if (job->pass->needs_grad & SA_GRADIENT_KEY)
-        kernel->clear(grow->key, grow->key_row, key->col, grow->rows, p->head_dim);
-    if (job->pass->needs_grad & SA_GRADIENT_VALUE)
-        kernel->clear(grow->value, grow->value_row, value->col, grow->rows, p->head_dim_v);
-    for (int64_t g = 0; g < plan->rows.group; ++g) w->sinks[g] = 0;
+/* ------------------------------------------------------------------ keys' gradients of a job */
+
+static char *staged(const backward_worker *w, sa_kv_array which) {
+    return w->is_staging ? sa_kv_room(&w->kv, which) : NULL;
 }
 
-static void end_job(worker_state *w, const sa_job *job) {
-    sa_packed_job_end(&w->packed);
-    if (job->pass->needs_grad & SA_GRADIENT_SINKS) sa_write_sinks(w->loop->plan, job, w->sinks);
+/* Decide whether to stage the job's keys, and let its gradients accumulate from 0. */
+static void begin_job(backward_worker *w, const sa_job *job) {
+    const sa_backward_schedule *s = w->loop->schedule;
+    const sa_backward_kernel *kernel = &s->forward.kernels->backward;
+    const sa_problem *p = s->forward.problem;
+    const sa_gradients *g = s->gradients;
+    int needs_grad = job->pass->needs_grad;
+    /* Sinks need no keys; and rows whose statistics are recomputed need all of them. */
+    w->is_staging = w->kv.layout->size && job->pass->key_parts == 1 &&
+                    needs_grad != SA_GRADIENT_SINKS &&
+                    sa_tiles_of_job(s, job) >= STAGE_MIN_TILES_BACKWARD;
+    w->dest = w->accum = sa_key_gradients_of(s, job);
+    if (needs_grad & SA_GRADIENT_KEY) {
+        char *dk = staged(w, SA_KV_DK);
+        if (dk) w->accum.key = dk, w->accum.key_row = w->kv.layout->row_bytes[SA_KV_DK];
+        kernel->clear(w->accum.key, w->accum.key_row, g->key.col, w->accum.rows, p->head_dim);
+    }
+    if (needs_grad & SA_GRADIENT_VALUE) {
+        char *dv = staged(w, SA_KV_DV);
+        if (dv) w->accum.value = dv, w->accum.value_row = w->kv.layout->row_bytes[SA_KV_DV];
+        kernel->clear(w->accum.value, w->accum.value_row, g->value.col, w->accum.rows,
+                      p->head_dim_v);
+    }
+    for (int64_t i = 0; i < s->forward.group; ++i) w->sinks[i] = 0;
 }
 
-/* The keys' gradients that are written between a job's last tile and the next one, to be fetched
- * ahead. */
-static sa_key_gradients written_next(const worker_state *w, const job_step *next) {
-    if (sa_packed_job_writes(&w->packed)) return w->packed.own;
+/* Let a tile of the job read staged keys and add to staged gradients. */
+static void stage_tile(backward_worker *w, sa_backward_tile *t) {
+    if (!w->is_staging) return;
+    sa_tile *fwd = &t->fwd;
+    if (sa_kv_stage(&w->kv, SA_KV_K, 0, t->num_keys, &fwd->k, &fwd->k_row))
+        *fwd->finite = (sa_finite){0};
+    sa_kv_stage(&w->kv, SA_KV_V, 0, t->num_keys, &fwd->v, &fwd->v_row);
+    if (staged(w, SA_KV_K) && staged(w, SA_KV_V))
+        t->is_first = 0; /* the copies are in the caches */
+    t->dk = w->accum.key;
+    t->dv = w->accum.value;
+    t->dk_row = w->accum.key_row;
+    t->dv_row = w->accum.value_row;
+}
+
+/* Whether the end of the job copies gradients from where they accumulate. */
+static int copies_gradients(const backward_worker *w) {
+    return w->accum.key != w->dest.key || w->accum.value != w->dest.value;
+}
+
+static void end_job(backward_worker *w, const sa_job *job) {
+    const sa_key_gradients *dest = &w->dest, *accum = &w->accum;
+    if (accum->key != dest->key)
+        sa_copy_rows(dest->key, dest->key_row, accum->key, accum->key_row, accum->key_row,
+                     dest->rows);
+    if (accum->value != dest->value)
+        sa_copy_rows(dest->value, dest->value_row, accum->value, accum->value_row, accum->value_row,
+                     dest->rows);
+    if (job->pass->needs_grad & SA_GRADIENT_SINKS) sa_write_sinks(w->loop->schedule, job, w->sinks);
+}
+
+/* The keys' gradients that are written after a job's last tile and before the next one: what that
+ * tile prefetches. */
+static sa_key_gradients written_next(const backward_worker *w, const job_step *next) {
+    if (copies_gradients(w)) return w->dest;
     if (!next || !(next->job.pass->needs_grad & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE)))
         return (sa_key_gradients){0};
-    return sa_key_gradients_of(w->loop->plan, &next->job);
+    return sa_key_gradients_of(w->loop->schedule, &next->job);
 }
 
-static void jobs(void *arg, int worker) {
+/* ------------------------------------------------------------------ the loop */
+
+static void jobs(void *arg, int worker, char *memory) {
     backward_call *c = arg;
-    worker_state w = {
-        .loop = c, .worker = worker, .packed = {.plan = c->plan, .layout = &c->packed_layout}};
-    w.sinks = (double *)(c->scratch + (size_t)worker * c->scratch_size);
-    w.scratch = (char *)w.sinks + c->plan->sinks_size;
-    w.packed.memory = w.scratch + c->plan->rows.scratch_size;
+    const sa_backward_schedule *s = c->schedule;
+    backward_worker w = {.loop = c, .worker = worker, .sinks = (double *)memory};
+    w.scratch = memory + s->sinks_size;
+    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.scratch + s->forward.scratch_size};
     job_pos at = {0};
     job_step steps[2], *step = &steps[0], *next = &steps[1];
     for (int more = next_step(&w, &at, 0, step); more;) {
-        more = next_step(&w, &at, c->plan->rows.num_threads, next);
+        /* The next job is taken early, to prefetch it, but only while all threads find more. */
+        more = next_step(&w, &at, s->forward.num_threads, next);
         int is_last = !more || next->begins_job;
         if (step->begins_job) begin_job(&w, &step->job);
         if (step->t.fwd.rows) {
             step->t.next = more && next->t.fwd.rows ? &next->t : NULL;
             step->t.next_grads = (sa_key_gradients){0};
             if (is_last) step->t.next_grads = written_next(&w, more ? next : NULL);
-            sa_packed_job_tile(&w.packed, &step->t);
+            stage_tile(&w, &step->t);
             if (!compute_tile(&w, &step->job, &step->t)) return;
         }
         if (is_last) end_job(&w, &step->job);
@@ -171,19 +221,12 @@ static void jobs(void *arg, int worker) {
 }
 
 sa_status sa_attention_backward(const sa_problem *p, const sa_gradients *gradients) {
-    sa_status status = SA_NO_MEMORY;
     backward_call c = {0};
     sa_call_begin(&c.call, p->interrupt);
-    sa_gradient_plan plan = sa_gradient_plan_make(p, gradients);
-    c.plan = &plan;
-    c.packed_layout = sa_packed_layout_make(&plan);
-    c.scratch_size = plan.sinks_size + plan.rows.scratch_size + c.packed_layout.size;
-    c.scratch = sa_alloc((size_t)plan.rows.num_threads, c.scratch_size);
-    if (!c.scratch) goto out;
-    sa_parallel(plan.rows.num_threads, jobs, &c, &c.call);
-    status = SA_OK;
-out:
-    sa_free(c.scratch);
-    sa_status left = sa_call_end(&c.call);
-    return status == SA_OK ? left : status;
+    sa_backward_schedule s = sa_backward_schedule_make(p, gradients);
+    const sa_array *arrays[] = {&p->key, &p->value, &gradients->key, &gradients->value};
+    c.schedule = &s;
+    c.kv_layout = sa_kv_layout_make(p, arrays, SA_KV_ARRAYS, p->seqlen_k, 2 * (size_t)STAGED_BYTES);
+    size_t scratch_size = s.sinks_size + s.forward.scratch_size + c.kv_layout.size;
+    return sa_call_end(&c.call, sa_run(&c.call, s.forward.num_threads, scratch_size, jobs, &c));
 }

@@ -21,9 +21,9 @@ void sa_call_begin(sa_call *call, sa_interrupt interrupt) {
     call->callers = sa_fp_enter();
 }
 
-sa_status sa_call_end(sa_call *call) {
+sa_status sa_call_end(sa_call *call, sa_status status) {
     sa_fp_leave(call->callers);
-    return call->cancelled ? SA_INTERRUPTED : SA_OK;
+    return status == SA_OK && call->cancelled ? SA_INTERRUPTED : status;
 }
 
 int sa_call_cancelled(sa_call *call, int worker) {

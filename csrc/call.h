@@ -5,22 +5,12 @@
 #ifndef SA_CALL_H
 #define SA_CALL_H
 
-#include <stdint.h>
-
+#include "counter.h"
 #include "fp_env.h"
 #include "selfattn.h"
 
-#if !defined(_WIN32) && !defined(__STDC_NO_ATOMICS__)
-#define SA_THREADS 1
-#include <stdatomic.h>
-typedef _Atomic int64_t sa_counter;
-#else
-#define SA_THREADS 0
-typedef int64_t sa_counter;
-#endif
-
-/* Whoever is asked may have to wait, Python for its GIL: half of the time in which a call must
- * answer Ctrl-C, 100 ms, is spent before it asks. */
+/* A call must answer Ctrl-C within 100 ms. Half of that is left for the answer itself: Python may
+ * have to wait for its GIL. */
 enum { SA_ASK_NS = 50 * 1000 * 1000 };
 
 typedef struct {
@@ -32,9 +22,10 @@ typedef struct {
 
 void sa_call_begin(sa_call *call, sa_interrupt interrupt);
 int sa_call_cancelled(sa_call *call, int worker);
-sa_status sa_call_end(sa_call *call); /* SA_OK or SA_INTERRUPTED */
+/* Returns `status`, or SA_INTERRUPTED if that is SA_OK and the call was cancelled. */
+sa_status sa_call_end(sa_call *call, sa_status status);
 
-/* A clock that nobody sets back, where there is one. */
+/* Nanoseconds of a monotonic clock, where there is one. */
 int64_t sa_now_ns(void);
 
 #endif

@@ -1,33 +1,54 @@
 /* Attention, forward: the parallel loops over tiles and splits. The kernels compute.
  *
- * A worker takes a tile and walks its splits in order, merging each into the total. Where there are
- * too few tiles for the threads, they share a tile's splits: each leaves its partial result, and
- * whoever leaves a tile's last one merges them all, in the same order. The bits are the same.
+ * A worker takes a tile and goes through its splits in order, merging each into the total. If there
+ * are too few tiles for the threads, they share a tile's splits: each split leaves its state, and
+ * the worker that leaves a tile's last one merges them all, in the same order. The bits are the
+ * same.
  *
- * Values are summed before they are divided, so the sum of some may overflow whose mean does not.
- * The processor remembers an overflow; rows that are not finite then are computed once more, each
- * alone, with smaller weights. */
+ * The weighted sum of the values is divided at the end, so it may overflow although the mean does
+ * not. The processor has a flag for that: rows that are not finite after an overflow are computed
+ * again, each alone, with smaller weights. */
 
 #include <assert.h>
 #include <math.h>
 
 #include "dispatch.h"
-#include "packed.h"
-#include "plan.h"
-#include "pool.h"
+#include "kv.h"
+#include "memory.h"
+#include "run.h"
+#include "tile.h"
+#include "visibility.h"
 
 typedef struct {
-    const sa_plan *plan;
-    char *scratch;       /* of each worker: scratch, two partial results, packed keys */
-    size_t scratch_size; /* of one worker */
-    size_t packed_size;  /* at its end, for keys and values; not where splits are shared */
-    sa_counter next;     /* tile, or with shared splits tile * splits + split */
     sa_call call;
+    const sa_schedule *schedule;
+    sa_kv_layout kv_layout; /* nothing is staged where splits are shared */
+    sa_counter next;        /* tile, or with shared splits tile * splits + split */
     /* Shared splits only. */
     sa_counter overflowed; /* whether any of them was */
     char *states;          /* of each split of each tile */
-    sa_counter *done;      /* for each tile, its splits that are */
+    sa_counter *done;      /* for each tile, how many of its splits are done */
 } forward_call;
+
+/* A worker's part of the memory. */
+typedef struct {
+    forward_call *call;
+    int worker;
+    char *scratch, *total, *part; /* the kernels'; two split states */
+    sa_kv kv;
+    int64_t
+        staging_until; /* the tiles before this one are of the head that `is_staging` is about */
+    int is_staging;
+} forward_worker;
+
+static forward_worker worker_of(forward_call *c, int worker, char *scratch) {
+    const sa_schedule *s = c->schedule;
+    forward_worker w = {.call = c, .worker = worker, .scratch = scratch};
+    w.total = scratch + s->scratch_size;
+    w.part = w.total + s->state_size;
+    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.part + s->state_size};
+    return w;
+}
 
 static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scratch, int64_t i,
                   void *state) {
@@ -37,150 +58,149 @@ static void split(const sa_forward_kernel *kernel, const sa_tile *t, void *scrat
     kernel->split(t, scratch, i * SA_SPLIT_N, end < t->end ? end : t->end, state);
 }
 
-/* The splits [first, last) in which a row of the tile sees a key; one at least, of the plan's. */
-static void splits_of(const sa_plan *plan, const sa_tile *t, int64_t *first, int64_t *last) {
+/* The splits [first, last) in which a row of the tile sees a key; the schedule's first one, if no
+ * row sees any. */
+static void splits_of(const sa_schedule *s, const sa_tile *t, int64_t *first, int64_t *last) {
     *first = t->begin / SA_SPLIT_N;
     *last = (t->end + SA_SPLIT_N - 1) / SA_SPLIT_N;
     if (t->begin < t->end) return;
-    *first = plan->first_split;
+    *first = s->first_split;
     *last = *first + 1;
 }
 
 /* Returns 0 if the call is cancelled. *overflowed becomes 1 if any sum did. */
-static int compute_tile(forward_call *c, const sa_tile *t, char *scratch, int worker,
-                        int *overflowed) {
-    char *total = scratch + c->plan->scratch_size, *part = total + c->plan->state_size;
-    const sa_forward_kernel *kernel = sa_plan_kernel(c->plan, t);
-    kernel->begin(t, scratch);
+static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
+    const sa_schedule *s = w->call->schedule;
+    const sa_forward_kernel *kernel = sa_kernel_of(s, t);
+    kernel->begin(t, w->scratch);
     int64_t first, last;
-    splits_of(c->plan, t, &first, &last);
+    splits_of(s, t, &first, &last);
     for (int64_t i = first; i < last; ++i) {
-        split(kernel, t, scratch, i, i == first ? total : part);
-        if (i > first) kernel->merge(t, scratch, total, part);
+        split(kernel, t, w->scratch, i, i == first ? w->total : w->part);
+        if (i > first) kernel->merge(t, w->scratch, w->total, w->part);
         *overflowed |= sa_fp_overflowed();
-        if (sa_call_cancelled(&c->call, worker)) return 0;
+        if (sa_call_cancelled(&w->call->call, w->worker)) return 0;
     }
-    kernel->finish(t, scratch, total);
+    kernel->finish(t, w->scratch, w->total);
     return 1;
 }
 
-/* The tile's rows that are not finite, once more; 0 if the call is cancelled. */
-static int compute_again(forward_call *c, int64_t tile, const sa_tile *t, char *scratch,
-                         int worker) {
-    const sa_kernels *k = c->plan->kernels;
+/* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. */
+static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
+    const sa_schedule *s = w->call->schedule;
     int exponent, overflowed = 0;
-    frexp((double)c->plan->problem->seqlen_k, &exponent); /* of a power of 2 above it */
+    frexp((double)s->problem->seqlen_k, &exponent); /* of a power of 2 above it */
     sa_finite finite = {0};
     for (int r = 0; r < t->rows; ++r) {
-        if (k->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
+        if (s->kernels->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
         sa_tile row;
         row.finite = &finite;
-        sa_plan_row(c->plan, tile, r, &row);
+        sa_fill_row(s, tile, r, &row);
         row.weight_factor = ldexp(1, -exponent - 1);
-        if (!compute_tile(c, &row, scratch, worker, &overflowed)) return 0;
+        if (!compute_tile(w, &row, &overflowed)) return 0;
     }
     sa_fp_clear();
     return 1;
 }
 
-static int whole_tile(forward_call *c, int64_t tile, const sa_tile *t, char *scratch, int worker) {
-    int overflowed = 0;
-    if (!compute_tile(c, t, scratch, worker, &overflowed)) return 0;
-    return !overflowed || compute_again(c, tile, t, scratch, worker);
+/* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them. */
+static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
+    const sa_schedule *s = w->call->schedule;
+    const sa_problem *p = s->problem;
+    if (!w->kv.layout->size) return;
+    int64_t b, end_of_head = sa_end_of_head(s, loop->tile, &b);
+    if (loop->tile >= w->staging_until) {
+        int64_t end = loop->end < end_of_head ? loop->end : end_of_head;
+        w->is_staging = end - loop->tile >= STAGE_MIN_TILES;
+        /* Once staged, the head's tiles in later chunks read the copy too. */
+        w->staging_until = w->is_staging ? end_of_head : end;
+    }
+    if (!w->is_staging) return;
+    int64_t begin, end, ignored;
+    sa_key_range(p, b, 0, &begin, &ignored);
+    sa_key_range(p, b, sa_num_queries(p, b) - 1, &ignored, &end);
+    begin = begin / SA_BLOCK_N * SA_BLOCK_N;
+    sa_kv_stage(&w->kv, SA_KV_K, begin, end, &t->k, &t->k_row);
+    if (sa_kv_stage(&w->kv, SA_KV_V, begin, end, &t->v, &t->v_row)) *t->finite = (sa_finite){0};
+    t->prefetch.is_first = 0; /* the copy is in the caches */
 }
 
-/* Plan the first tile from *tile on that has rows, and move behind it; 0 if there is none before
- * `end`. */
-static int plan_next(const sa_plan *plan, int64_t *tile, int64_t end, sa_tile *t) {
-    int64_t found = sa_plan_next_tile(plan, *tile, end, t);
-    *tile = found + 1;
-    return found < end;
-}
-
-static void whole_tiles(void *arg, int worker) {
+static void whole_tiles(void *arg, int worker, char *scratch) {
     forward_call *c = arg;
-    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    sa_packed packed = {0};
-    if (c->packed_size) packed.memory = scratch + c->scratch_size - c->packed_size;
-    sa_finite finite = {0};
-    sa_tile tiles[2], *t = &tiles[0], *next = &tiles[1];
-    const char *last_k = NULL;
-    t->finite = next->finite = &finite;
-    for (int64_t tile, end; sa_next_chunk(c->plan, &c->next, &tile, &end);)
-        for (int more = plan_next(c->plan, &tile, end, t); more;) {
-            int64_t this = tile - 1;
-            more = plan_next(c->plan, &tile, end, next);
-            sa_plan_prefetch(c->plan, this, end, more ? next : NULL, last_k, t);
-            last_k = t->k;
-            sa_pack_keys(c->plan, &packed, this, end, t);
-            if (!whole_tile(c, this, t, scratch, worker)) return;
-            sa_tile *done = t;
-            t = next, next = done;
-        }
+    forward_worker w = worker_of(c, worker, scratch);
+    sa_tile_loop loop;
+    sa_tile_loop_begin(&loop, c->schedule, &c->next);
+    for (sa_tile *t; (t = sa_next_tile(&loop));) {
+        int overflowed = 0;
+        stage_keys(&w, &loop, t);
+        if (!compute_tile(&w, t, &overflowed)) return;
+        if (overflowed && !compute_again(&w, loop.tile, t)) return;
+    }
 }
 
-static char *state_of(const sa_plan *plan, char *states, int64_t split) {
-    return states + (size_t)(split - plan->first_split) * plan->state_size;
+static char *state_of(const sa_schedule *s, char *states, int64_t split) {
+    return states + (size_t)(split - s->first_split) * s->state_size;
 }
 
-static void shared_splits(void *arg, int worker) {
+static void shared_splits(void *arg, int worker, char *scratch) {
     forward_call *c = arg;
-    const sa_plan *plan = c->plan;
-    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
+    const sa_schedule *s = c->schedule;
+    forward_worker w = worker_of(c, worker, scratch);
     sa_finite finite = {0};
-    for (int64_t item; (item = sa_fetch_add(&c->next)) < plan->tiles * plan->splits;) {
-        int64_t tile = item / plan->splits, i = plan->first_split + item % plan->splits, first,
-                last;
+    for (int64_t item; (item = sa_fetch_add(&c->next)) < s->tiles * s->splits;) {
+        int64_t tile = item / s->splits, i = s->first_split + item % s->splits, first, last;
         sa_tile t;
         t.finite = &finite;
-        if (!sa_plan_tile(plan, tile, &t)) continue;
-        splits_of(plan, &t, &first, &last);
-        const sa_forward_kernel *kernel = sa_plan_kernel(plan, &t);
-        char *states = c->states + (size_t)(tile * plan->splits) * plan->state_size;
+        if (!sa_fill_tile(s, tile, &t)) continue;
+        splits_of(s, &t, &first, &last);
+        const sa_forward_kernel *kernel = sa_kernel_of(s, &t);
+        char *states = c->states + (size_t)(tile * s->splits) * s->state_size;
         if (first <= i && i < last) {
             kernel->begin(&t, scratch);
-            split(kernel, &t, scratch, i, state_of(plan, states, i));
+            split(kernel, &t, scratch, i, state_of(s, states, i));
             if (sa_fp_overflowed()) c->overflowed = 1;
         }
         if (sa_call_cancelled(&c->call, worker)) return;
-        if (sa_fetch_add(&c->done[tile]) < plan->splits - 1) continue;
-        char *total = state_of(plan, states, first);
+        if (sa_fetch_add(&c->done[tile]) < s->splits - 1) continue;
+        char *total = state_of(s, states, first);
         for (i = first + 1; i < last; ++i)
-            kernel->merge(&t, scratch, total, state_of(plan, states, i));
+            kernel->merge(&t, scratch, total, state_of(s, states, i));
         int overflowed = c->overflowed || sa_fp_overflowed();
         kernel->finish(&t, scratch, total);
-        if (overflowed && !compute_again(c, tile, &t, scratch, worker)) return;
+        if (overflowed && !compute_again(&w, tile, &t)) return;
     }
+}
+
+/* Keys and values are worth staging where several tiles of a head read them. */
+static sa_kv_layout kv_layout_of(const sa_schedule *s) {
+    const sa_problem *p = s->problem;
+    const sa_array *arrays[] = {&p->key, &p->value};
+    if (!p->cu_seqlens_q && s->tiles_of_head < STAGE_MIN_TILES) return (sa_kv_layout){0};
+    return sa_kv_layout_make(p, arrays, 2, s->end_key, STAGED_BYTES);
 }
 
 sa_status sa_attention(const sa_problem *p) {
     sa_status status = SA_NO_MEMORY;
     forward_call c = {0};
     sa_call_begin(&c.call, p->interrupt);
-    sa_plan plan = sa_plan_make(p, 0, p->head_dim + p->head_dim_v);
-    c.plan = &plan;
+    sa_schedule s = sa_schedule_make(p, 0, p->head_dim + p->head_dim_v);
+    c.schedule = &s;
 
-    int shared = plan.splits > 1 && plan.num_threads > 1 && plan.tiles < 2 * plan.num_threads;
-    int64_t items = shared ? plan.tiles * plan.splits : plan.tiles;
-    if (plan.num_threads > items) plan.num_threads = items > 1 ? (int)items : 1;
-    c.packed_size = shared ? 0 : sa_packed_size(&plan);
-    c.scratch_size = plan.scratch_size + 2 * plan.state_size + c.packed_size;
-    _Alignas(CACHE_LINE) char small[SA_SMALL_SCRATCH];
-    int is_small = plan.num_threads == 1 && c.scratch_size <= sizeof small;
-    c.scratch = is_small ? small : sa_alloc((size_t)plan.num_threads, c.scratch_size);
-    if (!c.scratch) goto out;
+    int shared = s.splits > 1 && s.num_threads > 1 && s.tiles < 2 * s.num_threads;
+    int64_t items = shared ? s.tiles * s.splits : s.tiles;
+    if (s.num_threads > items) s.num_threads = items > 1 ? (int)items : 1;
     if (shared) {
-        c.states = sa_alloc((size_t)items, plan.state_size);
-        c.done = sa_alloc((size_t)plan.tiles, sizeof *c.done);
+        c.states = sa_alloc((size_t)items, s.state_size);
+        c.done = sa_alloc((size_t)s.tiles, sizeof *c.done);
         if (!c.states || !c.done) goto out;
-        for (int64_t i = 0; i < plan.tiles; ++i) c.done[i] = 0;
+        for (int64_t i = 0; i < s.tiles; ++i) c.done[i] = 0;
+    } else {
+        c.kv_layout = kv_layout_of(&s);
     }
-    sa_parallel(plan.num_threads, shared ? shared_splits : whole_tiles, &c, &c.call);
-    status = SA_OK;
+    size_t scratch_size = s.scratch_size + 2 * s.state_size + c.kv_layout.size;
+    status = sa_run(&c.call, s.num_threads, scratch_size, shared ? shared_splits : whole_tiles, &c);
 out:
-    if (!is_small) sa_free(c.scratch);
     sa_free(c.states);
     sa_free(c.done);
-    sa_status left = sa_call_end(&c.call);
-    return status == SA_OK ? left : status;
+    return sa_call_end(&c.call, status);
 }

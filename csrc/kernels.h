@@ -1,15 +1,15 @@
 /* The border between the loops and the arithmetic: what a kernel set offers, as data.
  *
- * The loops (forward.c, backward.c, scores.c, rows.c) cut a problem into tiles and hold memory and
- * threads; a kernel set computes on one tile. A tile is a few query rows that share one key/value
+ * The loops (forward.c, backward.c, scores.c, rows.c, project.c) cut a problem into tiles and own
+ * memory and threads; a kernel set computes one tile. A tile is query rows that share a key/value
  * head. */
 #ifndef SA_KERNELS_H
 #define SA_KERNELS_H
 
 #include "selfattn.h"
+#include "tuning.h"
 
 enum {
-    CACHE_LINE = 64,
     SA_BLOCK_N = 128,       /* keys of one block; blocks start at multiples of it */
     SA_SPLIT_N = 512,       /* keys of one split: partial results are merged at multiples of it */
     SA_CHUNK_N = 32,        /* a block's values are summed over its keys in chunks of this length */
@@ -23,96 +23,95 @@ enum {
     SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
 };
 
-/* A score is summed over head_dim (in the backward pass dP over head_dim_v) in chunks of this
- * length, and the chunks' sums in parts of
- * SA_CHUNKS_OF_PART chunks, each of both from 0. The shorter a chunk, the smaller the error and the
- * slower the sum. */
+/* A score is summed over head_dim (in the backward pass, dP over head_dim_v) in chunks of this
+ * length, and the sums of SA_CHUNKS_OF_PART chunks make a part; chunks and parts are each summed
+ * from 0. Shorter chunks have a smaller error and cost more. */
 static inline int sa_chunk_e(int64_t head_dim) { return head_dim < 32 ? 8 : 16; }
 static inline int sa_part_e(int64_t head_dim) { return SA_CHUNKS_OF_PART * sa_chunk_e(head_dim); }
 
-/* A tile's scores, as the softmax sees them:
+/* A tile's scores as the softmax reads them are either plain or in natural units:
  *
- *     score = q k                                            as they are
- *     score = cap(scale * q k) - slope * distance + mask     in natural units, as a bias needs them
+ *     score = q k                                            plain
+ *     score = cap(scale * q k) - slope * distance + mask     natural, where a bias is added
  *
- * q is multiplied by q_factor when it is packed: the sign of the user's scale, or 0, and as much of
- * it below 1 as is a power of two, which rounds nothing; `scale` is the rest. What a softmax needs
- * is 2^(scale_log2 * (score - max)), and for the lse scale_ln * max. */
+ * The user's scale is q_factor * scale. q_factor is its sign, or 0, times a power of two of at most
+ * 1/2 or 1; q is multiplied by it when packed, which rounds nothing. The softmax computes weights
+ * 2^(scale_log2 * (score - max)), and lse = scale_ln * max + log(sum). */
 typedef struct {
     double q_factor, scale; /* scale > 0 */
     double scale_log2, scale_ln;
     double softcap; /* 0: none */
     int in_natural_units;
-    /* Of the weights, those whose number is below are dropped (dropout.inc.h), and the rest are
-     * multiplied by dropout_scale. */
+    /* A weight whose random number is below the threshold is dropped (kernels/dropout.inc.h); the
+     * others are multiplied by dropout_scale. */
     int has_dropout;
     uint32_t dropout_threshold;
     double dropout_scale;
 } sa_scoring;
 
-/* What a worker has found out: rows [begin, end) of x are all finite. */
+/* A worker's memory of a scan: rows [begin, end) of x are all finite. */
 typedef struct {
     const char *x;
     int64_t begin, end;
 } sa_finite;
 
-/* What is read soon, to be fetched while a tile is computed: the queries of the worker's next tile,
- * if there is one; the tile's share of the keys and values of the next head, so many of each; or
- * where it has none, those of its own next block, if it is the worker's first to read them, or if
- * each tile finds them far off. */
+/* Prefetch targets while a tile is computed: the queries of the worker's next tile; the tile's
+ * share of the next head's K and V; or, without a next head, the tile's own next block, if K and V
+ * exceed L2 or no tile of the worker has read them yet. */
 typedef struct {
-    const struct sa_tile *next;
-    int64_t keys;
+    const struct sa_tile *next; /* or NULL */
+    int64_t keys;               /* of the next head, from k and v on; 0: none */
     const char *k, *v;
     ptrdiff_t k_row, v_row;
-    int is_first;
+    int is_first; /* the worker's first tile with these keys */
 } sa_prefetch;
 
 typedef struct sa_tile {
     int rows;
-    int64_t group; /* every group-th row is of the same head */
+    int64_t group; /* query heads in it: rows r and r + group are of the same head */
     int64_t head_dim, head_dim_v;
     sa_scoring scoring;
     sa_prefetch prefetch;
-    sa_finite *finite; /* the worker's, from tile to tile: of V, in the backward pass of K */
-    const char *q[SA_MAX_TILE_M]; /* each row's query (sum: its weights), and its results */
+    sa_finite *finite; /* the worker's, kept from tile to tile: of V; in the backward pass, of K */
+    const char *q[SA_MAX_TILE_M]; /* each row's query; in the step `sum`, its weights */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     const char *k, *v;
     ptrdiff_t q_col, k_row, k_col, v_row, v_col, out_col;
-    /* Values are summed with weights times this power of 2, and `out` is divided by it: 1, but
-     * where their sum overflows. */
+    /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
+     * the weighted sum of the values overflowed. */
     double weight_factor;
-    /* Row r sees no key but key_lo[r] <= j < key_hi[r] (mask.h). Between them, all rows see only
-     * keys from begin to end, and by the ranges each sees every key from full_begin to full_end. */
+    /* Ranges (visibility.h): row r sees only keys key_lo[r] <= j < key_hi[r]. [begin, end) is the
+     * union of the rows' ranges, [full_begin, full_end) their intersection. */
     int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];
     int64_t begin, end, full_begin, full_end;
-    /* Of which it sees those that the mask and the segments let through, where there are any. */
+    /* Key by key: the mask, and segments that are no ranges. */
     sa_mask_kind mask_kind;
-    const char *mask[SA_MAX_TILE_M]; /* each row's, from key 0 */
+    const char *mask[SA_MAX_TILE_M]; /* each row's, at key 0 */
     ptrdiff_t mask_col;
-    const char *key_segments; /* NULL: no segments but those in the ranges */
+    const char *key_segments; /* ids at key 0; NULL: no segments, or they are in the ranges */
     ptrdiff_t segment_row;
     int segment_size;
     int64_t segment[SA_MAX_TILE_M];
     int has_lse, has_alibi, has_sinks;
     double slope[SA_MAX_TILE_M], sink[SA_MAX_TILE_M];
-    int64_t position[SA_MAX_TILE_M]; /* with alibi: each row's among the keys */
-    /* With dropout: what names the row. */
+    int64_t position[SA_MAX_TILE_M]; /* with ALiBi: each row's position among the keys */
+    /* With dropout: the two words that identify a row (tile.c). */
     uint32_t drop_low[SA_MAX_TILE_M], drop_high[SA_MAX_TILE_M];
 } sa_tile;
 
-/* How one shape of tile is computed: `tile` has a query in each lane, `few` a key, then an element
- * of the value. Both do the same operations on a row in the same order. */
+/* A way to compute a tile. In prefill a lane is a query; in decode, for a few rows, it is a key in
+ * the first product and an element of the value in the second. Both do the same operations on a row
+ * in the same order. */
 typedef struct {
-    int rows, max_rows; /* of a tile: what suits it best, and at most */
-    /* Bytes of scratch for a tile, and of one partial result of it. */
+    int rows, max_rows; /* of a tile: as many as suit it best, and at most */
+    /* Bytes of scratch for a tile, and of one split state of it. */
     size_t (*scratch_size)(int rows, int64_t head_dim);
     size_t (*state_size)(int rows, int64_t head_dim_v);
     /* Prepare the scratch for a tile: pack its queries. */
     void (*begin)(const sa_tile *t, void *scratch);
-    /* The partial result of the keys of one split. */
+    /* The state of the keys of one split. */
     void (*split)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *part);
-    /* total = total merged with part: attention over both's keys. */
+    /* total = total merged with part: the state of the keys of both. */
     void (*merge)(const sa_tile *t, void *scratch, void *total, const void *part);
     /* Divide by the row sums; write out and lse. */
     void (*finish)(const sa_tile *t, void *scratch, void *total);
@@ -134,41 +133,41 @@ typedef struct {
     int64_t rows;
 } sa_key_gradients;
 
-/* A tile of the backward pass, whose `seen` is like one of the forward pass, but that its out and
- * lse are read. */
+/* A tile of the backward pass. `fwd` is the forward pass's tile of the same rows, whose out and lse
+ * are read here. */
 typedef struct sa_backward_tile {
     sa_tile fwd;
-    int needs_grad; /* sa_gradient's, joined; sinks stand alone, and so does the mask */
+    int needs_grad; /* of sa_gradient, joined by |; sinks and mask are each asked for alone */
     const char *dout[SA_MAX_TILE_M];
-    char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's from key 0 */
+    char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
-    int adds_to_query; /* or else grad_q is only written */
+    int adds_to_query; /* whether dq is added to what is there, or written */
     int64_t num_keys;  /* of its batch entry */
     char *dk, *dv;
     ptrdiff_t dout_col, dq_col, dmask_col;
     ptrdiff_t dk_row, dk_col, dv_row, dv_col;
     int q_finite, dout_finite; /* found by `begin` */
-    /* What is fetched prefetch. */
-    int is_first;                        /* of its part of a batch entry's rows */
-    const struct sa_backward_tile *next; /* of the worker's; or NULL */
-    sa_key_gradients next_grads;         /* written between the two */
+    /* Prefetch targets. */
+    int is_first;                        /* its job's first tile with these keys */
+    const struct sa_backward_tile *next; /* the worker's next tile, or NULL */
+    sa_key_gradients next_grads;         /* gradients that are written between the two */
 } sa_backward_tile;
 
 typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
-    /* rows x cols elements become 0. */
+    /* Set rows x cols elements to 0. */
     void (*clear)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols);
-    /* Prepare the scratch for a tile: pack its rows. Returns whether some of them must be counted
-     * again: then `count` for each split of all their keys, and `counted`. Rows that are found to
-     * see no key lose theirs. */
+    /* Prepare the scratch for a tile: pack its rows. Returns whether the maximum and the sum of
+     * some rows must be recomputed (gradient_rows.inc.h): then call row_stats for each split of all
+     * their keys, and check_row_stats once. The key ranges of rows that see no key become empty. */
     int (*begin)(sa_backward_tile *t, void *scratch);
     void (*row_stats)(const sa_backward_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     void (*check_row_stats)(sa_backward_tile *t, void *scratch);
-    /* Add what a split's keys give to the gradients of key, value and mask, and sum query's. */
+    /* The keys of a split: add to the gradients of key, value and mask; accumulate query's. */
     void (*split)(const sa_backward_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
-    /* Write query's sums to its gradient, or add them. */
+    /* Write, or add, what was accumulated to query's gradient. */
     void (*finish)(const sa_backward_tile *t, void *scratch);
-    /* Add to each row's grad_sink; it needs no split. */
+    /* Add to each row's dsink; needs no split. */
     void (*sinks)(const sa_backward_tile *t, void *scratch);
 } sa_backward_kernel;
 
@@ -179,7 +178,7 @@ typedef enum {
     SA_SOFTMAX_DIVIDE,
 } sa_softmax_pass;
 
-/* What the passes carry from part to part: the kernels' own. */
+/* What the passes of a long row's softmax carry from part to part; opaque to the loops. */
 typedef union {
     double bytes[32];
 } sa_softmax_state;
@@ -191,7 +190,7 @@ typedef struct {
     ptrdiff_t a_col, b_col, out_col;
 } sa_merge_row;
 
-/* A row to turn: pair i is elements i * step + first and i * step + second of it. */
+/* A row to rotate: pair i is its elements i * step + first and i * step + second. */
 typedef struct {
     const char *x, *cos, *sin;
     char *out;
@@ -201,44 +200,46 @@ typedef struct {
 
 enum {
     SA_PROJECT_LANES = 144, /* of a tile of a projection, in float32; half of it in float64 */
-    SA_PROJECT_M = 768,     /* its rows of A */
+    SA_PROJECT_M = 768,     /* rows of A in a tile */
     SA_PROJECT_K = 128,     /* rows of a block of the weight's gradient */
 };
 
-/* What a projection sums over k, or its gradients do, and where it lies. */
+/* The product of a projection, or of the gradient of its weight (project.inc.h). By rows, a lane is
+ * a row of x, and A is w; by columns, a lane is a column of x, and A is dy transposed. */
 typedef struct {
-    enum { SA_BY_ROWS, SA_BY_COLUMNS } by; /* what of x is a lane */
-    int64_t k, block;                      /* of which so many are loaded at a time */
+    enum { SA_BY_ROWS, SA_BY_COLUMNS } by;
+    int64_t k, block; /* the sum is over k, of which `block` are loaded at a time */
     ptrdiff_t x_col;
-    /* By rows: the matrix w that x is multiplied by, and a bias or NULL. */
+    /* By rows: the matrix w, a bias or NULL. */
     const char *w, *bias;
     ptrdiff_t w_row, w_k, bias_step, out_col;
     int exceeds_cache; /* w is larger than the caches */
-    /* By columns: dy, of so many columns, and the gradient of the matrix. */
+    /* By columns: dy's columns, and the gradient of w. */
     ptrdiff_t dy_col;
     int64_t dy_cols;
     char *grad;
     ptrdiff_t grad_row, grad_col;
 } sa_product;
 
-/* A tile of it: lanes of x, by m rows of w or columns of dy; w, bias and grad are the tile's. */
+/* A tile of it: some lanes, and m rows of A, at which w, bias and grad begin. */
 typedef struct {
     sa_product p;
     int lanes;
     int64_t m;
-    const char *x[SA_PROJECT_LANES]; /* by rows: the lanes'; by columns: those of the block's k */
-    const char *dy[SA_PROJECT_K];    /* by columns: likewise, from column 0 */
-    int64_t dy_first;                /* the tile's first column of it */
-    char *out[SA_PROJECT_LANES];     /* by rows */
+    const char *x[SA_PROJECT_LANES]; /* by rows: each lane's row; by columns: row k of the block */
+    const char *dy[SA_PROJECT_K];    /* by columns: row k of the block, at column 0 */
+    int64_t dy_first;                /* by columns: the tile's first column of dy */
+    char *out[SA_PROJECT_LANES];     /* by rows: each lane's row */
 } sa_project_tile;
 
 typedef struct {
-    int lanes, step; /* lanes of a tile, at most; rows of A that are multiplied at a time */
-    /* How many k are loaded at a time if tiles are like this one, the largest; and, that being
-     * known, the bytes of scratch. */
+    int lanes, step; /* lanes of a tile, at most; rows of A in a call of `multiply`, at most */
+    /* For the largest tile: the block of k to load at a time; then, with t->p.block set, the bytes
+     * of scratch. */
     int64_t (*block)(const sa_project_tile *t);
     size_t (*scratch_size)(const sa_project_tile *t);
-    /* For each block of k in order: load it, and multiply it step by step; then write. */
+    /* For each block of k in order: load it, then multiply it for each step of A's rows. At the
+     * end, finish writes the results. */
     void (*load)(const sa_project_tile *t, void *scratch, int64_t k_begin, int64_t k_end);
     void (*multiply)(const sa_project_tile *t, void *scratch, int64_t k_begin, int64_t k_end,
                      int64_t m_begin, int64_t m_end);
@@ -248,30 +249,29 @@ typedef struct {
 typedef struct sa_kernels {
     int lanes; /* of a vector */
     sa_forward_kernel prefill, decode;
-    /* Of x's rows that are a few: by what of the weight lies side by side. */
+    /* gemv: for a few rows of x, a weight whose rows, or whose columns, are contiguous. */
     sa_project_kernel project, gemv_by_rows, gemv_by_columns;
-    const struct sa_kernels *gemv_by_rows_of; /* whose gemv_by_rows is to be used: mostly itself */
+    const struct sa_kernels *gemv_by_rows_of; /* the set whose gemv_by_rows to use: usually this */
     sa_backward_kernel backward;
-    /* On a tile that tile.begin has packed: write the scores of the keys of one split, or what
-     * becomes of them by softmax, given the partial result of all keys. */
+    /* On a tile that prefill.begin has packed: write the scores of the keys of one split, or their
+     * weights, given the state of all keys. */
     void (*scores)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     void (*weights)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end,
                     const void *total);
-    /* All of weights v, on a tile whose queries are rows of weights: nothing to begin with. */
+    /* The weighted sum of the values, on a tile whose q are rows of weights. */
     void (*sum_begin)(const sa_tile *t, void *total);
     void (*sum)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *total);
     void (*sum_finish)(const sa_tile *t, void *total);
-    /* softmax of a row at once, its result around the caches if asked to; or of a long row in
-     * passes over its parts, in order, which are multiples of SA_SOFTMAX_PART long but for the
-     * last. */
+    /* softmax of a row, stored around the caches if `stream` is set; or one pass over a part of a
+     * long row: each pass takes the parts in order, all but the last SA_SOFTMAX_PART long. */
     void (*softmax_row)(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
-    /* Two partial results of a row -> the whole one: a, b, out of n elements, an lse of each. */
+    /* Merge attention over two sets of keys: a, b and out of n elements, with an lse each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
-    /* A row of n elements whose pairs are turned; the others are copied. */
+    /* Rotate the pairs of a row of n elements; elements in no pair are copied. */
     void (*rope_row)(const sa_rope_row *row, int64_t n);
     void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);
 } sa_kernels;

@@ -7,24 +7,8 @@
  * rows of the matrix, whose product it sums over all k. How it is cut changes no bit. */
 
 #include "dispatch.h"
-#include "plan.h"
-#include "pool.h"
-#include "row_at.h"
-
-/* A usual part of a last-level cache. */
-enum { CACHE_BYTES = 8 << 20 };
-
-/* The least work of a tile that is cut smaller than it may be, so that all threads find one. */
-static const double FLOPS_PER_TILE = 2e6;
-
-/* Rows of w come in multiples of it, which vectors and strips of all sets divide. */
-enum { M_UNIT = 48 };
-
-/* Tiles that each thread should find, so that it does not matter if one is slower than the rest. */
-enum { TILES_PER_THREAD = 4 };
-
-/* Of a tile that is cut smaller for that: what packing it costs must stay small. */
-enum { LEAST_LANES = 48, LEAST_M = 96 };
+#include "problem.h"
+#include "run.h"
 
 typedef struct {
     const sa_project_kernel *kernel;
@@ -34,8 +18,7 @@ typedef struct {
     sa_product product;
     int64_t lanes, m, lanes_of_tile, m_of_tile, tiles_of_m;
     int num_threads;
-    char *scratch;
-    size_t scratch_size;
+    size_t scratch_size; /* of a worker */
     sa_counter next;
     sa_call *call;
 } project_call;
@@ -58,22 +41,24 @@ static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
  * since a cut through m has x packed once more; a few rows are all in one tile, and not packed. */
 static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_gemv) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
-    double threads = flops / SA_FLOPS_PER_THREAD, tiles = flops / FLOPS_PER_TILE;
+    double threads = flops / FLOPS_PER_THREAD, tiles = flops / PROJECT_FLOPS_PER_TILE;
     c->num_threads = threads < num_threads ? (int)threads : num_threads;
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
     if (c->num_threads > 1 && is_gemv) {
-        by_m = most(by_m, least((int64_t)c->num_threads * TILES_PER_THREAD, c->m / M_UNIT));
+        by_m = most(
+            by_m, least((int64_t)c->num_threads * PROJECT_TILES_PER_THREAD, c->m / PROJECT_M_UNIT));
     } else if (c->num_threads > 1) {
-        int64_t all = c->num_threads, needs_grad = all * TILES_PER_THREAD;
-        if (tiles < (double)needs_grad) needs_grad = most((int64_t)tiles, all);
-        int64_t most_by_lanes = most(by_lanes, c->lanes / LEAST_LANES);
-        if (by_lanes * by_m < needs_grad) by_lanes = least(parts(needs_grad, by_m), most_by_lanes);
+        int64_t all = c->num_threads, wanted = all * PROJECT_TILES_PER_THREAD;
+        if (tiles < (double)wanted) wanted = most((int64_t)tiles, all);
+        int64_t most_by_lanes = most(by_lanes, c->lanes / PROJECT_MIN_LANES);
+        if (by_lanes * by_m < wanted) by_lanes = least(parts(wanted, by_m), most_by_lanes);
         if (by_lanes > 1) by_lanes = least(parts(by_lanes, all) * all, most_by_lanes);
-        if (by_lanes * by_m < all) by_m = least(parts(all, by_lanes), most(by_m, c->m / LEAST_M));
+        if (by_lanes * by_m < all)
+            by_m = least(parts(all, by_lanes), most(by_m, c->m / PROJECT_MIN_M));
     }
     c->lanes_of_tile = least(piece(c->lanes, by_lanes, lanes_of_vector), c->kernel->lanes);
-    c->m_of_tile = least(piece(c->m, by_m, M_UNIT), SA_PROJECT_M);
+    c->m_of_tile = least(piece(c->m, by_m, PROJECT_M_UNIT), SA_PROJECT_M);
     c->tiles_of_m = parts(c->m, c->m_of_tile);
 }
 
@@ -128,9 +113,8 @@ static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker
     return 1;
 }
 
-static void some_tiles(void *arg, int worker) {
+static void some_tiles(void *arg, int worker, char *scratch) {
     project_call *c = arg;
-    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
     for (int64_t tile, tiles = tiles_of(c); (tile = sa_fetch_add(&c->next)) < tiles;)
         if (!compute_tile(c, tile, scratch, worker)) return;
 }
@@ -142,21 +126,15 @@ static void plan_memory(project_call *c) {
     t.lanes = (int)least(c->lanes, c->lanes_of_tile);
     t.m = least(c->m, c->m_of_tile);
     t.p.block = c->product.block = c->kernel->block(&t);
-    c->scratch_size = sa_whole_lines(c->kernel->scratch_size(&t));
+    c->scratch_size = c->kernel->scratch_size(&t);
 }
 
 static sa_status run(project_call *c, int num_threads, int lanes_of_vector, int is_gemv) {
     if (c->lanes == 0 || c->m == 0) return SA_OK;
     plan(c, num_threads, lanes_of_vector, is_gemv);
     if (c->num_threads > tiles_of(c)) c->num_threads = (int)tiles_of(c);
-    _Alignas(CACHE_LINE) char small[SA_SMALL_SCRATCH];
     plan_memory(c);
-    int is_small = c->num_threads == 1 && c->scratch_size <= sizeof small;
-    c->scratch = is_small ? small : sa_alloc((size_t)c->num_threads, c->scratch_size);
-    if (!c->scratch) return SA_NO_MEMORY;
-    sa_parallel(c->num_threads, some_tiles, c, c->call);
-    if (!is_small) sa_free(c->scratch);
-    return SA_OK;
+    return sa_run(c->call, c->num_threads, c->scratch_size, some_tiles, c);
 }
 
 static int64_t rows_of(const sa_projection *p) {
@@ -181,7 +159,7 @@ static sa_status by_rows(const sa_projection *p, sa_call *call) {
     const sa_kernels *k = sa_kernels_for(p->dtype);
     int64_t rows = rows_of(p);
     double bytes = (double)p->n_in * (double)p->n_out * (double)sa_dtype_size(p->dtype);
-    int exceeds_cache = bytes > CACHE_BYTES;
+    int exceeds_cache = bytes > L3_BUDGET;
     const sa_project_kernel *gemv = gemv_kernel(p, rows, exceeds_cache, k);
     project_call c = {
         .kernel = gemv ? gemv : &k->project,
@@ -234,8 +212,7 @@ static sa_status by_columns(const sa_projection *p, sa_rows x, int64_t n_in, cha
 sa_status sa_project(const sa_projection *p) {
     sa_call call;
     sa_call_begin(&call, p->interrupt);
-    sa_status status = by_rows(p, &call), left = sa_call_end(&call);
-    return status == SA_OK ? left : status;
+    return sa_call_end(&call, by_rows(p, &call));
 }
 
 static sa_status gradient_of_x(const sa_projection *p, const sa_projection_gradients *g,
@@ -269,6 +246,5 @@ sa_status sa_project_backward(const sa_projection *p, const sa_projection_gradie
     if (status == SA_OK && !call.cancelled && g->weight)
         status = by_columns(p, p->x, p->n_in, g->weight, g->weight_row, g->weight_col, &call);
     if (status == SA_OK && !call.cancelled && g->bias) status = gradient_of_bias(p, g, &call);
-    sa_status left = sa_call_end(&call);
-    return status == SA_OK ? left : status;
+    return sa_call_end(&call, status);
 }

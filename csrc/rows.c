@@ -2,12 +2,8 @@
  * attention, rotary positions. The parallel loop over rows; the kernels compute. */
 
 #include "dispatch.h"
-#include "plan.h"
-#include "pool.h"
-#include "row_at.h"
-
-/* A usual last-level cache; elements worth a turn at the shared counter, and worth a thread. */
-enum { CACHE_BYTES = 32 << 20, GRAIN_ELEMENTS = 1 << 14, ELEMENTS_PER_THREAD = 1 << 13 };
+#include "problem.h"
+#include "run.h"
 
 typedef struct row_call row_call;
 typedef void row_function(row_call *c, int64_t row, int worker);
@@ -17,7 +13,7 @@ struct row_call {
     const sa_kernels *kernels;
     row_function *compute;
     int64_t rows, rows_per_chunk;
-    int stream; /* softmax: the result is larger than the caches, and goes around them */
+    int stream; /* softmax: the result is stored around the caches */
     sa_counter next;
     sa_call call;
 };
@@ -26,14 +22,14 @@ static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
     return sa_row_at(a, p->axes, p->shape, row);
 }
 
-/* Whether the result is larger than a usual cache, so that it should go around it. */
+/* Whether the result is larger than the caches, so that it should be stored around them. */
 static int is_streamed(const sa_row_problem *p) {
     double bytes = (double)p->n * (double)sa_dtype_size(p->dtype);
     for (int i = 0; i < p->axes; ++i) bytes *= (double)p->shape[i];
-    return bytes > CACHE_BYTES;
+    return bytes > STREAM_BYTES;
 }
 
-/* A row so long that the caller must be asked between its parts whether to go on. */
+/* A row so long that the call must be able to be cancelled between its parts. */
 static void long_softmax(const sa_row_problem *p, const sa_kernels *k, const char *x, char *out,
                          sa_call *call, int worker) {
     static const sa_softmax_pass passes[] = {SA_SOFTMAX_MAX, SA_SOFTMAX_EXP, SA_SOFTMAX_DIVIDE};
@@ -91,8 +87,9 @@ static void rope_of_row(row_call *c, int64_t row, int worker) {
                          p->n);
 }
 
-static void some_rows(void *arg, int worker) {
+static void some_rows(void *arg, int worker, char *scratch) {
     row_call *c = arg;
+    (void)scratch;
     for (int64_t chunk; (chunk = sa_fetch_add(&c->next)) * c->rows_per_chunk < c->rows;) {
         int64_t first = chunk * c->rows_per_chunk, end = first + c->rows_per_chunk;
         if (end > c->rows) end = c->rows;
@@ -114,8 +111,8 @@ static sa_status run(const sa_row_problem *p, row_function *compute, int stream)
     double threads = (double)c.rows * (double)p->n / ELEMENTS_PER_THREAD;
     int num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (num_threads > c.rows) num_threads = (int)c.rows;
-    sa_parallel(num_threads > 1 ? num_threads : 1, some_rows, &c, &c.call);
-    return sa_call_end(&c.call);
+    if (num_threads < 1) num_threads = 1;
+    return sa_call_end(&c.call, sa_run(&c.call, num_threads, 0, some_rows, &c));
 }
 
 sa_status sa_softmax(const sa_row_problem *p) {

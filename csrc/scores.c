@@ -2,96 +2,86 @@
  * loops over tiles; the kernels compute. */
 
 #include "dispatch.h"
-#include "plan.h"
-#include "pool.h"
+#include "run.h"
+#include "tile.h"
 
-typedef struct {
-    const sa_plan *plan;
-    void (*compute)(const sa_plan *plan, sa_tile *t, char *scratch, sa_call *call, int worker);
-    char *scratch; /* of each worker: scratch and two partial results */
-    size_t scratch_size;
-    sa_counter next;
+typedef struct step_call step_call;
+
+/* What one step does with a tile; it returns early if the call is cancelled. */
+typedef void step(step_call *c, const sa_tile *t, char *scratch, int worker);
+
+struct step_call {
     sa_call call;
-} step_call;
+    const sa_schedule *schedule;
+    step *compute;
+    sa_counter next;
+};
 
 static int64_t end_of_split(int64_t begin, int64_t seqlen_k) {
     return begin + SA_SPLIT_N < seqlen_k ? begin + SA_SPLIT_N : seqlen_k;
 }
 
-static void scores_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_call *call,
-                           int worker) {
-    const sa_kernels *k = plan->kernels;
-    int64_t seqlen_k = plan->problem->seqlen_k;
+static void scores_of_tile(step_call *c, const sa_tile *t, char *scratch, int worker) {
+    const sa_kernels *k = c->schedule->kernels;
+    int64_t seqlen_k = c->schedule->problem->seqlen_k;
     k->prefill.begin(t, scratch);
     for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
         k->scores(t, scratch, begin, end_of_split(begin, seqlen_k));
-        if (sa_call_cancelled(call, worker)) return;
+        if (sa_call_cancelled(&c->call, worker)) return;
     }
 }
 
 /* First the softmax's maximum and sum, by the fused pass over values of no width; then, with the
  * scores computed again, the weights. */
-static void weights_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_call *call,
-                            int worker) {
-    const sa_kernels *k = plan->kernels;
-    int64_t seqlen_k = plan->problem->seqlen_k;
-    char *total = scratch + plan->scratch_size, *part = total + plan->state_size;
+static void weights_of_tile(step_call *c, const sa_tile *t, char *scratch, int worker) {
+    const sa_schedule *s = c->schedule;
+    const sa_kernels *k = s->kernels;
+    int64_t seqlen_k = s->problem->seqlen_k;
+    char *total = scratch + s->scratch_size, *part = total + s->state_size;
     k->prefill.begin(t, scratch);
     k->prefill.split(t, scratch, 0, end_of_split(0, seqlen_k), total);
     for (int64_t begin = SA_SPLIT_N; begin < seqlen_k; begin += SA_SPLIT_N) {
         k->prefill.split(t, scratch, begin, end_of_split(begin, seqlen_k), part);
         k->prefill.merge(t, scratch, total, part);
-        if (sa_call_cancelled(call, worker)) return;
+        if (sa_call_cancelled(&c->call, worker)) return;
     }
     for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
         k->weights(t, scratch, begin, end_of_split(begin, seqlen_k), total);
-        if (sa_call_cancelled(call, worker)) return;
+        if (sa_call_cancelled(&c->call, worker)) return;
     }
 }
 
-static void sum_of_tile(const sa_plan *plan, sa_tile *t, char *scratch, sa_call *call, int worker) {
-    const sa_kernels *k = plan->kernels;
-    int64_t seqlen_k = plan->problem->seqlen_k;
-    char *total = scratch + plan->scratch_size;
+static void sum_of_tile(step_call *c, const sa_tile *t, char *scratch, int worker) {
+    const sa_schedule *s = c->schedule;
+    const sa_kernels *k = s->kernels;
+    int64_t seqlen_k = s->problem->seqlen_k;
+    char *total = scratch + s->scratch_size;
     k->sum_begin(t, total);
     for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {
         k->sum(t, scratch, begin, end_of_split(begin, seqlen_k), total);
-        if (sa_call_cancelled(call, worker)) return;
+        if (sa_call_cancelled(&c->call, worker)) return;
     }
     k->sum_finish(t, total);
 }
 
-static void tiles(void *arg, int worker) {
+static void tiles(void *arg, int worker, char *scratch) {
     step_call *c = arg;
-    char *scratch = c->scratch + (size_t)worker * c->scratch_size;
-    sa_finite finite = {0};
-    for (int64_t tile, end; sa_next_chunk(c->plan, &c->next, &tile, &end);)
-        for (; tile < end; ++tile) {
-            sa_tile t;
-            t.finite = &finite;
-            if (!sa_plan_tile(c->plan, tile, &t)) continue;
-            c->compute(c->plan, &t, scratch, &c->call, worker);
-            if (sa_call_cancelled(&c->call, worker)) return;
-        }
+    sa_tile_loop loop;
+    sa_tile_loop_begin(&loop, c->schedule, &c->next);
+    for (sa_tile *t; (t = sa_next_tile(&loop));) {
+        c->compute(c, t, scratch, worker);
+        if (sa_call_cancelled(&c->call, worker)) return;
+    }
 }
 
-static sa_status run(const sa_problem *p, int as_scores, int64_t width,
-                     void (*compute)(const sa_plan *, sa_tile *, char *, sa_call *, int)) {
-    sa_status status = SA_NO_MEMORY;
+static sa_status run(const sa_problem *p, int as_scores, int64_t width, step *compute) {
     step_call c = {.compute = compute};
     sa_call_begin(&c.call, p->interrupt);
-    sa_plan plan = sa_plan_make(p, as_scores, width);
-    c.plan = &plan;
-    if (plan.num_threads > plan.tiles) plan.num_threads = plan.tiles > 1 ? (int)plan.tiles : 1;
-    c.scratch_size = plan.scratch_size + 2 * plan.state_size;
-    c.scratch = sa_alloc((size_t)plan.num_threads, c.scratch_size);
-    if (!c.scratch) goto out;
-    sa_parallel(plan.num_threads, tiles, &c, &c.call);
-    status = SA_OK;
-out:
-    sa_free(c.scratch);
-    sa_status left = sa_call_end(&c.call);
-    return status == SA_OK ? left : status;
+    sa_schedule s = sa_schedule_make(p, as_scores, width);
+    c.schedule = &s;
+    if (s.num_threads > s.tiles) s.num_threads = s.tiles > 1 ? (int)s.tiles : 1;
+    size_t scratch_size = s.scratch_size + 2 * s.state_size;
+    return sa_call_end(&c.call, sa_run(&c.call, s.num_threads, scratch_size, tiles, &c));
 }
 
 sa_status sa_scores(const sa_problem *p) { return run(p, 1, p->head_dim, scores_of_tile); }

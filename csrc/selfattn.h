@@ -68,7 +68,7 @@ typedef struct {
     sa_array query_segments;      /* (..., L) of integers of segment_size bytes */
     sa_array key_segments;        /* (..., S) */
     int segment_size;             /* 1, 2, 4 or 8 */
-    /* Which keys a query sees, as a range: mask.h says what these mean. Arrays of one number for
+    /* Which keys a query sees, as a range: visibility.h says what these mean. Arrays of one number for
      * each batch entry, in C order, are NULL where they are not given. */
     int64_t window_left, window_right; /* -1: unbounded */
     int64_t query_offset;              /* of every batch entry, unless the array is given */

@@ -3,9 +3,6 @@
  * of keys' gradients that are written soon; and in its last block but one the rows of the next
  * tile, and those that this one writes. Called by backward.inc.h. */
 
-/* What the second cache has room for beside a head's keys, values and gradients. */
-enum { SOON_BYTES = 1 << 18 };
-
 static int grads_exceed_l2(const sa_backward_tile *g) {
     const sa_tile *t = &g->fwd;
     return exceeds_l2(t, 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
@@ -32,7 +29,7 @@ static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_qu
     int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
     int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
     int64_t all = t->end - first_block(t), done = block - first_block(t), next = done + SA_BLOCK_N;
-    int64_t rows = next_grads->rows, most = SOON_BYTES / (k_bytes + v_bytes + 1);
+    int64_t rows = next_grads->rows, most = L2_PREFETCH_GRADS / (k_bytes + v_bytes + 1);
     if (rows > most) rows = most;
     int64_t i = rows * done / all, n = rows * (next < all ? next : all) / all - i;
     if (n <= 0) return;

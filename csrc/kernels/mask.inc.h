@@ -3,7 +3,7 @@
  *
  *     B[r, j] = mask[r, j], or 0 or -inf for a mask of bools;   -inf where segments differ
  *
- * The other half of mask.h: what is a range of keys never gets here. Called by the tiles, with the
+ * The other half of visibility.h: what is a range of keys never gets here. Called by the tiles, with the
  * vector as it is where lanes are keys, and transposed where they are queries. */
 
 /* The keys of one block that a tile computes with; all but `block` are counted from the block. */

@@ -91,15 +91,12 @@ static int has_prefetch(const prefetch_queue *queue) {
     return queue && (queue->lines > 0 || queue->part < queue->num_parts);
 }
 
-/* What L2 holds beside the data in use. */
-enum { NEAR_BYTES = 1 << 20 };
-
 static int64_t first_block(const sa_tile *t) { return t->begin / SA_BLOCK_N * SA_BLOCK_N; }
 
 /* Whether the keys that a tile reads, `bytes` each, exceed L2, so that every tile of a head reads
  * them from farther out. */
 static int exceeds_l2(const sa_tile *t, int64_t bytes) {
-    return bytes && t->end - t->begin >= NEAR_BYTES / bytes;
+    return bytes && t->end - t->begin >= L2_BUDGET / bytes;
 }
 
 /* The address of the next n lines, `*stride` bytes apart. */

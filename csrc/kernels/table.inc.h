@@ -5,7 +5,7 @@
 #include <math.h>
 
 #include "../kernels.h"
-#include "../mask.h"
+#include "../visibility.h"
 #include "math.inc.h"
 #include "pack.inc.h"
 #include "prefetch.inc.h"

@@ -1,4 +1,4 @@
-/* The only mask semantics: which keys a query sees, for the loops and for the kernels.
+/* Which keys a query sees: the only mask semantics, for the loops and for the kernels.
  *
  * Query i of a batch entry stands at position p = i + query_offset and sees key j iff
  *
@@ -6,22 +6,24 @@
  *     and the ids of their segments are equal                               a range, if ids ascend
  *     and the mask lets it through                                          anything
  *
- * where a window side of -1 is unbounded: causal is a window with left = -1 and right = 0. What is
- * a range becomes one range of keys a row, and keys outside of the rows' ranges are never looked
- * at. The rest is asked element by element. A tile of rows sorts each block of keys into
+ * where a window side of -1 is unbounded: causal is a window with left = -1 and right = 0. All
+ * conditions that are ranges are intersected to one range of keys per row, and keys outside it are
+ * never read. Masks, and ids that do not ascend, are evaluated key by key. For a tile of rows, each
+ * block of keys is
  *
- *     empty    no row sees a key of it: skipped, which changes no bit
- *     full     every row sees every key of it that any row sees
- *     ragged   the rest: masked key by key (kernels/mask.inc.h)
+ *     empty      no row sees a key of it: skipped, which changes no bit
+ *     full       every row sees every key of it that any row sees
+ *     partial    anything else: masked key by key (kernels/mask.inc.h)
  *
- * by the rows' ranges here (sa_block_class), by the elements in kernels/mask.inc.h. */
-#ifndef SA_MASK_H
-#define SA_MASK_H
+ * by the rows' ranges (sa_block_class), and again by mask and segments in kernels/mask.inc.h. */
+#ifndef SA_VISIBILITY_H
+#define SA_VISIBILITY_H
 
 #include <assert.h>
 #include <string.h>
 
 #include "kernels.h"
+#include "problem.h"
 
 typedef enum { SA_EMPTY, SA_FULL, SA_PARTIAL } sa_class;
 
@@ -29,28 +31,9 @@ static inline int64_t sa_clip(int64_t x, int64_t low, int64_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
-/* The first query (key) of batch entry b among the rows of the arrays, and how many it has. */
-static inline int64_t sa_first_query(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_q ? p->cu_seqlens_q[b] : 0;
-}
-static inline int64_t sa_num_queries(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_q ? p->cu_seqlens_q[b + 1] - p->cu_seqlens_q[b] : p->seqlen_q;
-}
-static inline int64_t sa_first_key(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_k ? p->cu_seqlens_k[b] : 0;
-}
-static inline int64_t sa_num_keys(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_k ? p->cu_seqlens_k[b + 1] - p->cu_seqlens_k[b] : p->seqlen_k;
-}
-
-/* Where query i of batch entry b stands among its keys. */
-static inline int64_t sa_position(const sa_problem *p, int64_t b, int64_t i) {
-    return i + (p->query_offset_of_batch ? p->query_offset_of_batch[b] : p->query_offset);
-}
-
 /* The keys [lo, hi) that query i of batch entry b sees by windows and lengths; lo = hi where it
- * sees none. Neither end goes back as i grows: plan.c takes the keys of all queries from those of
- * the first and of the last. */
+ * sees none. Neither end decreases as i grows, so the first and the last query bound the keys of
+ * all queries (sa_key_bounds_of). */
 static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64_t *lo,
                                 int64_t *hi) {
     int64_t position = sa_position(p, b, i), begin = 0, end = sa_num_keys(p, b);
@@ -63,12 +46,23 @@ static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64
     *lo = begin < *hi ? begin : *hi;
 }
 
-/* How many keys a query sees at most, if it is known to be `most`. */
-static inline int64_t sa_most_keys(const sa_problem *p, int64_t most) {
-    if (p->window_left < 0 || p->window_right < 0) return most;
-    int64_t window = p->window_left + p->window_right + 1;
-    return window < most ? window : most;
-}
+/* Bounds over all queries of the problem. */
+typedef struct {
+    int64_t first, last; /* every query sees only keys first <= j < last */
+    double pairs;        /* about so many pairs of a query and a key that it sees, in one head */
+} sa_key_bounds;
+
+sa_key_bounds sa_key_bounds_of(const sa_problem *p, int64_t entries);
+
+/* Whether the key segments' ids never decrease in any batch entry: then each segment is one range
+ * of keys, and sa_segment_range finds it. */
+int sa_segments_ascend(const sa_problem *p, int64_t entries);
+
+typedef struct {
+    int64_t id, lo, hi; /* its keys [lo, hi) */
+} sa_segment;
+
+sa_segment sa_segment_range(const sa_problem *p, int64_t b, int64_t id);
 
 /* An id, read as a signed number. Ids that ascend only as unsigned ones count as unsorted, which
  * has the same result, key by key. */
@@ -85,22 +79,8 @@ static inline int64_t sa_segment_id(const char *at, int size) {
     }
 }
 
-/* Ids that never decrease: how many of the n at `ids` are less than `id`. */
-static inline int64_t sa_segments_below(const char *ids, ptrdiff_t stride, int size, int64_t n,
-                                        int64_t id) {
-    int64_t low = 0, high = n;
-    while (low < high) {
-        int64_t middle = low + (high - low) / 2;
-        if (sa_segment_id(ids + middle * stride, size) < id)
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-/* The tile's summary, once its rows' ranges stand: those of the first `rows`, which the others' are
- * like. */
+/* Fill in the tile's begin, end, full_begin and full_end from its rows' ranges. `rows`: look at so
+ * many; the ranges of the others are the same. */
 static inline void sa_summarize_ranges(sa_tile *t, int rows) {
     t->begin = t->full_end = INT64_MAX;
     t->end = t->full_begin = 0;

@@ -1,12 +1,9 @@
-/* How the backward pass is cut: see gradient_plan.h. Called by backward.c. */
+/* How the backward pass is cut: see backward_schedule.h. Called by backward.c. */
 
-#include "gradient_plan.h"
+#include "backward_schedule.h"
 
 #include "dispatch.h"
-#include "mask.h"
-
-/* Jobs that a thread has on average, at least, where a pass can be cut finely enough. */
-enum { JOBS_PER_THREAD = 4 };
+#include "memory.h"
 
 static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -36,12 +33,13 @@ static int same_axes(const sa_problem *p, const sa_pass *a, const sa_pass *b) {
     return 1;
 }
 
-/* A pass in as many parts of rows (keys) as there can be, or no more than are worth it, or one. */
-static void cut(const sa_gradient_plan *plan, sa_pass *pass, int by_rows, int by_keys) {
-    const sa_problem *p = plan->rows.problem;
-    int64_t tiles = ceil_div(p->seqlen_q * plan->rows.group, SA_GRADIENT_TILE_M);
+/* Cut a pass into parts of rows and of keys, where allowed: so many that each thread finds
+ * JOBS_PER_THREAD jobs, if there are so many tiles and blocks. */
+static void cut(const sa_backward_schedule *s, sa_pass *pass, int by_rows, int by_keys) {
+    const sa_problem *p = s->forward.problem;
+    int64_t tiles = ceil_div(p->seqlen_q * s->forward.group, SA_GRADIENT_TILE_M);
     int64_t blocks = ceil_div(p->seqlen_k, SA_BLOCK_N);
-    int64_t worth = ceil_div(JOBS_PER_THREAD * plan->rows.num_threads, pass->own ? pass->own : 1);
+    int64_t worth = ceil_div(JOBS_PER_THREAD * s->forward.num_threads, pass->own ? pass->own : 1);
     if (tiles < 1) tiles = 1;
     if (blocks < 1) blocks = 1;
     pass->tiles_of_job = by_rows ? ceil_div(tiles, worth) : tiles;
@@ -52,13 +50,13 @@ static void cut(const sa_gradient_plan *plan, sa_pass *pass, int by_rows, int by
     pass->jobs = pass->own * pass->row_parts * pass->key_parts;
 }
 
-static sa_pass *add_pass(sa_gradient_plan *plan, sa_pass pass, int needs_grad, int by_rows,
+static sa_pass *add_pass(sa_backward_schedule *s, sa_pass pass, int needs_grad, int by_rows,
                          int by_keys) {
-    sa_pass *added = &plan->passes[plan->num_passes++];
+    sa_pass *added = &s->passes[s->num_passes++];
     *added = pass;
     added->needs_grad = needs_grad;
-    cut(plan, added, by_rows, by_keys);
-    plan->jobs += added->jobs;
+    cut(s, added, by_rows, by_keys);
+    s->jobs += added->jobs;
     return added;
 }
 
@@ -68,54 +66,54 @@ static int heads_suffice(int64_t heads, int num_threads) {
     return 5 * rounds * num_threads <= 7 * heads;
 }
 
-static void plan_passes(sa_gradient_plan *plan) {
-    const sa_problem *p = plan->rows.problem;
-    const sa_gradients *g = plan->gradients;
+static void plan_passes(sa_backward_schedule *s) {
+    const sa_problem *p = s->forward.problem;
+    const sa_gradients *g = s->gradients;
     sa_pass query, key, value, mask, sinks;
-    if (!plan->rows.group || !p->seqlen_q) return; /* no rows: who calls has zeros there */
+    if (!s->forward.group || !p->seqlen_q) return; /* no rows: who calls has zeros there */
     find_broadcast_axes(p, &g->query, 1, &query);
     find_broadcast_axes(p, &g->key, 1, &key);
     find_broadcast_axes(p, &g->value, 1, &value);
     int together = same_axes(p, &key, &value);
-    if (together && query.broadcast == 1 && heads_suffice(key.own, plan->rows.num_threads)) {
-        add_pass(plan, key, SA_GRADIENT_QUERY | SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 0);
+    if (together && query.broadcast == 1 && heads_suffice(key.own, s->forward.num_threads)) {
+        add_pass(s, key, SA_GRADIENT_QUERY | SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 0);
     } else {
-        add_pass(plan, query, SA_GRADIENT_QUERY, 1, 0);
-        add_pass(plan, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
-        if (!together) add_pass(plan, value, SA_GRADIENT_VALUE, 0, 1);
+        add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
+        add_pass(s, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
+        if (!together) add_pass(s, value, SA_GRADIENT_VALUE, 0, 1);
     }
     if (g->mask.data) {
         int has_rows = g->mask.row != 0;
         /* A row of a mask that heads share must not be parted by tiles. */
-        int parts = g->mask.head != 0 || SA_GRADIENT_TILE_M % plan->rows.group == 0;
+        int parts = g->visibility.head != 0 || SA_GRADIENT_TILE_M % s->forward.group == 0;
         find_broadcast_axes(p, &g->mask, has_rows, &mask);
-        add_pass(plan, mask, SA_GRADIENT_MASK, has_rows && parts, g->mask.col != 0);
+        add_pass(s, mask, SA_GRADIENT_MASK, has_rows && parts, g->mask.col != 0);
     }
     if (g->sinks.data) {
         find_broadcast_axes(p, &g->sinks, 0, &sinks);
-        add_pass(plan, sinks, SA_GRADIENT_SINKS, 0, 0);
+        add_pass(s, sinks, SA_GRADIENT_SINKS, 0, 0);
     }
 }
 
-sa_gradient_plan sa_gradient_plan_make(const sa_problem *p, const sa_gradients *gradients) {
+sa_backward_schedule sa_backward_schedule_make(const sa_problem *p, const sa_gradients *gradients) {
     /* Five products of the forward pass's two. */
-    sa_gradient_plan plan = {.rows = sa_plan_make(p, 0, 3 * p->head_dim + 2 * p->head_dim_v),
-                             .gradients = gradients};
-    int64_t rows = plan.rows.group * p->seqlen_q;
+    sa_backward_schedule s = {
+        .forward = sa_schedule_make(p, 0, 3 * p->head_dim + 2 * p->head_dim_v),
+        .gradients = gradients};
+    int64_t rows = s.forward.group * p->seqlen_q;
     int most = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
-    plan_passes(&plan);
-    if (plan.rows.num_threads > plan.jobs)
-        plan.rows.num_threads = plan.jobs > 1 ? (int)plan.jobs : 1;
-    plan.rows.scratch_size =
-        sa_whole_lines(plan.rows.kernels->backward.scratch_size(most, p->head_dim, p->head_dim_v));
-    plan.sinks_size = sa_whole_lines((size_t)plan.rows.group * sizeof(double));
-    return plan;
+    plan_passes(&s);
+    if (s.forward.num_threads > s.jobs) s.forward.num_threads = s.jobs > 1 ? (int)s.jobs : 1;
+    s.forward.scratch_size =
+        sa_whole_lines(s.forward.kernels->backward.scratch_size(most, p->head_dim, p->head_dim_v));
+    s.sinks_size = sa_whole_lines((size_t)s.forward.group * sizeof(double));
+    return s;
 }
 
 /* ------------------------------------------------------------------ jobs and tiles */
 
-sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i) {
-    const sa_pass *pass = plan->passes;
+sa_job sa_job_of(const sa_backward_schedule *s, int64_t i) {
+    const sa_pass *pass = s->passes;
     while (i >= pass->jobs) i -= pass++->jobs;
     int64_t keys = i % pass->key_parts, rows = i / pass->key_parts % pass->row_parts;
     sa_job job = {.pass = pass, .own = i / pass->key_parts / pass->row_parts};
@@ -126,11 +124,11 @@ sa_job sa_job_of(const sa_gradient_plan *plan, int64_t i) {
     return job;
 }
 
-int64_t sa_next_job(const sa_gradient_plan *plan, int64_t i) {
-    const sa_problem *p = plan->rows.problem;
-    const sa_pass *pass = plan->passes;
+int64_t sa_next_job(const sa_backward_schedule *s, int64_t i) {
+    const sa_problem *p = s->forward.problem;
+    const sa_pass *pass = s->passes;
     int64_t before = 0; /* jobs of the passes before this one */
-    if (!p->cu_seqlens_q || i >= plan->jobs) return i;
+    if (!p->cu_seqlens_q || i >= s->jobs) return i;
     while (i - before >= pass->jobs) before += pass++->jobs;
     if (pass->is_broadcast[0]) return i; /* a job of all sequences */
     int64_t jobs_of_entry = pass->jobs / p->batch_shape[0];
@@ -160,17 +158,17 @@ static void find_entry(const sa_problem *p, const sa_job *job, int64_t i, int64_
     }
 }
 
-int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t i, int64_t tile,
-                        double *sinks, sa_backward_tile *t) {
-    const sa_problem *p = plan->rows.problem;
-    const sa_gradients *d = plan->gradients;
-    int64_t group = plan->rows.group, first = tile * SA_GRADIENT_TILE_M;
+int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int64_t i, int64_t tile,
+                          double *sinks, sa_backward_tile *t) {
+    const sa_problem *p = s->forward.problem;
+    const sa_gradients *d = s->gradients;
+    int64_t group = s->forward.group, first = tile * SA_GRADIENT_TILE_M;
     sa_row_pos at = {.i = first / group, .g = first % group};
     find_entry(p, job, i, &at.b, &at.head_kv);
     int64_t rows = group * sa_num_queries(p, at.b) - first;
     if (rows <= 0) return 0;
     t->fwd.rows = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
-    sa_plan_rows(&plan->rows, &at, &t->fwd);
+    sa_fill_rows(&s->forward, &at, &t->fwd);
 
     t->needs_grad = job->pass->needs_grad;
     t->adds_to_query = i > 0 && t->needs_grad == SA_GRADIENT_QUERY;
@@ -188,26 +186,26 @@ int sa_gradient_tile_of(const sa_gradient_plan *plan, const sa_job *job, int64_t
     char *dmask = sa_row_of(p, &d->mask, at.b, head, row);
     t->dk = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
     t->dv = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
-    for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&plan->rows, &at)) {
+    for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
         t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
-        t->dmask[r] = d->mask.data ? dmask + at.g * d->mask.head + at.i * d->mask.row : NULL;
+        t->dmask[r] = d->mask.data ? dmask + at.g * d->visibility.head + at.i * d->mask.row : NULL;
         t->dsink[r] = sinks + at.g;
     }
     return 1;
 }
 
-int64_t sa_tiles_of_job(const sa_gradient_plan *plan, const sa_job *job) {
-    const sa_problem *p = plan->rows.problem;
+int64_t sa_tiles_of_job(const sa_backward_schedule *s, const sa_job *job) {
+    const sa_problem *p = s->forward.problem;
     int64_t b, head_kv;
     find_entry(p, job, 0, &b, &head_kv);
-    int64_t end = ceil_div(plan->rows.group * sa_num_queries(p, b), SA_GRADIENT_TILE_M);
+    int64_t end = ceil_div(s->forward.group * sa_num_queries(p, b), SA_GRADIENT_TILE_M);
     return (end < job->tile_end ? end : job->tile_end) - job->tile_begin;
 }
 
-sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job *job) {
-    const sa_problem *p = plan->rows.problem;
-    const sa_gradients *d = plan->gradients;
+sa_key_gradients sa_key_gradients_of(const sa_backward_schedule *s, const sa_job *job) {
+    const sa_problem *p = s->forward.problem;
+    const sa_gradients *d = s->gradients;
     int64_t b, head_kv;
     find_entry(p, job, 0, &b, &head_kv);
     int64_t first = job->key_begin, last = sa_num_keys(p, b);
@@ -221,11 +219,11 @@ sa_key_gradients sa_key_gradients_of(const sa_gradient_plan *plan, const sa_job 
     };
 }
 
-void sa_write_sinks(const sa_gradient_plan *plan, const sa_job *job, const double *sinks) {
-    const sa_problem *p = plan->rows.problem;
-    int64_t b, head_kv, group = plan->rows.group;
+void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const double *sinks) {
+    const sa_problem *p = s->forward.problem;
+    int64_t b, head_kv, group = s->forward.group;
     find_entry(p, job, 0, &b, &head_kv);
     for (int64_t g = 0; g < group; ++g)
-        sa_store_scalar(p->dtype, sa_row_of(p, &plan->gradients->sinks, b, head_kv * group + g, 0),
+        sa_store_scalar(p->dtype, sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0),
                         sinks[g]);
 }
