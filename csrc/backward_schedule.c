@@ -85,7 +85,7 @@ static void plan_passes(sa_backward_schedule *s) {
     if (g->mask.data) {
         int has_rows = g->mask.row != 0;
         /* A row of a mask that heads share must not be parted by tiles. */
-        int parts = g->visibility.head != 0 || SA_GRADIENT_TILE_M % s->forward.group == 0;
+        int parts = g->mask.head != 0 || SA_GRADIENT_TILE_M % s->forward.group == 0;
         find_broadcast_axes(p, &g->mask, has_rows, &mask);
         add_pass(s, mask, SA_GRADIENT_MASK, has_rows && parts, g->mask.col != 0);
     }
@@ -189,7 +189,7 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
         t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
-        t->dmask[r] = d->mask.data ? dmask + at.g * d->visibility.head + at.i * d->mask.row : NULL;
+        t->dmask[r] = d->mask.data ? dmask + at.g * d->mask.head + at.i * d->mask.row : NULL;
         t->dsink[r] = sinks + at.g;
     }
     return 1;

@@ -7,7 +7,7 @@ A call travels one way:
     steps.py                   public functions and their docstrings
       -> _args/                the only validator: arrays and options -> a plain problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
-          -> csrc/forward.c …  the parallel loops over tiles; plan.c cuts them
+          -> csrc/forward.c …  the parallel loops over tiles; schedule.c cuts them
             -> csrc/dispatch.c the kernel table of the best instruction set
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
