@@ -1,17 +1,19 @@
 """Build of the one extension, selfattn._core.
 
-csrc/isa/*.c is compiled once for each instruction set, with that set's flags, and no other source
-gets any of them. Everything else about the package stands in pyproject.toml. Switches, read from
-the environment: SELFATTN_DEBUG=1 (assertions, symbols, no optimisation), SELFATTN_WERROR=1
-(warnings are errors), SELFATTN_SANITIZE=address,undefined, and SELFATTN_EMULATE_AVX512=1, which
-lets a machine without AVX-512 run those kernels, slowly, for tests (it needs SIMDe's headers).
+csrc/instance.c is compiled once for each instruction set (csrc/isas.def) and dtype
+(csrc/dtypes.def), with that set's flags, and no other source gets any of them. Everything else
+about the package stands in pyproject.toml. Switches, read from the environment: SELFATTN_DEBUG=1
+(assertions, symbols, no optimisation), SELFATTN_WERROR=1 (warnings are errors),
+SELFATTN_SANITIZE=address,undefined, and SELFATTN_EMULATE_AVX512=1, which lets a machine without
+AVX-512 run those kernels, slowly, for tests (it needs SIMDe's headers).
 """
 
 import os
-import platform
+import re
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, product
 from pathlib import Path
 
 import numpy
@@ -22,28 +24,43 @@ from setuptools.command.build_ext import build_ext
 sys.path.insert(0, str(Path(__file__).parent))  # where pip's builds do not look
 from exact_flags import exact_flags, exact_link_flags
 
-# A new instruction set is a row here, one in csrc/dispatch.c, a test in csrc/cpu.c, a header in
-# csrc/simd and its two files in csrc/isa.
-ISA_FLAGS = {"portable": []}
-X86_FLAGS = {
-    "avx2": ["-mavx2", "-mfma"],
-    "avx512": ["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mavx2", "-mfma"],
-}
-IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and sys.platform != "win32"
+if sys.platform == "win32":
+    sys.exit("selfattn: there is no build for Windows yet: it needs C11 atomics and POSIX threads")
+
 EMULATE_AVX512 = os.environ.get("SELFATTN_EMULATE_AVX512")
-if EMULATE_AVX512:
-    X86_FLAGS["avx512"] = ["-Itests/emulated", *X86_FLAGS["avx2"]]
-if IS_X86:
-    ISA_FLAGS |= X86_FLAGS
+
+
+def rows_of(file, macro):
+    """The arguments of each line `macro(...)` of a .def file, as strings."""
+    lines = re.findall(rf"^{macro}\((.*)\)$", Path(file).read_text(), re.MULTILINE)
+    return [[word.strip().strip('"') for word in line.split(",")] for line in lines]
+
+
+def machine_of(compiler):
+    """The family of processors that a compiler, a command, builds for: a name of isas.def."""
+    command = [*compiler, "-dM", "-E", "-x", "c", os.devnull]
+    asked = subprocess.run(command, capture_output=True, text=True, check=True)
+    return "x86" if " __x86_64__ " in asked.stdout else "other"
+
+
+def isa_flags(machine):
+    """Flags of each instruction set that is built for a machine."""
+    flags = {
+        name: words.split()
+        for name, family, _, words in rows_of("csrc/isas.def", "SA_ISA")
+        if family in ("any", machine)
+    }
+    if EMULATE_AVX512:
+        flags["avx512"] = ["-Itests/emulated", *flags["avx2"]]
+    return flags
+
 
 # No -march=native, and no -ffast-math: see exact_flags.py, whose flags come last.
 CFLAGS = ["-std=c11", "-O3", "-fvisibility=hidden", "-g0", "-Wall", "-Wextra"]
 LDFLAGS = []
 MACROS = [("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"), ("_GNU_SOURCE", None)]
-if IS_X86:
-    MACROS.append(("SA_HAVE_X86", None))
-    if EMULATE_AVX512:
-        MACROS.append(("SA_EMULATED_AVX512", None))
+if EMULATE_AVX512:
+    MACROS.append(("SA_EMULATED_AVX512", None))
 if os.environ.get("SELFATTN_DEBUG"):
     CFLAGS += ["-O0", "-g3", "-UNDEBUG"]
 if os.environ.get("SELFATTN_WERROR"):
@@ -51,54 +68,55 @@ if os.environ.get("SELFATTN_WERROR"):
 if sanitizers := os.environ.get("SELFATTN_SANITIZE"):
     CFLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g3"]
     LDFLAGS += [f"-fsanitize={sanitizers}"]
-if sys.platform == "win32":
-    CFLAGS, LDFLAGS = ["/std:c11", "/O2", "/fp:precise"], []
-elif sys.platform == "linux":
+if sys.platform == "linux":
     LDFLAGS += ["-pthread", "-lm"]
 
 
 class BuildPerIsa(build_ext):
-    """build_ext that compiles csrc/isa/<isa>_<dtype>.c with the flags of its set."""
+    """build_ext that compiles csrc/instance.c for each instruction set and dtype."""
 
     def build_extension(self, ext):
-        exact = []
-        if sys.platform != "win32":
-            exact = exact_flags(self.compiler.compiler_so)
-            ext.extra_compile_args = CFLAGS + exact
-            ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
+        exact = exact_flags(self.compiler.compiler_so)
+        machine = machine_of(self.compiler.compiler_so)
+        macros = [*MACROS, *([("SA_HAVE_X86", None)] if machine == "x86" else [])]
+        ext.define_macros = macros
+        ext.extra_compile_args = CFLAGS + exact
+        ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
 
-        def compiled(job):
-            source, flags = job
+        def compiled(instance):
+            (isa, flags), (dtype, _, bits) = instance
             return self.compiler.compile(
-                [source],
-                output_dir=self.build_temp,
-                macros=MACROS,
+                ["csrc/instance.c"],
+                output_dir=f"{self.build_temp}/{isa}_{dtype}",
+                macros=[
+                    *macros,
+                    ("SA_ISA", isa),
+                    ("SA_DTYPE_NAME", dtype),
+                    ("SA_REAL_BITS", bits),
+                    ("SA_SIMD_HEADER", f'"simd/{isa}.h"'),
+                ],
                 extra_postargs=CFLAGS + flags + exact,
                 depends=ext.depends,
             )
 
         # Several at once, since they take most of a build's time.
-        jobs = [
-            (str(source), flags)
-            for isa, flags in ISA_FLAGS.items()
-            for source in sorted(Path("csrc/isa").glob(f"{isa}_*.c"))
-        ]
+        dtypes = rows_of("csrc/dtypes.def", "SA_DTYPE")
+        instances = product(isa_flags(machine).items(), dtypes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            ext.extra_objects += chain.from_iterable(pool.map(compiled, jobs))
+            ext.extra_objects += chain.from_iterable(pool.map(compiled, instances))
         super().build_extension(ext)
 
 
+SOURCES = {str(path) for path in Path("csrc").glob("*.c")} - {"csrc/instance.c"}
+
 core = Extension(
     "selfattn._core",
-    sources=["selfattn/_core.pyx", *sorted(str(path) for path in Path("csrc").glob("*.c"))],
+    sources=["selfattn/_core.pyx", *sorted(SOURCES)],
     include_dirs=["csrc", numpy.get_include()],
-    define_macros=MACROS,
-    extra_compile_args=CFLAGS,
-    extra_link_args=LDFLAGS,
     # What is not listed here is neither rebuilt when it changes nor part of the sdist.
     depends=sorted(
         str(path)
-        for pattern in ("*.h", "*.def", "simd/*.h", "kernels/*.h", "isa/*.c")
+        for pattern in ("*.h", "*.def", "simd/*.h", "kernels/*.h", "instance.c")
         for path in Path("csrc").glob(pattern)
     ),
 )

@@ -3,6 +3,8 @@
 
 #include "cpu.h"
 
+int sa_cpu_has_portable(void) { return 1; }
+
 #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
 #include <cpuid.h>
 

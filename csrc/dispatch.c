@@ -1,59 +1,52 @@
-/* The kernel sets, best first, as data; the first that this machine runs is used, or the one that
- * sa_isa_force was asked for. A new set is a row here, and one in setup.py. */
+/* The kernel sets as data: the first one in isas.def that this machine runs is used, or the one
+ * that sa_isa_force was asked for. */
 
 #include "dispatch.h"
 
 #include <string.h>
 
+#include "counter.h"
 #include "cpu.h"
 
-#define DECLARE(isa) extern const sa_kernels sa_##isa##_f32, sa_##isa##_f64;
-#define TABLES(isa) {&sa_##isa##_f32, &sa_##isa##_f64}
-
-DECLARE(portable)
+/* Rows of isas.def for machines that this is not built for are left out. */
+#define SA_IF_any(row) row
 #ifdef SA_HAVE_X86
-DECLARE(avx512)
-DECLARE(avx2)
+#define SA_IF_x86(row) row
+#else
+#define SA_IF_x86(row)
 #endif
 
-static int always(void) { return 1; }
+#define SA_DECLARE(isa) extern const sa_kernels sa_##isa##_f32, sa_##isa##_f64;
+#define SA_ISA(name, machine, is_supported, flags) SA_IF_##machine(SA_DECLARE(name))
+#include "isas.def"
+#undef SA_ISA
 
 static const struct {
     const char *name;
-    int (*supported)(void);
+    int (*is_supported)(void);
     const sa_kernels *of_dtype[SA_NUM_DTYPES];
 } sets[] = {
-#ifdef SA_HAVE_X86
-    {"avx512", sa_cpu_has_avx512, TABLES(avx512)},
-    {"avx2", sa_cpu_has_avx2_fma, TABLES(avx2)},
-#endif
-    {"portable", always, TABLES(portable)},
+#define SA_SET(isa, is_supported) {#isa, is_supported, {&sa_##isa##_f32, &sa_##isa##_f64}},
+#define SA_ISA(name, machine, is_supported, flags) SA_IF_##machine(SA_SET(name, is_supported))
+#include "isas.def"
+#undef SA_ISA
 };
 
 enum { NUM_SETS = sizeof sets / sizeof *sets, UNKNOWN = -1 };
 
-/* Found out at first use. Threads that race here all write the same value: where there are C11
- * atomics, it is one, since a race on a plain int is undefined however it ends. */
-#if !defined(_WIN32) && !defined(__STDC_NO_ATOMICS__)
-#include <stdatomic.h>
-static _Atomic int in_use = UNKNOWN;
-static int known(void) { return atomic_load_explicit(&in_use, memory_order_relaxed); }
-static void use(int i) { atomic_store_explicit(&in_use, i, memory_order_relaxed); }
-#else
-static int in_use = UNKNOWN;
-static int known(void) { return in_use; }
-static void use(int i) { in_use = i; }
-#endif
+/* The set in use, found at first use. Threads that race for it all write the same value; it is
+ * atomic because a race on a plain int is undefined even so. */
+static sa_counter in_use = UNKNOWN;
 
 static int best(void) {
     int i = 0;
-    while (!sets[i].supported()) ++i;
+    while (!sets[i].is_supported()) ++i;
     return i;
 }
 
-static int chosen(void) {
-    int i = known();
-    if (i == UNKNOWN) use(i = best());
+static int64_t chosen(void) {
+    int64_t i = in_use;
+    if (i == UNKNOWN) in_use = i = best();
     return i;
 }
 
@@ -65,14 +58,14 @@ const char *sa_isa_built(int i) { return i < NUM_SETS ? sets[i].name : NULL; }
 
 const char *sa_isa_supported(int i) {
     for (int s = 0; s < NUM_SETS; ++s)
-        if (sets[s].supported() && i-- == 0) return sets[s].name;
+        if (sets[s].is_supported() && i-- == 0) return sets[s].name;
     return NULL;
 }
 
 int sa_isa_force(const char *name) {
     for (int s = 0; s < NUM_SETS; ++s)
-        if (strcmp(sets[s].name, name) == 0 && sets[s].supported()) {
-            use(s);
+        if (strcmp(sets[s].name, name) == 0 && sets[s].is_supported()) {
+            in_use = s;
             return 1;
         }
     return 0;

@@ -23,9 +23,9 @@
 
 typedef enum { SA_OK = 0, SA_NO_MEMORY, SA_INTERRUPTED } sa_status;
 
-/* One line of dtypes.def is one dtype. */
+/* The rows of dtypes.def. */
 typedef enum {
-#define SA_DTYPE(name, ctype) SA_##name,
+#define SA_DTYPE(name, ctype, bits) SA_##name,
 #include "dtypes.def"
 #undef SA_DTYPE
     SA_NUM_DTYPES
@@ -68,8 +68,8 @@ typedef struct {
     sa_array query_segments;      /* (..., L) of integers of segment_size bytes */
     sa_array key_segments;        /* (..., S) */
     int segment_size;             /* 1, 2, 4 or 8 */
-    /* Which keys a query sees, as a range: visibility.h says what these mean. Arrays of one number for
-     * each batch entry, in C order, are NULL where they are not given. */
+    /* Which keys a query sees, as a range: visibility.h says what these mean. Arrays of one number
+     * for each batch entry, in C order, are NULL where they are not given. */
     int64_t window_left, window_right; /* -1: unbounded */
     int64_t query_offset;              /* of every batch entry, unless the array is given */
     const int64_t *query_offset_of_batch;

@@ -39,15 +39,20 @@ MODELS = {
 
 def build(program, *flags):
     """The program with the kernels of float32, compiled fast, not to be fast."""
-    avx2 = program.with_suffix(".o")
     common = [CC, "-D_GNU_SOURCE", "-std=c11", "-O0", "-ffp-contract=off", f"-I{CSRC}", *flags]
+    sets = {"portable": []}
     if "-DSA_HAVE_X86" in flags:
-        kernels = [CSRC / "isa" / "avx2_f32.c", "-mavx2", "-mfma"]
-        subprocess.run([*common, "-c", *kernels, "-o", avx2], check=True)
-    sources = [*sorted(CSRC.glob("*.c")), CSRC / "isa" / "portable_f32.c", HERE / "without_numpy.c"]
-    objects = [avx2] if avx2.exists() else []
+        sets["avx2"] = ["-mavx2", "-mfma"]
+    objects = []
+    for isa, of_isa in sets.items():
+        objects.append(program.with_suffix(f".{isa}.o"))
+        macros = [f"-DSA_ISA={isa}", "-DSA_DTYPE_NAME=f32", "-DSA_REAL_BITS=32"]
+        macros.append(f'-DSA_SIMD_HEADER="simd/{isa}.h"')
+        source = ["-c", CSRC / "instance.c", "-o", objects[-1]]
+        subprocess.run([*common, *macros, *of_isa, *source], check=True)
+    sources = {*CSRC.glob("*.c")} - {CSRC / "instance.c"} | {HERE / "without_numpy.c"}
     last = ["-o", program, "-lm", "-pthread"]
-    subprocess.run([*common, *sources, *objects, *last], check=True)
+    subprocess.run([*common, *sorted(sources), *objects, *last], check=True)
 
 
 def run(*command):

@@ -1,5 +1,5 @@
-/* Everything of one kernel set and dtype, and its table: included once by each file of csrc/isa,
- * after the set's simd header. All but the table is static: a function compiled for one instruction
+/* Everything of one kernel set and dtype, and its table: included by instance.c after the set's simd
+ * header. All but the table is static: a function compiled for one instruction
  * set must never be linked into another. */
 
 #include <math.h>
@@ -64,12 +64,12 @@ _Static_assert(MR(1) * LANES <= SUMS_ROOM && 2 * MR(2) * LANES <= SUMS_ROOM &&
 _Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
 _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
-/* Another set's kernel for a few rows, where the file of csrc/isa names one that is faster. */
-#ifdef SA_GEMV_BY_ROWS_OF
-extern const sa_kernels SA_GEMV_BY_ROWS_OF;
-#else
-#define SA_GEMV_BY_ROWS_OF SA_TABLE
+/* The set whose gemv_by_rows is used: this one, unless its simd header names a faster one. */
+#ifndef SA_GEMV_BY_ROWS_ISA
+#define SA_GEMV_BY_ROWS_ISA SA_ISA
 #endif
+#define SA_GEMV_BY_ROWS_OF SA_TABLE_OF(SA_GEMV_BY_ROWS_ISA, SA_DTYPE_NAME)
+extern const sa_kernels SA_GEMV_BY_ROWS_OF;
 
 #define GEMV_KERNEL(multiply_by)        \
     {.lanes = GEMV_ROWS,                \

@@ -1,0 +1,15 @@
+/* The kernels of one instruction set and dtype: compiled for each row of isas.def and dtypes.def,
+ * with the set's flags and these macros, as setup.py gives them:
+ *
+ *     SA_ISA          the set's name           avx2
+ *     SA_DTYPE_NAME   the dtype's              f32
+ *     SA_REAL_BITS    its bits                 32
+ *     SA_SIMD_HEADER  the set's operations     "simd/avx2.h" */
+
+#define SA_JOIN(isa, dtype) sa_##isa##_##dtype
+#define SA_TABLE_OF(isa, dtype) SA_JOIN(isa, dtype)
+#define SA_TABLE SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME)
+
+#include SA_SIMD_HEADER
+
+#include "kernels/table.inc.h"
