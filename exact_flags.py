@@ -1,4 +1,4 @@
-"""Compilers' flags that take back -ffast-math, -Ofast and their kin: the bits are the contract.
+"""Compilers' flags that take back -ffast-math, -Ofast and their kin: docs/bits.md says why.
 
 A packager's environment may hold such flags, in CFLAGS or LDFLAGS, and the compiler then computes
 something else than the code says, without a word. setup.py gives these after them; what is left,

@@ -191,7 +191,7 @@ class LinearRow:
         return x, weight, np.zeros((self.num_rows, self.n_out), self.dtype)
 
 
-# PERFORMANCE.md's forward table.
+# The forward table: models' shapes.
 FORWARD = (
     Row("minilm", 32, 12, 12, 128, 128, 32),
     Row("vit", 8, 12, 12, 197, 197, 64),
@@ -241,7 +241,7 @@ def backward_of(*shapes):
     )
 
 
-# PERFORMANCE.md's backward table.
+# The backward table.
 BACKWARD = backward_of(
     Row("square512", 4, 12, 12, 512, 512, 64),
     Row("causal1024", 2, 12, 12, 1024, 1024, 64, is_causal=True),
@@ -259,7 +259,7 @@ BACKWARD_MORE = backward_of(
     Row("twotiles", 1, 2, 2, 96, 20000, 64),  # one for each of two threads
 )
 
-# PERFORMANCE.md's softmax table.
+# The softmax table.
 SOFTMAX = (
     SoftmaxRow("scores4096", 4096, 4096),
     SoftmaxRow("scores64", 98304, 64),

@@ -1,4 +1,4 @@
-"""PERFORMANCE.md's backward table: a group per row, a bar per contestant.
+"""The backward table of rows.py: a group per row, a bar per contestant.
 
     pytest bench/test_backward.py
     pytest bench/test_backward.py -k "square512 and not forward"    the backward alone

@@ -1,4 +1,4 @@
-"""PERFORMANCE.md's forward table: a group per row, a bar per contestant.
+"""The forward table of rows.py: a group per row, a bar per contestant.
 
     pytest bench/                    every row
     pytest bench/ -k bert            one of them

@@ -1,4 +1,4 @@
-"""PERFORMANCE.md's softmax table: a group per shape, a bar per contestant, into a given output.
+"""The softmax table of rows.py: a group per shape, a bar per contestant, into a given output.
 
     pytest bench/test_softmax.py
 

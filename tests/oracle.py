@@ -1,8 +1,8 @@
 """Attention in a type longer than the kernels': what errors are measured against.
 
 Written apart from selfattn/reference/, which test_reference.py compares with plain Python. The
-mask comes as an array, of bools or of numbers to add; the scale is the float64 that the contract
-rounds 1 / sqrt(E) to.
+mask comes as an array, of bools or of numbers to add; the scale is 1 / sqrt(E), rounded
+to float64, as docs/semantics.md has it.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Attention of one head in Python's floats and math.fsum, written as DESIGN.md's table reads.
+"""Attention of one head in Python's floats and math.fsum, written as docs/semantics.md reads.
 
 What selfattn/reference/ itself is compared with, by the tests test_reference*.py.
 """
@@ -7,7 +7,7 @@ import math
 
 
 def sees(i, j, is_causal=False, query_offset=0, kv_length=None, window_size=(-1, -1)):
-    """Whether query i sees key j: the table of DESIGN.md's semantics, line by line."""
+    """Whether query i sees key j: docs/semantics.md, ranges of keys, rule by rule."""
     position = i + query_offset
     left, right = window_size
     if is_causal and j > position:

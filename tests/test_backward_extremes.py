@@ -204,7 +204,7 @@ def test_large_sinks(isa, dtype, rows, size):
 
 
 def test_huge_scales(isa, dtype):
-    """Section 5, scale: the largest that the dtype holds leave one key a row, and never NaN."""
+    """The largest scales that the dtype holds leave one key a row, and never NaN."""
     query, key, value = plain(40, 140, 6, dtype=dtype)
     grad_out = normal(40, 6, dtype=dtype)
     top = (query.astype(np.float64) @ key.T.astype(np.float64)).argmax(-1)

@@ -1,4 +1,4 @@
-"""Gradients where there is nothing to see: DESIGN.md's table, line by line.
+"""Gradients where there is nothing to see: docs/semantics.md, rows that see no key.
 
 Faults 1, 3, 6 and 7: rows that see no key by any rule, rows whose scores are all -inf, infinite
 scores. NaN and infinity in the arrays are in test_backward_poison.py, very large numbers in

@@ -1,8 +1,9 @@
-"""Gradients beside PyTorch's: its float64 autograd as truth, and DESIGN.md's numerics contract.
+"""Gradients beside PyTorch's: its float64 autograd as truth, and its error beside ours.
 
-The promise: the largest error of a gradient is at most 1.1 times that of PyTorch's autograd in the
-same dtype, the median over seeds; of float64 against the formulas in a longer type. What attention
-with each option is, is written here by torch's own functions, apart from selfattn/reference/.
+The promise of docs/numerics.md: the largest error of a gradient is at most 1.1 times that of
+PyTorch's autograd in the same dtype, the median over seeds; of float64 against the formulas in a
+longer type. What attention with each option is, is written here by torch's own functions, apart
+from selfattn/reference/.
 """
 
 import math

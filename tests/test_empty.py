@@ -76,7 +76,7 @@ def test_every_axis_with_options(isa, dtype):
 
 
 def test_no_keys_but_a_sink(isa, dtype):
-    """ "sinks" and "empty axes": 0, and lse is the sink, over memory that held something else."""
+    """A sink and no key: 0, and lse is the sink, over memory that held something else."""
     for rows in (1, 3, 40):
         query, nothing = normal(2, rows, 8, dtype=dtype), np.empty((2, 0, 8), dtype)
         sinks = np.array([1.3, -7.1], dtype)

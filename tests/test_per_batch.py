@@ -1,7 +1,7 @@
 """kv_lengths and query_offset are the call's own: what happens to the user's array does not matter.
 
-Fault 31, and DESIGN.md's `out=` that may overlap an input: lengths that were checked and then
-changed under the kernels would send them past the end of the keys.
+Fault 31, and an `out=` that may overlap any input: lengths that were checked and then changed under
+the kernels would send them past the end of the keys.
 """
 
 import children

@@ -58,7 +58,7 @@ def test_against_scalars(mask, scale):
 
 @pytest.mark.parametrize("kind", [None, "bool", "float", "float with -inf"])
 def test_every_combination_of_rules(kind):
-    """Each rule alone and with every other, in the order that section 5 pins.
+    """Each rule alone and with every other, in the order of docs/semantics.md.
 
     Scores are large enough that a cap applied after a slope or a mask would be another number.
     """

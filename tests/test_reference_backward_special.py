@@ -51,8 +51,8 @@ def test_out_and_lse_are_not_looked_at():
 @pytest.mark.parametrize("more", MORE, ids=str)
 @pytest.mark.parametrize("poison", [0.0, *POISONS])
 def test_rows_without_keys(more, poison):
-    """Faults 1 and 7, and section 5's fully masked row: gradients of exactly 0, whatever q and
-    grad_out hold there, and nothing of theirs in the gradients of keys, values and sinks.
+    """Faults 1 and 7, and docs/semantics.md: gradients of exactly 0, whatever q and grad_out hold
+    there, and nothing of theirs in the gradients of keys, values and sinks.
     """
     query, key, value = plain(5, 6, 3, dtype=np.float64)
     grad_out = normal(5, 3, dtype=np.float64, seed=7)
@@ -161,7 +161,7 @@ def test_masked_poison(more, poison):
 
 
 def test_attended_poison_goes_where_arithmetic_says():
-    """Section 5: to what attends it, and no further. Two heads and entries stay apart."""
+    """To what attends it, and no further. Two heads and entries stay apart."""
     arrays = qkv((2, 2, 4, 3), dtype=np.float64)
     grad_out = normal(2, 2, 4, 3, dtype=np.float64, seed=7)
     want = gradients(grad_out, *arrays, is_causal=True)

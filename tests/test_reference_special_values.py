@@ -61,7 +61,7 @@ def hidings(seqlen_q, seqlen_k, j, n):
 def test_poison_under_each_rule(poison, more):
     """Fault 5: NaN or inf in a masked key or value changes no bit, capped or not.
 
-    Section 5: masked K or V holding NaN or inf; NaN or inf that is attended reaches its rows.
+    docs/semantics.md, NaN and infinity: what is masked reaches no row, what is attended its rows.
     """
     call = reference.scaled_dot_product_attention
     for options, rows in hidings(5, 6, 3, 2):
@@ -81,7 +81,7 @@ def test_poison_under_each_rule(poison, more):
 
 
 def test_fully_masked_rows():
-    """Fault 1, and section 5's fully masked row: output 0 and lse -inf, or the sink; never NaN."""
+    """Fault 1, rows that see no key: output 0 and lse -inf, or the sink; never NaN."""
     query, key, value = plain(4, 6, 3, dtype=np.float64)
     value[:, 1], query[1] = np.nan, np.inf
     for options in (

@@ -181,7 +181,7 @@ def test_out_over_the_sinks(isa, dtype):
 
 @pytest.mark.parametrize("sink", [np.nan, np.inf, -np.inf, 1.0])
 def test_any_sink_in_a_row_that_sees_no_key(isa, dtype, sink):
-    """Section 5, fully masked rows: 0 and never NaN, whatever the sink; it alone is in the lse."""
+    """A fully masked row is 0 and never NaN, whatever the sink; it alone is in the lse."""
     query, key, value = qkv((1, 2, 5, 4), seqlen_k=7, dtype=dtype)
     sinks = np.full(2, sink, dtype)
     out, lse = selfattn.scaled_dot_product_attention(

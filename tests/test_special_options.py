@@ -299,7 +299,7 @@ def test_slopes_and_sinks_that_are_not_finite(isa, dtype, poison):
 
 @pytest.mark.parametrize("sinks", [False, True])
 def test_huge_scales(isa, dtype, sinks):
-    """Section 5, scale: the largest that the dtype holds leave one key a row, and never NaN."""
+    """The largest scales that the dtype holds leave one key a row, and never NaN."""
     query, key, value = plain(40, 140, 6, dtype=dtype)
     top = (query.astype(np.float64) @ key.T.astype(np.float64)).argmax(-1)
     options = {"sinks": np.zeros(1, dtype)} if sinks else {}

@@ -135,6 +135,42 @@ def test_fork_while_another_thread_computes():
     children.run(COMMON, code)
 
 
+def test_fork_in_a_signal_handler():
+    """A handler that runs inside a call forks: the child has no helpers, so that its own call ends
+    in an error, and its next one is right. The parent's is whole."""
+    code = """
+    import signal, warnings
+    warnings.simplefilter("ignore", DeprecationWarning)  # of fork in a process with threads
+    long, parent, child = np.broadcast_to(x[:1], (4000, 128, 64)), os.getpid(), None
+    whole = attend(long[:1], long[:1], long[:1])
+
+    def fork(*_):
+        global child
+        child = os.fork()
+    signal.signal(signal.SIGALRM, fork)
+
+    for attempt in range(50):
+        child, out = None, whole
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            while child is None:
+                out = attend(long, long, long, num_threads=2)
+        except RuntimeError as error:
+            assert os.getpid() != parent and "forked" in str(error), error
+            os._exit(0 if np.array_equal(attend(x, x, x, num_threads=2), want) else 1)
+        if os.getpid() != parent:
+            os._exit(3)  # between two calls, or before helpers had come
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, 3), status
+        assert (out == whole).all()
+        if status == 0:
+            break
+    else:
+        raise AssertionError("no handler ran inside a call")
+    """
+    children.run(COMMON, code)
+
+
 def test_small_stacks():
     """Fault 27: a thread with a stack of 64 KiB, in every kernel set, dtype and function."""
     code = """

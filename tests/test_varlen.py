@@ -1,6 +1,6 @@
 """varlen_attention: packed sequences, each as a call of its own, bit for bit, and as the reference.
 
-DESIGN.md, section 5, the case "varlen".
+docs/semantics.md, packed sequences.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """varlen_attention_backward: packed sequences, each as a call of its own, and as the reference.
 
-DESIGN.md, section 5, the case "varlen". The gradients of a sequence's own rows are those of that
-call, bit for bit; those of a mask and of sinks, which sequences share, are sums over them.
+docs/semantics.md, packed sequences. The gradients of a sequence's own rows are those of that call,
+bit for bit; those of a mask and of sinks, which sequences share, are sums over them.
 """
 
 import numpy as np
