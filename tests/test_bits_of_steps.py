@@ -94,3 +94,17 @@ def test_softmax_of_more_than_the_caches_hold(isa, dtype, length):
     out = unaligned.reshape(rows, length)
     selfattn.softmax(x, out=out)
     assert same_bits(out[-3:].copy(), selfattn.softmax(x[-3:]))
+
+
+def test_a_score_of_minus_0_in_any_company(isa, dtype):
+    """A mask of floats turns -0 into 0 for each row, also where all of a block's mask is 0."""
+    tiny = np.finfo(dtype).tiny
+    query = np.full((40, 1), tiny, dtype)
+    key = np.full((3, 1), -tiny, dtype)  # their products are too small for anything but -0
+    mask = np.zeros((40, 3), dtype)
+    mask[7, 2] = 1
+    together = selfattn.scaled_dot_product(query, key, mask, scale=1.0)
+    alone = selfattn.scaled_dot_product(query[:1], key, mask[:1], scale=1.0)
+    assert np.signbit(selfattn.scaled_dot_product(query, key, scale=1.0)).all()
+    assert same_bits(alone, together[:1])
+    assert not np.signbit(alone).any()
