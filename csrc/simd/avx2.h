@@ -34,6 +34,7 @@ typedef vec vmask; /* a lane is true where its sign bit is set */
 #define NR_BEST 3
 #define MR(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
 
+/* The first n lanes, of v_load_n and v_store_n. */
 SA_INLINE __m256i tail_mask(int n) {
     static const bits ones_then_zeros[2 * LANES] = {
         -1, -1, -1, -1,

@@ -34,8 +34,8 @@ typedef __mmask8 vmask;
 #define NR_BEST 3
 #define MR(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
 
+/* The first n lanes, of v_load_n and v_store_n. */
 SA_INLINE vmask tail_mask(int n) { return (vmask)((1u << n) - 1); }
-
 SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(tail_mask(n), p); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, tail_mask(n), x); }
 
