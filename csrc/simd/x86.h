@@ -1,13 +1,16 @@
-/* What AVX2 and AVX-512 write alike, once. See common.h; included by avx2.h and avx512.h, which
- * define first
+/* What AVX2 and AVX-512 write alike, once. See common.h.
+ *
+ * Included by avx2.h and avx512.h, which first define
  *
  *     vec, vmask, LANES       as common.h says
- *     MM(name)                the intrinsic of this name for the set's whole registers
+ *     MM(name)                the intrinsic of that name for the set's whole registers
  *     FIRST(x)                lane 0 of x
- *     CMP(a, b, how)          the mask of lanes where a compares with b as `how` (_CMP_...) asks
+ *     CMP(a, b, how)          the mask of lanes that compare as `how`, one of _CMP_..., asks
  *
- * and after it what they write in different ways. OP(name) is MM(name) for the real type, and so
- * are UI and U_SI for uvec's 32-bit words and its whole register. */
+ * and then the operations whose instructions differ. Here come
+ *
+ *     OP(name)                MM(name_ps) or MM(name_pd), for the real type
+ *     UI(name), U_SI(name)    of the size of uvec: _mm..._name, and _mm..._name_si... */
 #ifndef SA_SIMD_X86_H
 #define SA_SIMD_X86_H
 
