@@ -6,10 +6,10 @@
 
 #include "common.h"
 
+#define MM(name) _mm256_##name
 #if SA_REAL_BITS == 32
 typedef __m256 vec;
 #define LANES 8
-#define OP(name) _mm256_##name##_ps
 #define FIRST _mm256_cvtss_f32
 #define SI(name) _mm256_##name##_epi32
 #define AS_BITS _mm256_castps_si256
@@ -18,7 +18,6 @@ typedef __m256 vec;
 #else
 typedef __m256d vec;
 #define LANES 4
-#define OP(name) _mm256_##name##_pd
 #define FIRST _mm256_cvtsd_f64
 #define SI(name) _mm256_##name##_epi64
 #define AS_BITS _mm256_castpd_si256
@@ -26,21 +25,16 @@ typedef __m256d vec;
 #define SET_BITS _mm256_set1_epi64x
 #endif
 typedef vec vmask; /* a lane is true where its sign bit is set */
-#if LANES == 8
-typedef __m256i uvec;
-#define UI(name) _mm256_##name
-#define U_SI(name) _mm256_##name##_si256
-#else
-typedef __m128i uvec;
-#define UI(name) _mm_##name
-#define U_SI(name) _mm_##name##_si128
-#endif
+#define CMP OP(cmp)
+
+#include "x86.h"
 
 /* 12 accumulators, n operands and a broadcast fit the 16 registers. */
 #define NR_MAX 3
 #define NR_BEST 3
 #define MR(n) ((n) == 3 ? 4 : (n) == 2 ? 6 : 12)
 
+/* The first n lanes, of v_load_n and v_store_n. */
 SA_INLINE __m256i tail_mask(int n) {
     static const bits ones_then_zeros[2 * LANES] = {
         -1, -1, -1, -1,
@@ -51,33 +45,12 @@ SA_INLINE __m256i tail_mask(int n) {
     return _mm256_loadu_si256((const void *)(ones_then_zeros + LANES - n));
 }
 
-SA_INLINE void v_zeroupper(void) { _mm256_zeroupper(); }
-SA_INLINE vec v_zero(void) { return OP(setzero)(); }
-SA_INLINE vec v_set(real x) { return OP(set1)(x); }
-SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
-SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
 SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskload)(p, tail_mask(n)); }
-SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
-SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
-SA_INLINE void v_stream_end(void) { _mm_sfence(); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { OP(maskstore)(p, tail_mask(n), x); }
 
-SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
-SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
-SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
-SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
-SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
-SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
-SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
-SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
-
-SA_INLINE vmask v_lt(vec a, vec b) { return OP(cmp)(a, b, _CMP_LT_OQ); }
-SA_INLINE vmask v_le(vec a, vec b) { return OP(cmp)(a, b, _CMP_LE_OQ); }
-SA_INLINE vmask v_eq(vec a, vec b) { return OP(cmp)(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return OP (and)(a, b); }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(blendv)(b, a, m); }
 SA_INLINE vmask v_negative(vec x) { return x; }
-SA_INLINE real v_first(vec x) { return FIRST(x); }
 SA_INLINE unsigned v_lane_bits(vmask m) { return (unsigned)OP(movemask)(m); }
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32
@@ -90,12 +63,6 @@ SA_INLINE vmask v_nonzero_bytes(const char *p) {
     return AS_REAL(SI(cmpgt)(wide, _mm256_setzero_si256()));
 }
 
-SA_INLINE uvec u_set(uint32_t x) { return UI(set1_epi32)((int32_t)x); }
-SA_INLINE uvec u_load(const uint32_t *p) { return U_SI(loadu)((const void *)p); }
-SA_INLINE uvec u_add(uvec a, uvec b) { return UI(add_epi32)(a, b); }
-SA_INLINE uvec u_mul(uvec a, uvec b) { return UI(mullo_epi32)(a, b); }
-SA_INLINE uvec u_xor(uvec a, uvec b) { return U_SI(xor)(a, b); }
-SA_INLINE uvec u_shift_right(uvec a, const int n) { return UI(srli_epi32)(a, n); }
 SA_INLINE vmask u_at_least(uvec a, uvec b) {
     uvec same = UI(cmpeq_epi32)(UI(max_epu32)(a, b), a);
 #if LANES == 8

@@ -6,16 +6,13 @@
 
 #include "common.h"
 
+#define MM(name) _mm512_##name
 #if SA_REAL_BITS == 32
 typedef __m512 vec;
 typedef __mmask16 vmask;
-typedef __m512i uvec;
 #define LANES 16
-#define UI(name) _mm512_##name
-#define U_SI(name) _mm512_##name##_si512
-#define OP(name) _mm512_##name##_ps
 #define FIRST(x) _mm256_cvtss_f32(_mm512_castps512_ps256(x))
-#define CMP(a, b, how) _mm512_cmp_ps_mask(a, b, how)
+#define CMP _mm512_cmp_ps_mask
 #define AS_BITS _mm512_castps_si512
 #define NEGATIVE _mm512_movepi32_mask
 /* 16 rows of a weight that are a power of two apart compete for 8 ways of the nearest cache: on a
@@ -24,16 +21,14 @@ typedef __m512i uvec;
 #else
 typedef __m512d vec;
 typedef __mmask8 vmask;
-typedef __m256i uvec;
 #define LANES 8
-#define UI(name) _mm256_##name
-#define U_SI(name) _mm256_##name##_si256
-#define OP(name) _mm512_##name##_pd
 #define FIRST(x) _mm256_cvtsd_f64(_mm512_castpd512_pd256(x))
-#define CMP(a, b, how) _mm512_cmp_pd_mask(a, b, how)
+#define CMP _mm512_cmp_pd_mask
 #define AS_BITS _mm512_castpd_si512
 #define NEGATIVE _mm512_movepi64_mask
 #endif
+
+#include "x86.h"
 
 /* 24 to 16 accumulators and n operands fit the 32 registers. Strips of 8 rows, for n = 3, divide
  * blocks of keys and nearly every head_dim, and a block of three vectors of weights fits the
@@ -42,39 +37,19 @@ typedef __m256i uvec;
 #define NR_BEST 3
 #define MR(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
 
+/* The first n lanes, of v_load_n and v_store_n. */
 SA_INLINE vmask tail_mask(int n) { return (vmask)((1u << n) - 1); }
-
-SA_INLINE void v_zeroupper(void) { _mm256_zeroupper(); }
-SA_INLINE vec v_zero(void) { return OP(setzero)(); }
-SA_INLINE vec v_set(real x) { return OP(set1)(x); }
-SA_INLINE vec v_broadcast(const char *p) { return OP(set1)(read_real(p)); }
-SA_INLINE vec v_load(const void *p) { return OP(loadu)(p); }
 SA_INLINE vec v_load_n(const void *p, int n) { return OP(maskz_loadu)(tail_mask(n), p); }
-SA_INLINE void v_store(void *p, vec x) { OP(storeu)(p, x); }
-SA_INLINE void v_stream(void *p, vec x) { OP(stream)(p, x); }
-SA_INLINE void v_stream_end(void) { _mm_sfence(); }
 SA_INLINE void v_store_n(void *p, vec x, int n) { OP(mask_storeu)(p, tail_mask(n), x); }
 
-SA_INLINE vec v_add(vec a, vec b) { return OP(add)(a, b); }
-SA_INLINE vec v_sub(vec a, vec b) { return OP(sub)(a, b); }
-SA_INLINE vec v_mul(vec a, vec b) { return OP(mul)(a, b); }
-SA_INLINE vec v_div(vec a, vec b) { return OP(div)(a, b); }
-SA_INLINE vec v_fma(vec a, vec b, vec c) { return OP(fmadd)(a, b, c); }
-SA_INLINE vec v_fms(vec a, vec b, vec c) { return OP(fmsub)(a, b, c); }
-SA_INLINE vec v_max(vec a, vec b) { return OP(max)(a, b); }
-SA_INLINE vec v_min(vec a, vec b) { return OP(min)(a, b); }
 /* What is masked does not underflow, which takes some processors 250 cycles. */
 SA_INLINE vec v_ldexp(vec x, vec n) {
     return OP(maskz_scalef)(CMP(n, v_set(LEAST_EXPONENT), _CMP_NLT_UQ), x, n);
 }
 
-SA_INLINE vmask v_lt(vec a, vec b) { return CMP(a, b, _CMP_LT_OQ); }
-SA_INLINE vmask v_le(vec a, vec b) { return CMP(a, b, _CMP_LE_OQ); }
-SA_INLINE vmask v_eq(vec a, vec b) { return CMP(a, b, _CMP_EQ_OQ); }
 SA_INLINE vmask v_both(vmask a, vmask b) { return a & b; }
 SA_INLINE vec v_select(vmask m, vec a, vec b) { return OP(mask_blend)(m, b, a); }
 SA_INLINE vmask v_negative(vec x) { return NEGATIVE(AS_BITS(x)); }
-SA_INLINE real v_first(vec x) { return FIRST(x); }
 SA_INLINE unsigned v_lane_bits(vmask m) { return m; }
 SA_INLINE vmask v_nonzero_bytes(const char *p) {
 #if SA_REAL_BITS == 32
@@ -85,12 +60,6 @@ SA_INLINE vmask v_nonzero_bytes(const char *p) {
     return (vmask)_mm_test_epi8_mask(bytes, bytes);
 }
 
-SA_INLINE uvec u_set(uint32_t x) { return UI(set1_epi32)((int32_t)x); }
-SA_INLINE uvec u_load(const uint32_t *p) { return U_SI(loadu)((const void *)p); }
-SA_INLINE uvec u_add(uvec a, uvec b) { return UI(add_epi32)(a, b); }
-SA_INLINE uvec u_mul(uvec a, uvec b) { return UI(mullo_epi32)(a, b); }
-SA_INLINE uvec u_xor(uvec a, uvec b) { return U_SI(xor)(a, b); }
-SA_INLINE uvec u_shift_right(uvec a, const int n) { return UI(srli_epi32)(a, n); }
 SA_INLINE vmask u_at_least(uvec a, uvec b) { return UI(cmpge_epu32_mask)(a, b); }
 
 SA_INLINE vec v_frexp(vec x, vec *e) {

@@ -1,0 +1,62 @@
+"""The portable kernels on AArch64, cross-compiled and run by qemu-user: x86's bits.
+
+There fma is an instruction in plain C too, registers are NEON's, char is unsigned, and the result
+of an invalid operation is another NaN than x86's.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent / "csrc"
+CC = shutil.which("cc")
+CROSS = shutil.which("aarch64-linux-gnu-gcc")
+QEMU = shutil.which("qemu-aarch64")
+LIBRARIES = Path("/usr/aarch64-linux-gnu")  # where Debian has the emulated system's
+pytestmark = pytest.mark.skipif(
+    not (CC and CROSS and QEMU and LIBRARIES.exists() and CSRC.exists()),
+    reason="no cross-compiler for AArch64, no qemu-aarch64, or no source folder beside the tests",
+)
+
+STRICT = ["-D_GNU_SOURCE", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
+EMULATE = [QEMU, "-L", LIBRARIES]
+
+
+def compiled(compiler, *arguments):
+    command = [compiler, *STRICT, f"-I{CSRC}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def output(*command):
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_attention_has_this_machines_bits(tmp_path):
+    """Of float32, for few rows and for many, in one thread and in three (without_numpy.c)."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    sources = [*sorted(CSRC.glob("*.c")), CSRC / "isa" / "portable_f32.c", HERE / "without_numpy.c"]
+    for compiler, program in (CC, here), (CROSS, there):
+        compiled(compiler, "-O0", *sources, "-o", program, "-lm", "-pthread")
+    want = output(here).split()
+    assert want[0] == "portable"
+    assert len(want) == 5
+    assert output(*EMULATE, there).split() == want
+
+
+def test_float64_compiles(tmp_path):
+    compiled(CROSS, "-O0", "-c", CSRC / "isa" / "portable_f64.c", "-o", tmp_path / "kernels.o")
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+def test_every_operation(bits, tmp_path):
+    """Against scalar code, as test_simd.py has it on this machine (simd.c)."""
+    program = tmp_path / "simd"
+    macros = ['-DHEADER="simd/portable.h"', "-DIS_SUPPORTED=1", f"-DSA_REAL_BITS={bits}"]
+    compiled(CROSS, "-O2", *macros, HERE / "simd.c", "-o", program, "-lm")
+    assert "v_transpose" in output(*EMULATE, program)
