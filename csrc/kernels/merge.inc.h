@@ -3,8 +3,8 @@
  *     m = max(lse_a, lse_b),   w = e^(lse - m),   out = (a w_a + b w_b) / (w_a + w_b)
  *     lse = m + log(w_a + w_b)
  *
- * A side whose lse is -inf saw no key: it adds nothing, whatever it holds.
- * Called by rows.c through the table (kernels.h). */
+ * A side whose lse is -inf had no visible key: it adds nothing, whatever it holds. Called by rows.c
+ * through the table (kernels.h). */
 
 static void merge_row(const sa_merge_row *row, int64_t n) {
     vec lse_a = v_broadcast(row->lse_a), lse_b = v_broadcast(row->lse_b);
@@ -20,7 +20,7 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
         a = v_select(a_none, v_zero(), a);
         b = v_select(b_none, v_zero(), b);
         vec out = v_mul(v_add(v_mul(a, w_a), v_mul(b, w_b)), factor);
-        /* A sum may overflow whose mean does not. */
+        /* The sum may overflow where the mean does not. */
         vec mean = v_fma(a, v_mul(w_a, factor), v_mul(b, v_mul(w_b, factor)));
         mean = v_select(v_both(finite_lanes(a), finite_lanes(b)), within_range(mean), mean);
         out = v_select(finite_lanes(out), out, mean);

@@ -53,7 +53,7 @@ SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec fact
     for (int i = 0; i < LANES; ++i) v_store(panel + i * panel_row, square[i]);
 }
 
-/* The same for a partial square, or for strided elements. */
+/* gather_square for a partial square, or for strided elements. */
 static void gather_part(const char *const *rows, int count, ptrdiff_t col, int width,
                         ptrdiff_t offset, vec factor, real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
@@ -64,7 +64,7 @@ static void gather_part(const char *const *rows, int count, ptrdiff_t col, int w
     for (int i = 0; i < width; ++i) v_store(panel + i * panel_row, square[i]);
 }
 
-/* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
+/* One vector of lanes: elements [0, length) of `count` rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
                    uintptr_t prefetch_offset, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
@@ -100,8 +100,8 @@ static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows,
     return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
 }
 
-/* Whether rows [begin, end) of x are all finite. `known` remembers the answer, since the tiles of a
- * head ask for the same rows. */
+/* Whether rows [begin, end) of x are all finite. `known` caches the answer: the tiles of a head ask
+ * for the same rows. */
 static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_t col,
                         int64_t begin, int64_t end, int64_t cols) {
     if (known->x == x && known->begin <= begin && end <= known->end) return 1;

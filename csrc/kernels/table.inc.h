@@ -1,6 +1,6 @@
-/* Everything of one kernel set and dtype, and its table: included once by each file of csrc/isa,
- * after the set's simd header. All but the table is static: a function compiled for one instruction
- * set must never be linked into another. */
+/* The kernels of one set and dtype, and their table: included once by each file of csrc/isa, after
+ * the set's simd header. All but the table is static: a function compiled for one instruction set
+ * must never be linked into another. */
 
 #include <math.h>
 
@@ -32,7 +32,7 @@ static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     return finite;
 }
 
-/* y[i] = f_of_x, an expression in x, which is a vector of the array's elements. */
+/* to[i] = f_of_x, an expression in the vector x of elements from[i]. */
 #define APPLY(f_of_x)                        \
     for (int64_t i = 0; i < n; i += LANES) { \
         int width = at_most(n - i, LANES);   \
@@ -40,11 +40,11 @@ static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
         v_store_n(to + i, f_of_x, width);    \
     }
 
-static void apply(sa_function f, double unit, const void *array, void *result, int64_t n) {
+static void apply(sa_function f, double scale, const void *array, void *result, int64_t n) {
     const real *from = array;
     real *to = result;
     switch (f) {
-        case SA_EXP2_SCALED: APPLY(v_exp2_scaled(x, v_set((real)unit))) break;
+        case SA_EXP2_SCALED: APPLY(v_exp2_scaled(x, v_set((real)scale))) break;
         case SA_EXP_OF_NEGATIVE: APPLY(v_exp_of_negative(x)) break;
         case SA_EXP: APPLY(v_exp(x)) break;
         case SA_LOG: APPLY(v_log(x)) break;
@@ -64,7 +64,7 @@ _Static_assert(MR(1) * LANES <= SUMS_ROOM && 2 * MR(2) * LANES <= SUMS_ROOM &&
 _Static_assert(CHAINS % LANES == 0, "a row's chains are whole vectors");
 _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hold the state");
 
-/* Another set's kernel for a few rows, where the file of csrc/isa names one that is faster. */
+/* The set whose gemv_by_rows the loops use: this one, unless csrc/isa names a faster one. */
 #ifdef SA_GEMV_BY_ROWS_OF
 extern const sa_kernels SA_GEMV_BY_ROWS_OF;
 #else
@@ -80,10 +80,10 @@ extern const sa_kernels SA_GEMV_BY_ROWS_OF;
      .multiply = multiply_by,           \
      .finish = gemv_finish}
 
-/* The loops, and whoever called them, use no more than the lowest part of a vector's register,
- * which is slow while there is something in the rest. So whatever is called through the table
- * clears that in the end (v_zeroupper). Compilers do so by themselves, but gcc 12 takes a function
- * that was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
+/* Code that uses only the low 128 bits of vector registers, as the loops and their callers do, is
+ * slow while the upper bits are in use. So each function of the table ends by clearing them
+ * (v_zeroupper). Compilers add that by themselves, except that gcc 12 takes a callee which has a
+ * vector parameter and returns no vector to have done it. Held by tests/test_registers.py. */
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
     .prefill = {.rows = NR_BEST * LANES,
