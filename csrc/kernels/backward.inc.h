@@ -13,26 +13,27 @@
  * micro-kernel's (ukernel.inc.h). Its A is K, V, P or dS, read in place; its B is Q or dO, packed
  * with queries in the lanes or as rows (gradient_rows.inc.h), or dS. Called by backward.c through
  * the table (kernels.h). */
+#ifndef SA_KERNELS_BACKWARD_INC_H
+#define SA_KERNELS_BACKWARD_INC_H
 
-enum {
-    KEY_ROWS = 64, /* of keys' gradients, computed at a time */
-    KEY_STEP =
-        16, /* keys: the granularity at which the rows of a range change, in partial blocks */
-    MASK_KEYS = 16,
-    MAX_VECTORS = SA_GRADIENT_TILE_M / LANES,
-};
-
-/* Where a step that begins there ends: at a multiple of its length, or at the end of all. */
-SA_INLINE int end_of_step(int begin, int length, int end) {
-    int next = begin - begin % length + length;
-    return next < end ? next : end;
-}
-
-#include "gradient_rows.inc.h"
-#include "gradient_prefetch.inc.h"
-#include "gradient_weights.inc.h"
+#include "../kernels.h"
 #include "gradient_keys.inc.h"
 #include "gradient_mask.inc.h"
+#include "gradient_prefetch.inc.h"
+#include "gradient_rows.inc.h"
+#include "gradient_scratch.inc.h"
+#include "gradient_weights.inc.h"
+#include "mask.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "prefill.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "ukernel.inc.h"
+
+enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES };
 
 static int backward_begin(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
@@ -193,3 +194,5 @@ static void backward_sinks(const sa_backward_tile *g, void *memory) {
     }
     v_zeroupper();
 }
+
+#endif

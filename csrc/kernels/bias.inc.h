@@ -5,6 +5,14 @@
  *
  * (Gemma 2's report, 2024, section 2; Press et al., "Train short, test long", 2022.) A float mask
  * is added after that, with the masking (mask.inc.h). Called by prefill.inc.h and decode.inc.h. */
+#ifndef SA_KERNELS_BIAS_INC_H
+#define SA_KERNELS_BIAS_INC_H
+
+#include "../kernels.h"
+#include "mask.inc.h"
+#include "math.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
 
 typedef struct {
     vec scale, cap;
@@ -81,3 +89,5 @@ static void decode_bias(const sa_tile *t, const block_keys *keys, real *s, int r
 }
 
 #undef WITH_CONSTANTS
+
+#endif

@@ -9,11 +9,27 @@
  *     O[r][e]    = O * 2^(u (m - m')) + sum over keys of P[r, key] * V[key][e]    lanes are e
  *
  * Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_DECODE_INC_H
+#define SA_KERNELS_DECODE_INC_H
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "../mask.h"
+#include "bias.inc.h"
+#include "dropout.inc.h"
+#include "mask.inc.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "ukernel.inc.h"
 
 enum {
     DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
-    DECODE_SQUARE_ROWS = 4,  /* a square, these rows' sums and their chunks' fit the registers */
-    DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
+
+    DECODE_PANEL_K = 128, /* rows of a panel of K: the longest part of a sum over head_dim */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
@@ -80,7 +96,7 @@ SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, cons
                               uintptr_t prefetch_offset, real *s) {
     const int64_t chunk = sa_chunk_e(t->head_dim);
     int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
-    vec part[DECODE_SQUARE_ROWS], acc[DECODE_SQUARE_ROWS];
+    vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) part[r] = v_zero();
     for (int64_t d = 0; d < t->head_dim; d += chunk) {
@@ -352,3 +368,5 @@ static void decode_finish(const sa_tile *t, void *memory, void *total_memory) {
     write_lse(t, 0, max, sum);
     v_zeroupper();
 }
+
+#endif

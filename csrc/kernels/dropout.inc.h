@@ -6,6 +6,12 @@
  * the same weights. The two words of a row come from the seed, batch entry, head and query
  * (tile.c). mix32 is a bijection of 32 bits (Wellons, "Prospecting for hash functions", 2018). The
  * kept weights are divided by the kept fraction once, in the row's epilogue. */
+#ifndef SA_KERNELS_DROPOUT_INC_H
+#define SA_KERNELS_DROPOUT_INC_H
+
+#include "../kernels.h"
+#include "mask.inc.h"
+#include "simd.inc.h"
 
 SA_INLINE uvec mix32(uvec x) {
     x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));
@@ -41,3 +47,5 @@ static void decode_drop(const sa_tile *t, const block_keys *keys, real *weights,
                 v_select(kept(low, high, key, threshold), v_load(weights + j), v_zero()));
     }
 }
+
+#endif

@@ -5,6 +5,20 @@
  *
  * The lanes are elements of a row of dV or dK, which is read and written in place. Called by
  * backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_KEYS_INC_H
+#define SA_KERNELS_GRADIENT_KEYS_INC_H
+
+#include "../kernels.h"
+#include "gradient_scratch.inc.h"
+#include "mask.inc.h"
+#include "pack.inc.h"
+#include "prefill.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "ukernel.inc.h"
+
+/* Keys: the rows of a range of keys change at multiples of it, in partial blocks. */
+enum { KEY_STEP = 16 };
 
 /* Add n elements of each of `count` rows of a panel, times `factor`, to the rows at `to`. */
 static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, real factor,
@@ -126,3 +140,5 @@ static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch
         if (needs_grad(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &range);
     }
 }
+
+#endif

@@ -5,6 +5,17 @@
  * Where the mask broadcasts, several elements of dS are added to one of dB: for MASK_KEYS keys at a
  * time, neighbouring rows are summed first, then keys in order, the same order in every set. Called
  * by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_MASK_INC_H
+#define SA_KERNELS_GRADIENT_MASK_INC_H
+
+#include "../kernels.h"
+#include "gradient_scratch.inc.h"
+#include "mask.inc.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
+
+/* Keys that are summed after their rows are: the same number in every set. */
+enum { MASK_KEYS = 16 };
 
 /* Add n elements to those of an array, which are one and the same where the stride is 0. */
 static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
@@ -47,3 +58,5 @@ static void grad_mask(const sa_backward_tile *g, const backward_scratch *x,
         }
     }
 }
+
+#endif

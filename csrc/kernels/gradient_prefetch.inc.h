@@ -2,6 +2,13 @@
  * of the next block, where they exceed L2 or no tile has read them before; the block's share of the
  * dK and dV that are written between this tile and the next; and in the last block but one the next
  * tile's rows of Q, dO and out, and this tile's rows of dQ. Called by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_PREFETCH_INC_H
+#define SA_KERNELS_GRADIENT_PREFETCH_INC_H
+
+#include "../kernels.h"
+#include "gradient_scratch.inc.h"
+#include "prefetch.inc.h"
+#include "prefill.inc.h"
 
 /* Bytes that L2 holds beside a head's keys, values and gradients. */
 enum { L2_GRADIENT_BUDGET = 1 << 18 };
@@ -65,3 +72,5 @@ static void gradient_prefetch(const sa_backward_tile *g, int64_t block, prefetch
     if (needs_grad(g, SA_GRADIENT_QUERY))
         prefetch_list(queue, (const char *const *)g->dq, t->rows, t->group, k_bytes);
 }
+
+#endif

@@ -8,6 +8,20 @@
  * dropped elements of dP are 0 and the others are divided by the kept fraction; dropped elements of
  * P are 0 once dS is computed. In partial blocks `marks` has the sign bit set where a key is
  * masked. Called by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_WEIGHTS_INC_H
+#define SA_KERNELS_GRADIENT_WEIGHTS_INC_H
+
+#include "../kernels.h"
+#include "dropout.inc.h"
+#include "gradient_scratch.inc.h"
+#include "mask.inc.h"
+#include "math.inc.h"
+#include "prefetch.inc.h"
+#include "prefill.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "ukernel.inc.h"
 
 /* The most visible keys of a block for which D is computed as the sum of P dP: find_delta. */
 enum { DELTA_MAX_KEYS = 16 };
@@ -186,3 +200,5 @@ static void weights_of_vector(const sa_backward_tile *g, const backward_scratch 
     else
         weights_column(1, t, x, &w, keys, 0, i);
 }
+
+#endif

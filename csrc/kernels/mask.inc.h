@@ -5,6 +5,16 @@
  *
  * so that -inf masks a key, and 0 leaves its score unchanged. mask.h has the other kind of mask,
  * ranges of keys. Called by the tiles; where lanes are queries, the vectors of B are transposed. */
+#ifndef SA_KERNELS_MASK_INC_H
+#define SA_KERNELS_MASK_INC_H
+
+#include <math.h>
+#include <string.h>
+
+#include "../mask.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
 
 /* The keys of one block that a tile computes with; all but `block` are counted from the block. */
 typedef struct {
@@ -197,3 +207,5 @@ static void mask_bias_panel(const sa_tile *t, const block_keys *keys, int i, rea
         for (int x = 0; x < n; ++x) v_store(panel + (j + x) * LANES, square[x]);
     }
 }
+
+#endif

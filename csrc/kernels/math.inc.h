@@ -17,6 +17,12 @@
  * .025 ulp in 2^f, .05 ulp in e^r, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and
  * 11; log adds its terms in the order of fdlibm's e_log.c.) The constant term of 2^f and e^r is
  * exactly 1: a rescale by 2^0 changes nothing. */
+#ifndef SA_KERNELS_MATH_INC_H
+#define SA_KERNELS_MATH_INC_H
+
+#include <math.h>
+
+#include "simd.inc.h"
 
 #if SA_REAL_BITS == 32
 #define EXP_INF 112 /* e^x is inf from here up */
@@ -142,3 +148,5 @@ SA_INLINE vec v_log(vec x) {
     y = v_select(v_eq(x, v_zero()), minus_inf(), y);
     return v_select(v_le(v_zero(), x), y, v_set((real)NAN));
 }
+
+#endif

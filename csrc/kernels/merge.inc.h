@@ -5,6 +5,15 @@
  *
  * A side whose lse is -inf had no visible key: it adds nothing, whatever it holds. Called by rows.c
  * through the table (kernels.h). */
+#ifndef SA_KERNELS_MERGE_INC_H
+#define SA_KERNELS_MERGE_INC_H
+
+#include "../kernels.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
 
 static void merge_row(const sa_merge_row *row, int64_t n) {
     vec lse_a = v_broadcast(row->lse_a), lse_b = v_broadcast(row->lse_b);
@@ -31,3 +40,5 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
     write_real(row->lse, lse[0]);
     v_zeroupper();
 }
+
+#endif

@@ -4,6 +4,11 @@
  *
  * scatter.inc.h is the inverse. No byte outside the arrays' elements is read; lanes past the last
  * row are 0. */
+#ifndef SA_KERNELS_PACK_INC_H
+#define SA_KERNELS_PACK_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
 
 /* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
 SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
@@ -29,6 +34,10 @@ SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
 SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
+
+/* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
+ * chunks fit the registers. Used by decode.inc.h and project_gemv.inc.h. */
+enum { SQUARE_ROWS = 4 };
 
 /* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
  * `prefetch_offset` bytes past each element is prefetched. */
@@ -116,3 +125,5 @@ static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_
 static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
     return known_finite(t->finite, t->v, t->v_row, t->v_col, begin, end, t->head_dim_v);
 }
+
+#endif

@@ -2,6 +2,11 @@
  * at a time would stall: a core tracks only a few dozen outstanding misses.
  *
  * The micro-kernel (ukernel.inc.h) takes from it at the start of each chunk of its sums. */
+#ifndef SA_KERNELS_PREFETCH_INC_H
+#define SA_KERNELS_PREFETCH_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
 
 /* One entry of the queue: a block of `rows` rows, `row` bytes apart, and `columns` cache lines; or
  * one such block for each head h of the rows in `list`: h, h + heads, h + 2 heads, ... */
@@ -114,3 +119,5 @@ SA_INLINE uintptr_t prefetch_next(prefetch_queue *queue, int64_t n, ptrdiff_t *s
     queue->lines -= n;
     return at;
 }
+
+#endif

@@ -8,6 +8,22 @@
  *
  * K and V are read in place. Where the rows' ranges of keys differ within a block, each vector of
  * lanes computes with its own range. Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_PREFILL_INC_H
+#define SA_KERNELS_PREFILL_INC_H
+
+#include <math.h>
+
+#include "../mask.h"
+#include "bias.inc.h"
+#include "dropout.inc.h"
+#include "mask.inc.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "scatter.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "ukernel.inc.h"
 
 typedef struct {
     int n;         /* vectors of lanes */
@@ -375,3 +391,5 @@ static void prefill_finish(const sa_tile *t, void *memory, void *total_memory) {
     }
     v_zeroupper();
 }
+
+#endif

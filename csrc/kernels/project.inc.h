@@ -15,6 +15,17 @@
  * of A are multiplied by one panel after another. A is read in place, or copied (transposed
  * where needed) so that its rows are contiguous and share no cache sets. Called by the loops
  * through the table (kernels.h). */
+#ifndef SA_KERNELS_PROJECT_INC_H
+#define SA_KERNELS_PROJECT_INC_H
+
+#include <string.h>
+
+#include "../kernels.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "scatter.inc.h"
+#include "simd.inc.h"
+#include "ukernel.inc.h"
 
 enum {
     PROJECT_CHUNK = 64, /* k of a chunk; half of it for a short sum: project_chunk */
@@ -357,3 +368,5 @@ static void project_finish(const sa_project_tile *t, void *memory) {
 }
 
 #undef EACH_PANEL
+
+#endif

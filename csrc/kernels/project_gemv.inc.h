@@ -7,6 +7,16 @@
  * transposed in registers (gemv_multiply_rows); where those of its columns are, vectors are loaded
  * as they are (gemv_multiply_columns). Both kernels share the rest. Called by the loops through the
  * table (kernels.h). */
+#ifndef SA_KERNELS_PROJECT_GEMV_INC_H
+#define SA_KERNELS_PROJECT_GEMV_INC_H
+
+#include <string.h>
+
+#include "../kernels.h"
+#include "pack.inc.h"
+#include "project.inc.h"
+#include "simd.inc.h"
+#include "ukernel.inc.h"
 
 enum {
     GEMV_ROWS = 8,            /* rows of x, at most */
@@ -64,7 +74,7 @@ static void gemv_end_run(const sa_project_tile *t, const gemv_scratch *x, int64_
  * Nothing is prefetched: rows are read from end to end, which the hardware prefetcher follows. */
 SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_row,
                            const char *const *rows, int64_t first, int64_t count, int64_t chunk,
-                           vec acc[][DECODE_SQUARE_ROWS]) {
+                           vec acc[][SQUARE_ROWS]) {
     for (int64_t k = first; k < first + count; k += LANES) {
         SA_UNROLL
         for (int c = 0; c < C; ++c) {
@@ -88,7 +98,7 @@ SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const c
                             int64_t begin, int64_t end, int64_t chunk, real *c, ptrdiff_t c_row) {
     for (int64_t k = begin; k < end; k += 2 * chunk) {
         int64_t first = at_most(end - k, (int)chunk), second = at_most(end - k - first, (int)chunk);
-        vec acc[2][DECODE_SQUARE_ROWS];
+        vec acc[2][SQUARE_ROWS];
         SA_UNROLL
         for (int r = 0; r < M; ++r) acc[0][r] = acc[1][r] = v_zero();
         add_squares(M, 2, x, x_row, rows, k, second, chunk, acc);
@@ -149,8 +159,8 @@ static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k
         int count = at_most(m_end - m, LANES), by_squares = are_squares && count == LANES;
         for (int i = 0; i < count; ++i)
             rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
-        for (int r = 0; by_squares && r < t->lanes; r += DECODE_SQUARE_ROWS)
-            switch (at_most(t->lanes - r, DECODE_SQUARE_ROWS)) {
+        for (int r = 0; by_squares && r < t->lanes; r += SQUARE_ROWS)
+            switch (at_most(t->lanes - r, SQUARE_ROWS)) {
                 case 1: runs_of_squares(1, t, s, r, rows, k_begin, k_end, m); break;
                 case 2: runs_of_squares(2, t, s, r, rows, k_begin, k_end, m); break;
                 case 3: runs_of_squares(3, t, s, r, rows, k_begin, k_end, m); break;
@@ -265,3 +275,5 @@ static void gemv_finish(const sa_project_tile *t, void *memory) {
         }
     v_zeroupper();
 }
+
+#endif

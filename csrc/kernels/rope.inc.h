@@ -4,6 +4,12 @@
  *
  * and elements in no pair are copied. The row's cosines and sines are given. (Su et al.,
  * "RoFormer", 2021.) Called by rows.c through the table (kernels.h). */
+#ifndef SA_KERNELS_ROPE_INC_H
+#define SA_KERNELS_ROPE_INC_H
+
+#include "../kernels.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
 
 static void rope_row(const sa_rope_row *row, int64_t n) {
     const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;
@@ -29,3 +35,5 @@ static void rope_row(const sa_rope_row *row, int64_t n) {
     }
     v_zeroupper();
 }
+
+#endif

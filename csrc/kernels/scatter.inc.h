@@ -6,6 +6,12 @@
  * split_state.inc.h
  *
  * The inverse of gather in pack.inc.h. Called by the tiles. */
+#ifndef SA_KERNELS_SCATTER_INC_H
+#define SA_KERNELS_SCATTER_INC_H
+
+#include "pack.inc.h"
+#include "simd.inc.h"
+#include "split_state.inc.h"
 
 SA_INLINE vec finished(const real *panel, const row_epilogue *end) {
     return end ? softmax_scaled(v_load(panel), *end) : v_load(panel);
@@ -50,3 +56,5 @@ static void scatter_scaled(char *const *rows, int count, ptrdiff_t col, int64_t 
                            const real *panel, ptrdiff_t panel_row, const row_epilogue *end) {
     scatter_rows(rows, count, col, length, panel, panel_row, end);
 }
+
+#endif

@@ -5,6 +5,18 @@
  *     sum       out[r, e]   = sum over keys of weights[r, key] * V[key, e], block by block
  *
  * Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_SCORES_INC_H
+#define SA_KERNELS_SCORES_INC_H
+
+#include "../kernels.h"
+#include "mask.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "prefill.inc.h"
+#include "scatter.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
 
 /* -inf for all lanes and keys [begin, end) of a block. */
 static void mask_keys(const prefill_scratch *x, int begin, int end) {
@@ -100,3 +112,5 @@ static void sum_finish(const sa_tile *t, void *total_memory) {
                 row);
     v_zeroupper();
 }
+
+#endif

@@ -7,6 +7,12 @@
  * a score may be any finite number. A sum over keys runs in four chains, key mod 4, added as (0 +
  * 1) + (2 + 3): the same order whether the lanes are queries (softmax_column) or keys
  * (decode_softmax in decode.inc.h). A score of -inf has weight 0. */
+#ifndef SA_KERNELS_SOFTMAX_INC_H
+#define SA_KERNELS_SOFTMAX_INC_H
+
+#include "../kernels.h"
+#include "math.inc.h"
+#include "simd.inc.h"
 
 /* The m to subtract: 0 while m is -inf, since -inf - -inf would be NaN. */
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, minus_inf()), v_zero(), m); }
@@ -58,3 +64,5 @@ static void softmax_column(vec scale_log2, real *s, ptrdiff_t row, int begin, in
     v_store(row_sum, v_fma(v_load(row_sum), a, total));
     v_store(row_max, max);
 }
+
+#endif

@@ -5,6 +5,17 @@
  * in three passes, each of which may be cut at multiples of CHAINS. Maxima and sums run in 16
  * chains, element mod 16, which are joined by halves. Called by rows.c through the table
  * (kernels.h). */
+#ifndef SA_KERNELS_SOFTMAX_ROW_INC_H
+#define SA_KERNELS_SOFTMAX_ROW_INC_H
+
+#include <assert.h>
+#include <string.h>
+
+#include "../kernels.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
 
 enum {
     CHAINS = 16,
@@ -165,3 +176,5 @@ static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const c
 }
 
 #undef EACH_CHAINS
+
+#endif

@@ -2,6 +2,13 @@
  * values' sums O, not yet divided by l. Two states merge into the state over the keys of both; the
  * last one gives out = factor * O and lse = n m + log l, with n the scoring's scale_ln. Called by
  * prefill.inc.h, decode.inc.h and the backward pass. */
+#ifndef SA_KERNELS_SPLIT_STATE_INC_H
+#define SA_KERNELS_SPLIT_STATE_INC_H
+
+#include "../kernels.h"
+#include "math.inc.h"
+#include "simd.inc.h"
+#include "softmax.inc.h"
 
 typedef struct {
     real *o, *row_max, *row_sum;
@@ -140,3 +147,5 @@ static void write_lse(const sa_tile *t, int first, vec max, vec sum) {
     v_store(lanes, lse_of_rows(t, first, max, sum));
     for (int r = 0; r < LANES && first + r < t->rows; ++r) write_real(t->lse[first + r], lanes[r]);
 }
+
+#endif

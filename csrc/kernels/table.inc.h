@@ -2,29 +2,20 @@
  * the set's simd header. All but the table is static: a function compiled for one instruction set
  * must never be linked into another. */
 
-#include <math.h>
-
 #include "../kernels.h"
-#include "../mask.h"
-#include "math.inc.h"
-#include "pack.inc.h"
-#include "prefetch.inc.h"
-#include "ukernel.inc.h"
-#include "softmax.inc.h"
-#include "split_state.inc.h"
-#include "scatter.inc.h"
-#include "mask.inc.h"
-#include "dropout.inc.h"
-#include "bias.inc.h"
-#include "prefill.inc.h"
+#include "backward.inc.h"
 #include "decode.inc.h"
-#include "scores.inc.h"
+#include "math.inc.h"
+#include "merge.inc.h"
+#include "pack.inc.h"
+#include "prefill.inc.h"
 #include "project.inc.h"
 #include "project_gemv.inc.h"
-#include "backward.inc.h"
-#include "merge.inc.h"
-#include "softmax_row.inc.h"
 #include "rope.inc.h"
+#include "scores.inc.h"
+#include "simd.inc.h"
+#include "softmax_row.inc.h"
+#include "ukernel.inc.h"
 
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     int finite = all_finite(x, 0, col, 1, n);

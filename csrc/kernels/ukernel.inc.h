@@ -6,6 +6,11 @@
  * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of
  * an element depend on nothing but its own row of A and column of B; and leading or trailing k
  * whose products are 0 may be left out. */
+#ifndef SA_KERNELS_UKERNEL_INC_H
+#define SA_KERNELS_UKERNEL_INC_H
+
+#include "prefetch.inc.h"
+#include "simd.inc.h"
 
 typedef enum {
     BETA_ZERO,    /* C is only written */
@@ -263,3 +268,5 @@ static void ukernel_masked(int n, const ukernel_args *p, marked which, const cha
             v_store(out, sum);
         }
 }
+
+#endif
