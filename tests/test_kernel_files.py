@@ -16,7 +16,8 @@ pytestmark = pytest.mark.skipif(
 )
 
 # A file that is compiled alone leaves functions and constants of others unused.
-FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function", "-Wno-unused-const-variable"]
+FLAGS = ["-std=c11", "-Wall", "-Wextra", "-Wcast-qual", "-Werror"]
+FLAGS += ["-Wno-unused-function", "-Wno-unused-const-variable"]
 
 
 @pytest.mark.parametrize("bits", [32, 64])

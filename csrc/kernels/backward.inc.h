@@ -1,6 +1,6 @@
 /* Backward pass of a tile whose lanes are queries. With S and lse of the forward pass
- * (prefill.inc.h), n the scoring's scale_ln, dO the gradient of `out`, and D = sum over e of dO[e]
- * * out[e],
+ * (prefill.inc.h), n the scoring's scale_ln, dO the gradient of `out`, and D the sum over e of
+ * dO times `out`,
  *
  *     P[key][lane]   = e^(n S - lse)                               gradient_weights.inc.h
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
@@ -33,16 +33,16 @@
 #include "split_state.inc.h"
 #include "ukernel.inc.h"
 
-enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES };
+enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES }; /* of a tile */
 
 static int backward_begin(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     pack_tile(g, memory, &x);
     if (needs_grad(g, SA_GRADIENT_QUERY))
         for (int64_t i = 0; i < g->fwd.head_dim * x.row; i += LANES) v_store(x.dq + i, v_zero());
-    int again = load_lse(&g->fwd, &x);
+    int needs_row_stats = load_lse(&g->fwd, &x);
     v_zeroupper();
-    return again;
+    return needs_row_stats;
 }
 
 /* dQ of vectors [first, first + n). */

@@ -63,10 +63,13 @@ static decode_scratch decode_layout(void *memory) {
 }
 
 static split_state decode_state(void *memory) {
-    split_state p = {.row_max = memory};
-    p.row_sum = p.row_max + LANES;
-    p.o = p.row_sum + LANES;
-    return p;
+    real *row_max = memory, *row_sum = row_max + LANES, *o = row_sum + LANES;
+    return (split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
+}
+
+static const_split_state decode_const_state(const void *memory) {
+    const real *row_max = memory, *row_sum = row_max + LANES, *o = row_sum + LANES;
+    return (const_split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
 }
 
 static void decode_begin(const sa_tile *t, void *memory) {
@@ -95,7 +98,7 @@ SA_INLINE void decode_add_part(const int M, const vec *part, int64_t first, real
 SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                               uintptr_t prefetch_offset, real *s) {
     const int64_t chunk = sa_chunk_e(t->head_dim);
-    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
+    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of the part */
     vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) part[r] = v_zero();
@@ -332,7 +335,8 @@ static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int6
 static void decode_merge(const sa_tile *t, void *memory, void *total_memory,
                          const void *split_memory) {
     (void)memory;
-    split_state total = decode_state(total_memory), split = decode_state((void *)split_memory);
+    split_state total = decode_state(total_memory);
+    const_split_state split = decode_const_state(split_memory);
     real a[LANES], b[LANES];
     vec factor, split_factor;
     softmax_merge(scale_log2_of(&t->scoring), total.row_max, total.row_sum, split.row_max,

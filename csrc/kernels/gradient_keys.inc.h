@@ -17,7 +17,7 @@
 #include "softmax.inc.h"
 #include "ukernel.inc.h"
 
-/* Keys: the rows of a range of keys change at multiples of it, in partial blocks. */
+/* In partial blocks, the rows of a key_range may change at multiples of so many keys. */
 enum { KEY_STEP = 16 };
 
 /* Add n elements of each of `count` rows of a panel, times `factor`, to the rows at `to`. */

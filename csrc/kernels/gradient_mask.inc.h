@@ -14,7 +14,7 @@
 #include "pack.inc.h"
 #include "simd.inc.h"
 
-/* Keys that are summed after their rows are: the same number in every set. */
+/* Keys of one step of the sums, the same in every set. */
 enum { MASK_KEYS = 16 };
 
 /* Add n elements to those of an array, which are one and the same where the stride is 0. */

@@ -1,7 +1,7 @@
 /* The rows of a tile of the backward pass: Q and dO, packed as panels with rows in the lanes and as
  * rows; each row's lse and D = sum over e of dO[e] * out[e]; and which rows are fully masked.
  *
- * A large lse = m + log l keeps too few bits of l for the weights; so does one that equals the
+ * A large lse = n m + log l keeps too few bits of l for the weights; so does one that equals the
  * sink, or -inf, which an overflow may have given. For such rows m and l are recomputed, over this
  * call's keys and bit for bit as in the forward pass. If they give just that lse, the weights come
  * from m and l. If not, the lse covers more keys (the call differentiates a piece of a longer

@@ -63,7 +63,6 @@ SA_INLINE int needs_grad(const sa_backward_tile *g, int gradients) {
     return (g->needs_grad & gradients) != 0;
 }
 
-/* Whether any of the gradients, a union of sa_gradient's, is needed. */
 SA_INLINE int is_fully_masked(const sa_tile *t, int r) { return t->key_lo[r] == t->key_hi[r]; }
 
 /* The lanes of vector i whose P comes from `stats` instead of lse. */

@@ -103,13 +103,13 @@ SA_INLINE vec v_exp_of_negative(vec x) {
 /* NaN stays NaN: v_min returns its second operand where either is NaN. */
 SA_INLINE vec v_exp(vec x) { return v_exp_of_negative(v_min(v_set(EXP_INF), x)); }
 
-/* y = 1 - 2 / d for x in [1/2, 20], where d = e^2x + 1 is kept as the sum of two terms,
+/* 1 - 2 / d for x in [1/2, 20], where d = e^2x + 1 is kept as the sum of two terms,
  *
  *     whole = 2^n + 1,   rest = e^2x - 2^n,   remainder = 2 - (1 - y) (whole + rest)
  *
- * As one number d would be rounded, which costs the result up to an ulp. A first y is off by the
- * roundings of 1 / d and of y itself; the result is y - remainder / d. 1 - y and its product with
- * `whole` are exact. */
+ * As one number d would be rounded, which costs the result up to an ulp. y is a first result, off
+ * by the roundings of 1 / d and of y itself, and y - remainder / d the better one. 1 - y and its
+ * product with `whole` are exact. */
 SA_INLINE vec tanh_of_large(vec x) {
     vec twice = v_add(x, x), n = round_scaled(twice, v_set(log2_e)), r = exp_rest(twice, n);
     vec power = v_ldexp(v_set(1), n), whole = v_add(power, v_set(1));

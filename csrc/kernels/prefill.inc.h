@@ -58,10 +58,14 @@ static prefill_scratch prefill_layout(const sa_tile *t, void *memory) {
 
 static split_state prefill_state(const sa_tile *t, void *memory) {
     ptrdiff_t row = lane_vectors(t->rows) * LANES;
-    split_state p = {.row_max = memory};
-    p.row_sum = p.row_max + row;
-    p.o = p.row_sum + row;
-    return p;
+    real *row_max = memory, *row_sum = row_max + row, *o = row_sum + row;
+    return (split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
+}
+
+static const_split_state prefill_const_state(const sa_tile *t, const void *memory) {
+    ptrdiff_t row = lane_vectors(t->rows) * LANES;
+    const real *row_max = memory, *row_sum = row_max + row, *o = row_sum + row;
+    return (const_split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
 }
 
 static void prefill_begin(const sa_tile *t, void *memory) {
@@ -362,8 +366,8 @@ static void prefill_split(const sa_tile *t, void *memory, int64_t key_begin, int
 static void prefill_merge(const sa_tile *t, void *memory, void *total_memory,
                           const void *split_memory) {
     (void)memory;
-    split_state total = prefill_state(t, total_memory),
-                split = prefill_state(t, (void *)split_memory);
+    split_state total = prefill_state(t, total_memory);
+    const_split_state split = prefill_const_state(t, split_memory);
     int row = lane_vectors(t->rows) * LANES;
     vec scale_log2 = scale_log2_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {

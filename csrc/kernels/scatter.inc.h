@@ -1,9 +1,7 @@
-/* Unpacking: a panel of whole vectors is written to rows of any strides, by transposes in
- * registers:
+/* Unpacking: a panel of whole vectors becomes rows of any strides, by transposes in registers.
  *
  *     scatter           rows[r][x] = panel[x][r]
- *     scatter_scaled    rows[r][x] = panel[x][r] * factor[r]     a softmax's epilogue,
- * split_state.inc.h
+ *     scatter_scaled    rows[r][x] = panel[x][r] * factor[r]     factor: split_state.inc.h
  *
  * The inverse of gather in pack.inc.h. Called by the tiles. */
 #ifndef SA_KERNELS_SCATTER_INC_H

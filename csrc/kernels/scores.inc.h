@@ -62,7 +62,7 @@ static void scores_split(const sa_tile *t, void *memory, int64_t key_begin, int6
 static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                           const void *total_memory) {
     prefill_scratch x = prefill_layout(t, memory);
-    split_state total = prefill_state(t, (void *)total_memory);
+    const_split_state total = prefill_const_state(t, total_memory);
     vec scale_log2 = scale_log2_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);

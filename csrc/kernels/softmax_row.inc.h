@@ -34,9 +34,16 @@ typedef struct {
     ptrdiff_t col;
 } strided_row;
 
+typedef struct {
+    const char *at;
+    ptrdiff_t col;
+} const_strided_row;
+
+SA_INLINE const_strided_row as_const(strided_row x) { return (const_strided_row){x.at, x.col}; }
+
 /* Vector v of the CHAINS elements from i on, -inf past the n-th. `whole`, a constant: all CHAINS
  * exist and are contiguous. */
-SA_INLINE vec load_chains(strided_row x, const int whole, int64_t i, int64_t n, int v) {
+SA_INLINE vec load_chains(const_strided_row x, const int whole, int64_t i, int64_t n, int v) {
     i += v * LANES;
     if (whole) return v_load(x.at + i * (ptrdiff_t)sizeof(real));
     int left = at_most(n - i, LANES);
@@ -74,7 +81,7 @@ SA_INLINE softmax_state softmax_cleared(void) {
         for (int v = 0; v < CHAIN_VECS; ++v) step                       \
     }
 
-SA_INLINE void softmax_find_max(softmax_state *state, const int contiguous, strided_row x,
+SA_INLINE void softmax_find_max(softmax_state *state, const int contiguous, const_strided_row x,
                                 int64_t n) {
     EACH_CHAINS(contiguous, n,
                 state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
@@ -91,7 +98,7 @@ SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
     return x[0];
 }
 
-SA_INLINE void softmax_sum_exp(softmax_state *state, const int contiguous, strided_row x,
+SA_INLINE void softmax_sum_exp(softmax_state *state, const int contiguous, const_strided_row x,
                                strided_row out, int64_t n) {
     vec shift = finite_max(join_chains(state->max, v_max));
     uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* mostly the next row */
@@ -112,12 +119,13 @@ SA_INLINE vec softmax_divisor(softmax_state state) {
 SA_INLINE void softmax_divide(const softmax_state *state, const int contiguous, strided_row out,
                               int64_t n) {
     vec divisor = softmax_divisor(*state);
-    EACH_CHAINS(
-        contiguous, n,
-        store_chains(out, whole, i, n, v, v_mul(load_chains(out, whole, i, n, v), divisor));)
+    EACH_CHAINS(contiguous, n,
+                store_chains(out, whole, i, n, v,
+                             v_mul(load_chains(as_const(out), whole, i, n, v), divisor));)
 }
 
-SA_INLINE void softmax_whole(const int contiguous, strided_row x, strided_row out, int64_t n) {
+SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_row out,
+                             int64_t n) {
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, contiguous, x, n);
     softmax_sum_exp(&state, contiguous, x, out, n);
@@ -126,7 +134,7 @@ SA_INLINE void softmax_whole(const int contiguous, strided_row x, strided_row ou
 
 /* A row written by streaming stores, which do not read the lines that they replace; only whole
  * vectors at aligned addresses can be stored so. */
-static void softmax_streamed(strided_row x, char *out, int64_t n) {
+static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
     real weights[MOST_STREAMED_N];
     strided_row between = {(char *)weights, sizeof(real)};
     softmax_state state = softmax_cleared();
@@ -148,7 +156,8 @@ static void softmax_streamed(strided_row x, char *out, int64_t n) {
 
 static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream) {
-    strided_row from = {(char *)x, x_col}, to = {out, out_col};
+    const_strided_row from = {x, x_col};
+    strided_row to = {out, out_col};
     if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
         softmax_whole(0, from, to, n);
     else if (stream && n >= LEAST_STREAMED_N && n <= MOST_STREAMED_N &&
@@ -162,7 +171,8 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
 /* One pass over a part of a long row; `memory` carries the state from part to part. */
 static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
-    strided_row from = {(char *)x, x_col}, to = {out, out_col};
+    const_strided_row from = {x, x_col};
+    strided_row to = {out, out_col};
     softmax_state state;
     memcpy(&state, memory, sizeof state);
     switch (pass) {

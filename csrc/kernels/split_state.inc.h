@@ -14,6 +14,11 @@ typedef struct {
     real *o, *row_max, *row_sum;
 } split_state;
 
+/* A state that is only read. */
+typedef struct {
+    const real *o, *row_max, *row_sum;
+} const_split_state;
+
 static void state_clear(split_state p, ptrdiff_t row) {
     for (ptrdiff_t i = 0; i < row; i += LANES) {
         v_store(p.row_max + i, minus_inf());
