@@ -17,21 +17,21 @@
 #define SA_KERNELS_BACKWARD_INC_H
 
 #include "../kernels.h"
-#include "gradient_keys.inc.h"
-#include "gradient_mask.inc.h"
-#include "gradient_prefetch.inc.h"
-#include "gradient_rows.inc.h"
-#include "gradient_scratch.inc.h"
-#include "gradient_weights.inc.h"
-#include "mask.inc.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
 #include "prefetch.inc.h"
-#include "prefill.inc.h"
-#include "simd.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
-#include "ukernel.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
+#include "gradient_rows.inc.h"
+#include "gradient_prefetch.inc.h"
+#include "gradient_weights.inc.h"
+#include "gradient_keys.inc.h"
+#include "gradient_mask.inc.h"
 
 enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES }; /* of a tile */
 

@@ -9,10 +9,10 @@
 #define SA_KERNELS_BIAS_INC_H
 
 #include "../kernels.h"
-#include "mask.inc.h"
-#include "math.inc.h"
 #include "simd.inc.h"
+#include "math.inc.h"
 #include "softmax.inc.h"
+#include "mask.inc.h"
 
 typedef struct {
     vec scale, cap;

@@ -17,14 +17,14 @@
 #include <string.h>
 
 #include "../mask.h"
-#include "bias.inc.h"
-#include "dropout.inc.h"
-#include "mask.inc.h"
-#include "pack.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
-#include "ukernel.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "bias.inc.h"
 
 enum {
     DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */

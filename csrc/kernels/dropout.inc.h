@@ -10,8 +10,8 @@
 #define SA_KERNELS_DROPOUT_INC_H
 
 #include "../kernels.h"
-#include "mask.inc.h"
 #include "simd.inc.h"
+#include "mask.inc.h"
 
 SA_INLINE uvec mix32(uvec x) {
     x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));

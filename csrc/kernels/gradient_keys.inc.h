@@ -9,13 +9,13 @@
 #define SA_KERNELS_GRADIENT_KEYS_INC_H
 
 #include "../kernels.h"
-#include "gradient_scratch.inc.h"
-#include "mask.inc.h"
-#include "pack.inc.h"
-#include "prefill.inc.h"
 #include "simd.inc.h"
-#include "softmax.inc.h"
+#include "pack.inc.h"
 #include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
 /* In partial blocks, the rows of a key_range may change at multiples of so many keys. */
 enum { KEY_STEP = 16 };

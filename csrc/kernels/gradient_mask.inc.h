@@ -9,10 +9,10 @@
 #define SA_KERNELS_GRADIENT_MASK_INC_H
 
 #include "../kernels.h"
-#include "gradient_scratch.inc.h"
-#include "mask.inc.h"
-#include "pack.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
+#include "mask.inc.h"
+#include "gradient_scratch.inc.h"
 
 /* Keys of one step of the sums, the same in every set. */
 enum { MASK_KEYS = 16 };

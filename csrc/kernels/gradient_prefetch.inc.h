@@ -6,9 +6,9 @@
 #define SA_KERNELS_GRADIENT_PREFETCH_INC_H
 
 #include "../kernels.h"
-#include "gradient_scratch.inc.h"
 #include "prefetch.inc.h"
 #include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
 /* Bytes that L2 holds beside a head's keys, values and gradients. */
 enum { L2_GRADIENT_BUDGET = 1 << 18 };

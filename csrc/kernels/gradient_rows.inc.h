@@ -12,14 +12,14 @@
 #include <math.h>
 
 #include "../mask.h"
-#include "gradient_scratch.inc.h"
-#include "mask.inc.h"
-#include "pack.inc.h"
-#include "prefill.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
-#include "ukernel.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
 /* The largest lse from which weights are taken: e^(n S - lse) has a relative error of half the unit
  * in lse's last place. */

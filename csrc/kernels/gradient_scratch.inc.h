@@ -4,10 +4,10 @@
 #define SA_KERNELS_GRADIENT_SCRATCH_INC_H
 
 #include "../kernels.h"
-#include "pack.inc.h"
-#include "prefill.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
 #include "split_state.inc.h"
+#include "prefill.inc.h"
 
 enum { KEY_ROWS = 64 }; /* keys whose gradients are computed at a time */
 

@@ -12,16 +12,16 @@
 #define SA_KERNELS_GRADIENT_WEIGHTS_INC_H
 
 #include "../kernels.h"
-#include "dropout.inc.h"
-#include "gradient_scratch.inc.h"
-#include "mask.inc.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "prefetch.inc.h"
-#include "prefill.inc.h"
-#include "simd.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
-#include "ukernel.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
 /* The most visible keys of a block for which D is computed as the sum of P dP: find_delta. */
 enum { DELTA_MAX_KEYS = 16 };

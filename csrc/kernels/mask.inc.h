@@ -12,9 +12,9 @@
 #include <string.h>
 
 #include "../mask.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "simd.inc.h"
 
 /* The keys of one block that a tile computes with; all but `block` are counted from the block. */
 typedef struct {

@@ -9,9 +9,9 @@
 #define SA_KERNELS_MERGE_INC_H
 
 #include "../kernels.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "simd.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
 

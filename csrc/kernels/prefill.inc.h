@@ -14,16 +14,16 @@
 #include <math.h>
 
 #include "../mask.h"
-#include "bias.inc.h"
-#include "dropout.inc.h"
-#include "mask.inc.h"
+#include "simd.inc.h"
 #include "pack.inc.h"
 #include "prefetch.inc.h"
-#include "scatter.inc.h"
-#include "simd.inc.h"
+#include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
-#include "ukernel.inc.h"
+#include "scatter.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "bias.inc.h"
 
 typedef struct {
     int n;         /* vectors of lanes */

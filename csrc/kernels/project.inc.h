@@ -21,11 +21,11 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "simd.inc.h"
 #include "pack.inc.h"
 #include "prefetch.inc.h"
-#include "scatter.inc.h"
-#include "simd.inc.h"
 #include "ukernel.inc.h"
+#include "scatter.inc.h"
 
 enum {
     PROJECT_CHUNK = 64, /* k of a chunk; half of it for a short sum: project_chunk */

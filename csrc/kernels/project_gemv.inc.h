@@ -13,10 +13,10 @@
 #include <string.h>
 
 #include "../kernels.h"
-#include "pack.inc.h"
-#include "project.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
 #include "ukernel.inc.h"
+#include "project.inc.h"
 
 enum {
     GEMV_ROWS = 8,            /* rows of x, at most */

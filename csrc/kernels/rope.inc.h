@@ -8,8 +8,8 @@
 #define SA_KERNELS_ROPE_INC_H
 
 #include "../kernels.h"
-#include "pack.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
 
 static void rope_row(const sa_rope_row *row, int64_t n) {
     const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;

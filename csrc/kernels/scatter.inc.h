@@ -7,8 +7,8 @@
 #ifndef SA_KERNELS_SCATTER_INC_H
 #define SA_KERNELS_SCATTER_INC_H
 
-#include "pack.inc.h"
 #include "simd.inc.h"
+#include "pack.inc.h"
 #include "split_state.inc.h"
 
 SA_INLINE vec finished(const real *panel, const row_epilogue *end) {

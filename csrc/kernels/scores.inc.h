@@ -9,14 +9,14 @@
 #define SA_KERNELS_SCORES_INC_H
 
 #include "../kernels.h"
-#include "mask.inc.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "prefill.inc.h"
-#include "scatter.inc.h"
-#include "simd.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
+#include "scatter.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
 
 /* -inf for all lanes and keys [begin, end) of a block. */
 static void mask_keys(const prefill_scratch *x, int begin, int end) {

@@ -11,8 +11,8 @@
 #define SA_KERNELS_SOFTMAX_INC_H
 
 #include "../kernels.h"
-#include "math.inc.h"
 #include "simd.inc.h"
+#include "math.inc.h"
 
 /* The m to subtract: 0 while m is -inf, since -inf - -inf would be NaN. */
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, minus_inf()), v_zero(), m); }

@@ -12,9 +12,9 @@
 #include <string.h>
 
 #include "../kernels.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "simd.inc.h"
 #include "softmax.inc.h"
 
 enum {

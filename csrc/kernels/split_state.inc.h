@@ -6,8 +6,8 @@
 #define SA_KERNELS_SPLIT_STATE_INC_H
 
 #include "../kernels.h"
-#include "math.inc.h"
 #include "simd.inc.h"
+#include "math.inc.h"
 #include "softmax.inc.h"
 
 typedef struct {

@@ -3,19 +3,19 @@
  * must never be linked into another. */
 
 #include "../kernels.h"
-#include "backward.inc.h"
-#include "decode.inc.h"
+#include "simd.inc.h"
 #include "math.inc.h"
-#include "merge.inc.h"
 #include "pack.inc.h"
+#include "ukernel.inc.h"
 #include "prefill.inc.h"
+#include "decode.inc.h"
+#include "scores.inc.h"
 #include "project.inc.h"
 #include "project_gemv.inc.h"
-#include "rope.inc.h"
-#include "scores.inc.h"
-#include "simd.inc.h"
+#include "backward.inc.h"
+#include "merge.inc.h"
 #include "softmax_row.inc.h"
-#include "ukernel.inc.h"
+#include "rope.inc.h"
 
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     int finite = all_finite(x, 0, col, 1, n);

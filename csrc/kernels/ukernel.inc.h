@@ -9,8 +9,8 @@
 #ifndef SA_KERNELS_UKERNEL_INC_H
 #define SA_KERNELS_UKERNEL_INC_H
 
-#include "prefetch.inc.h"
 #include "simd.inc.h"
+#include "prefetch.inc.h"
 
 typedef enum {
     BETA_ZERO,    /* C is only written */
