@@ -34,7 +34,10 @@ enum {
 };
 
 typedef struct {
-    real *q, *s, *sums, *k_panel, *v_panel, *rescale, *shift;
+    real *q, *s;
+    real *sums; /* the micro-kernel's */
+    real *k_panel, *v_panel;
+    real *rescale, *shift; /* of each row, 2^(u (m - m')) and the m' that is subtracted */
 } decode_scratch;
 
 SA_INLINE int64_t decode_o_row(int64_t head_dim_v) {

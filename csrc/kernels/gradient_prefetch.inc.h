@@ -40,8 +40,8 @@ static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_qu
     int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
     int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
     int64_t all = t->end - first_block(t), done = block - first_block(t), next = done + SA_BLOCK_N;
-    int64_t rows = next_grads->rows, most = L2_GRADIENT_BUDGET / (k_bytes + v_bytes + 1);
-    if (rows > most) rows = most;
+    int64_t rows = next_grads->rows, max_rows = L2_GRADIENT_BUDGET / (k_bytes + v_bytes + 1);
+    if (rows > max_rows) rows = max_rows;
     int64_t i = rows * done / all, n = rows * (next < all ? next : all) / all - i;
     if (n <= 0) return;
     prefetch_rows(queue, next_grads->key + i * next_grads->key_row, next_grads->key_row, n,

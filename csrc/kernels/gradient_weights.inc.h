@@ -146,7 +146,7 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
     vec visible = count_visible(x, keys, i);
     vmask in_limit = v_both(v_lt(v_zero(), visible), v_le(visible, v_set(DELTA_MAX_KEYS)));
     if (!v_lane_bits(in_limit)) return delta;
-    vec sum = v_zero(), most = v_zero(), sum_of_dp = v_zero();
+    vec sum = v_zero(), max_p = v_zero(), sum_of_dp = v_zero();
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
         vec p = weights_of_scores(w->any_recomputed, w, v_load(x->tile.s + at)), kept_p = p;
@@ -157,12 +157,12 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
             p = unless_masked(mark, p), dp = unless_masked(mark, dp);
         }
         sum = v_add(sum, p);
-        most = v_max(p, most);
+        max_p = v_max(p, max_p);
         sum_of_dp = v_fma(p, dp, sum_of_dp);
     }
     vec off = v_sub(sum, v_set(1));
     vmask is_whole = v_le(v_max(off, v_sub(v_zero(), off)), v_set(8 * REAL_EPSILON));
-    vmask is_single = v_eq(most, sum);
+    vmask is_single = v_eq(max_p, sum);
     vec best = v_select(v_both(is_whole, in_limit), sum_of_dp, delta);
     return v_select(is_single, delta, best);
 }

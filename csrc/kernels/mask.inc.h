@@ -4,7 +4,8 @@
  *     B[r, j] = mask[r, j], or 0 or -inf for a mask of bools;   -inf where segments differ
  *
  * so that -inf masks a key, and 0 leaves its score unchanged. mask.h has the other kind of mask,
- * ranges of keys. Called by the tiles; where lanes are queries, the vectors of B are transposed. */
+ * ranges of keys. Called by prefill.inc.h and decode.inc.h; where lanes are queries, B is
+ * transposed. */
 #ifndef SA_KERNELS_MASK_INC_H
 #define SA_KERNELS_MASK_INC_H
 

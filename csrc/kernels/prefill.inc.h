@@ -28,7 +28,11 @@
 typedef struct {
     int n;         /* vectors of lanes */
     ptrdiff_t row; /* lanes in a row of Q, S and O */
-    real *q, *s, *sums, *rescale, *lo, *hi, *panel;
+    real *q, *s;
+    real *sums;    /* the micro-kernel's */
+    real *rescale; /* of each lane, the factor 2^(u (m - m')) of O */
+    real *lo, *hi; /* each lane's range of keys, counted from the block */
+    real *panel;   /* B of one vector of lanes */
 } prefill_scratch;
 
 SA_INLINE int lane_vectors(int rows) { return (rows + LANES - 1) / LANES; }

@@ -3,7 +3,7 @@
  *     scatter           rows[r][x] = panel[x][r]
  *     scatter_scaled    rows[r][x] = panel[x][r] * factor[r]     factor: split_state.inc.h
  *
- * The inverse of gather in pack.inc.h. Called by the tiles. */
+ * The inverse of gather in pack.inc.h. Called by the kernels whose lanes are rows. */
 #ifndef SA_KERNELS_SCATTER_INC_H
 #define SA_KERNELS_SCATTER_INC_H
 

@@ -21,8 +21,8 @@ enum {
     CHAINS = 16,
     CHAIN_VECS = CHAINS / LANES,
     /* Elements of a row that may be written by streaming stores. */
-    LEAST_STREAMED_N = 4 * CHAINS,
-    MOST_STREAMED_N = 1 << 13,
+    MIN_STREAMED_N = 4 * CHAINS,
+    MAX_STREAMED_N = 1 << 13,
 };
 
 typedef struct {
@@ -135,7 +135,7 @@ SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_
 /* A row written by streaming stores, which do not read the lines that they replace; only whole
  * vectors at aligned addresses can be stored so. */
 static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
-    real weights[MOST_STREAMED_N];
+    real weights[MAX_STREAMED_N];
     strided_row between = {(char *)weights, sizeof(real)};
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, 1, x, n);
@@ -160,7 +160,7 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
     strided_row to = {out, out_col};
     if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
         softmax_whole(0, from, to, n);
-    else if (stream && n >= LEAST_STREAMED_N && n <= MOST_STREAMED_N &&
+    else if (stream && n >= MIN_STREAMED_N && n <= MAX_STREAMED_N &&
              (uintptr_t)out % sizeof(real) == 0)
         softmax_streamed(from, out, n);
     else
