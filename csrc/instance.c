@@ -6,10 +6,6 @@
  *     SA_REAL_BITS    its bits                 32
  *     SA_SIMD_HEADER  the set's operations     "simd/avx2.h" */
 
-#define SA_JOIN(isa, dtype) sa_##isa##_##dtype
-#define SA_TABLE_OF(isa, dtype) SA_JOIN(isa, dtype)
-#define SA_TABLE SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME)
-
 #include SA_SIMD_HEADER
 
 #include "kernels/table.inc.h"

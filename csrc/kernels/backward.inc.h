@@ -1,47 +1,51 @@
-/* Backward pass of a tile whose lanes are queries: with S as in the forward pass (prefill.inc.h),
- * the lse that it gave, dO the gradient of its output, and D = dO out summed over e,
+/* Backward pass of a tile whose lanes are queries. With S and lse of the forward pass
+ * (prefill.inc.h), n the scoring's scale_ln, dO the gradient of `out`, and D the sum over e of
+ * dO times `out`,
  *
  *     P[key][lane]   = e^(n S - lse)                               gradient_weights.inc.h
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
- *     dS[key][lane]  = P * (dP - D)                                and gradient_mask.inc.h
+ *     dS[key][lane]  = P * (dP - D)                                the mask's: gradient_mask.inc.h
  *     dQ[d][lane]   += sum over keys of K[key, d] * dS[key][lane]
  *     dV[key][e]    += sum over lanes of P[key][lane] * dO[lane][e]        gradient_keys.inc.h
  *     dK[key][d]    += sum over lanes of dS[key][lane] * Q[lane][d]
  *
- * (Dao et al., "FlashAttention", 2022, algorithm 4.) Five products, each of them ukernel.inc.h's:
- * K, V and the panels of P and dS are read in place, element by element; Q and dO are packed both
- * ways (gradient_rows.inc.h). Called by backward.c through the table (kernels.h). */
+ * (Dao et al., "FlashAttention", 2022, algorithm 4.) All five products, S among them, are the
+ * micro-kernel's (ukernel.inc.h). Its A is K, V, P or dS, read in place; its B is Q or dO, packed
+ * with queries in the lanes or as rows (gradient_rows.inc.h), or dS. Called by backward.c through
+ * the table (kernels.h). */
+#ifndef SA_KERNELS_BACKWARD_INC_H
+#define SA_KERNELS_BACKWARD_INC_H
 
-enum {
-    KEY_ROWS = 64, /* of keys' gradients, computed at a time */
-    KEY_STEP = 16, /* where, in ragged blocks, other rows of the tile may begin to see keys */
-    MASK_KEYS = 16,
-    MAX_VECTORS = SA_GRADIENT_TILE_M / LANES,
-};
-
-/* Where a step that begins there ends: at a multiple of its length, or at the end of all. */
-SA_INLINE int end_of_step(int begin, int length, int end) {
-    int next = begin - begin % length + length;
-    return next < end ? next : end;
-}
-
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 #include "gradient_rows.inc.h"
 #include "gradient_prefetch.inc.h"
 #include "gradient_weights.inc.h"
 #include "gradient_keys.inc.h"
 #include "gradient_mask.inc.h"
 
+enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES }; /* of a tile */
+
 static int backward_begin(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     pack_tile(g, memory, &x);
-    if (wants(g, SA_GRADIENT_QUERY))
+    if (needs_grad(g, SA_GRADIENT_QUERY))
         for (int64_t i = 0; i < g->fwd.head_dim * x.row; i += LANES) v_store(x.dq + i, v_zero());
-    int again = load_lse(&g->fwd, &x);
+    int needs_row_stats = load_lse(&g->fwd, &x);
     v_zeroupper();
-    return again;
+    return needs_row_stats;
 }
 
-/* dQ for vectors [first, first + n). */
+/* dQ of vectors [first, first + n). */
 static void grad_query(const sa_backward_tile *g, const backward_scratch *x, const block_keys *keys,
                        int first, int n, prefetch_queue *prefetch) {
     const sa_tile *t = &g->fwd;
@@ -65,7 +69,7 @@ static void grad_query(const sa_backward_tile *g, const backward_scratch *x, con
                       : ukernel_masked(n, &p, MARKED_B, (const char *)(x->marks + offset));
 }
 
-/* S and dP for vectors [first, first + n). */
+/* S and dP of vectors [first, first + n). */
 static void scores_and_grads(const sa_backward_tile *g, const backward_scratch *x,
                              const block_keys *keys, int first, int n, prefetch_queue *prefetch) {
     if (!has_keys(keys)) return;
@@ -73,28 +77,31 @@ static void scores_and_grads(const sa_backward_tile *g, const backward_scratch *
     grad_weights(g, x, keys, first, n, prefetch);
 }
 
-/* All but keys' gradients for vectors [first, first + n), each of which sees its part of the keys.
- * What they see in common is computed at once. */
+/* P, dS and dQ of vectors [first, first + n), each with its own keys. S and dP of the keys that all
+ * vectors share are one product each. */
 static void backward_vectors(const sa_backward_tile *g, const backward_scratch *x,
-                             const block_keys *keys, const block_keys *parts, int first, int n,
-                             prefetch_queue *prefetch) {
-    block_keys common = common_keys(parts + first, n, keys), all = all_keys(parts + first, n, keys);
+                             const block_keys *keys, const block_keys *vector_keys, int first,
+                             int n, prefetch_queue *prefetch) {
+    block_keys common = common_keys(vector_keys + first, n, keys),
+               all = all_keys(vector_keys + first, n, keys);
     scores_and_grads(g, x, &common, first, n, prefetch);
     for (int i = first; i < first + n; ++i) {
-        block_keys part = parts[i];
-        if (!has_keys(&part)) part.begin = part.end = keys->end;
-        hide_part(x, keys->begin, part.begin, i);
-        hide_part(x, part.end, keys->end, i);
-        if (!has_keys(&part)) continue;
-        block_keys before = keys_before(part, &common), after = keys_after(part, &common);
+        block_keys visible = vector_keys[i];
+        if (!has_keys(&visible)) visible.begin = visible.end = keys->end;
+        clear_masked(x, keys->begin, visible.begin, i);
+        clear_masked(x, visible.end, keys->end, i);
+        if (!has_keys(&visible)) continue;
+        block_keys before = keys_before(visible, &common), after = keys_after(visible, &common);
         scores_and_grads(g, x, &before, i, 1, NULL);
         scores_and_grads(g, x, &after, i, 1, NULL);
-        weights_of_vector(g, x, &part, i);
+        weights_of_vector(g, x, &visible, i);
     }
-    if (has_keys(&all) && wants(g, SA_GRADIENT_QUERY)) grad_query(g, x, &all, first, n, prefetch);
+    if (has_keys(&all) && needs_grad(g, SA_GRADIENT_QUERY))
+        grad_query(g, x, &all, first, n, prefetch);
 }
 
-/* Of so many vectors that are left: none should be alone at the end, whose products are slow. */
+/* How many of the `left` vectors to take at once, so that no single one is left at the end:
+ * products of one vector are slow. */
 static int vectors_at_once(int left) {
     int panels = (left + NR_BEST - 1) / NR_BEST;
     return left <= NR_MAX ? left : (left + panels - 1) / panels;
@@ -102,20 +109,22 @@ static int vectors_at_once(int left) {
 
 static void backward_keys(const sa_backward_tile *g, const backward_scratch *x,
                           const block_keys *keys) {
-    block_keys parts[MAX_VECTORS]; /* of each vector */
+    block_keys vector_keys[MAX_VECTORS];
+    /* Marks are made only for a vector whose keys are partial. */
     int needs_no_marks = keys->v_is_finite && g->q_finite && g->dout_finite;
     for (int i = 0; i < x->tile.n; ++i) {
-        parts[i] = is_partial(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
-        if (!needs_no_marks) parts[i].range_class = keys->range_class; /* marks are needed */
+        vector_keys[i] = is_partial(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
+        if (!needs_no_marks) vector_keys[i].range_class = keys->range_class;
     }
     prefetch_queue prefetch;
     gradient_prefetch(g, keys->block, &prefetch);
     for (int first = 0, n; first < x->tile.n; first += n) {
         n = vectors_at_once(x->tile.n - first);
-        backward_vectors(g, x, keys, parts, first, n, &prefetch);
+        backward_vectors(g, x, keys, vector_keys, first, n, &prefetch);
     }
-    if (wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) grad_key_and_value(g, x, keys, parts);
-    if (wants(g, SA_GRADIENT_MASK)) grad_mask(g, x, keys);
+    if (needs_grad(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE))
+        grad_key_and_value(g, x, keys, vector_keys);
+    if (needs_grad(g, SA_GRADIENT_MASK)) grad_mask(g, x, keys);
 }
 
 static void backward_block(const sa_backward_tile *g, const backward_scratch *x, int64_t block) {
@@ -124,7 +133,7 @@ static void backward_block(const sa_backward_tile *g, const backward_scratch *x,
     if (!find_block_keys(t, block, &keys)) return;
     if (is_partial(&keys)) {
         prefill_block_ranges(t, &x->tile, block);
-        keys.v_is_finite = !wants(g, SA_GRADIENT_QUERY) ||
+        keys.v_is_finite = !needs_grad(g, SA_GRADIENT_QUERY) ||
                            known_finite(t->finite, t->k, t->k_row, t->k_col, block + keys.begin,
                                         block + keys.end, t->head_dim);
     }
@@ -167,7 +176,7 @@ static void backward_finish(const sa_backward_tile *g, void *memory) {
     v_zeroupper();
 }
 
-/* What each row gives to its sink's gradient: -e^(sink - lse) D. */
+/* Add each row's term of its sink's gradient, -e^(sink - lse) D. */
 static void backward_sinks(const sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->fwd;
@@ -176,7 +185,7 @@ static void backward_sinks(const sa_backward_tile *g, void *memory) {
         real share[LANES], delta[LANES];
         vec sink = sinks_of_rows(t, i);
         vec by_stats =
-            share_of_sink(scale_ln, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i), sink);
+            share_of_sink(scale_ln, v_load(x.stats.row_max + i), v_load(x.stats.row_sum + i), sink);
         vec by_lse = v_exp(v_sub(sink, v_load(x.lse + i)));
         v_store(share, v_select(recomputed_lanes(&x, i / LANES), by_stats, by_lse));
         v_store(delta, v_load(x.delta + i));
@@ -185,3 +194,5 @@ static void backward_sinks(const sa_backward_tile *g, void *memory) {
     }
     v_zeroupper();
 }
+
+#endif

@@ -1,11 +1,18 @@
-/* Scores in natural units, as a bias needs them, one step after another and each rounded once:
+/* Scores in natural units, as a bias needs them, in steps that round once each:
  *
  *     s = scale s,   or with a cap   s = cap tanh((scale / cap) s)      softcap
  *     s = s - slope |position - key|                                    ALiBi
  *
- * (Gemma 2's report, 2024, section 2; Press et al., "Train short, test long", 2022.) A mask's own
- * numbers are added after it, with the masking (mask.inc.h). Called by the tiles, down the keys of
- * a vector of queries or along the keys of one query. */
+ * (Gemma 2's report, 2024, section 2; Press et al., "Train short, test long", 2022.) A float mask
+ * is added after that, with the masking (mask.inc.h). Called by prefill.inc.h and decode.inc.h. */
+#ifndef SA_KERNELS_BIAS_INC_H
+#define SA_KERNELS_BIAS_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "softmax.inc.h"
+#include "mask.inc.h"
 
 typedef struct {
     vec scale, cap;
@@ -17,8 +24,8 @@ SA_INLINE bias_factors bias_factors_of(const sa_scoring *scoring) {
     return (bias_factors){v_set(to_real(scale)), v_set(cap)};
 }
 
-/* One vector of scores; `capped` and `alibi` must be constants where it is inlined. `dcap`, unless
- * NULL, gets the cap's derivative, 1 - tanh^2, as it stands where s does. */
+/* One vector of scores; `capped` and `alibi` must be constants where this is inlined. `dcap`,
+ * unless NULL, gets the softcap's derivative, 1 - tanh^2, of the same scores. */
 SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, vec minus_slope,
                      vec position, vec key, real *dcap) {
     s = v_mul(s, f.scale);
@@ -32,7 +39,7 @@ SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, v
     return v_fma(minus_slope, v_max(d, v_sub(v_zero(), d)), s);
 }
 
-/* LOOP, with the pair of constants that the tile needs. */
+/* LOOP(capped, alibi), with the constants that fit the tile. */
 #define WITH_CONSTANTS(LOOP)                    \
     if (t->scoring.softcap > 0 && t->has_alibi) \
         LOOP(1, 1)                              \
@@ -43,8 +50,7 @@ SA_INLINE vec biased(const int capped, const int alibi, bias_factors f, vec s, v
     else                                        \
         LOOP(0, 0)
 
-/* Down the keys, S[key][lane]: the rows whose lanes are vector i. With `dcap` the cap's derivative
- * goes there, unless it is NULL. */
+/* S[key][lane] of the rows in vector i; `dcap`, unless NULL, gets the softcap's derivatives. */
 static void prefill_bias(const sa_tile *t, const block_keys *keys, real *s, real *dcap,
                          ptrdiff_t row, int i) {
     bias_factors f = bias_factors_of(&t->scoring);
@@ -65,7 +71,7 @@ static void prefill_bias(const sa_tile *t, const block_keys *keys, real *s, real
 #undef DOWN
 }
 
-/* Along them, S[key]: row r. */
+/* S[key] of row r. */
 static void decode_bias(const sa_tile *t, const block_keys *keys, real *s, int r) {
     bias_factors f = bias_factors_of(&t->scoring);
     vec minus_slope = v_zero(), position = v_zero();
@@ -83,3 +89,5 @@ static void decode_bias(const sa_tile *t, const block_keys *keys, real *s, int r
 }
 
 #undef WITH_CONSTANTS
+
+#endif

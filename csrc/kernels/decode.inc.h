@@ -1,23 +1,43 @@
-/* Forward pass of a tile of few rows (decoding), at the speed of memory. The operands of
- * prefill.inc.h change places, the operations on a row and their order do not, so its bits do not
- * either:
+/* Forward pass of a tile of few rows (decoding), bound by memory. Lanes are keys, then elements of
+ * O, where those of prefill.inc.h are queries; the operations on a row and their order are the
+ * same, and so are its bits:
  *
- *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K transposed, a
- *                                                           panel of it at a time
+ *     S[r][key]  = sum over d of Q[r, d] * K[d][key]        lanes are keys: K is transposed,
+ *                                                           LANES keys at a time
  *     S          = cap(scale * S) - slope * distance + B, -inf where masked
  *     P, m, l    = online softmax along the keys
  *     O[r][e]    = O * 2^(u (m - m')) + sum over keys of P[r, key] * V[key][e]    lanes are e
+ *
  * Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_DECODE_INC_H
+#define SA_KERNELS_DECODE_INC_H
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+#include "../visibility.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "bias.inc.h"
 
 enum {
-    DECODE_ROWS = LANES / 2, /* with more, a query in each lane costs less */
-    DECODE_SQUARE_ROWS = 4,  /* a square, their sums and those of their chunks fit the registers */
-    DECODE_PANEL_K = 128,    /* of head_dim, in a panel of keys: the longest part of its sum */
-    DECODE_S_ROW = SA_BLOCK_N + LANES, /* the last panel may reach past the block */
+    DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
+
+    DECODE_PANEL_K = 128, /* rows of a panel of K: the longest part of a sum over head_dim */
+    DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
 typedef struct {
-    real *q, *s, *sums, *k_panel, *v_panel, *rescale, *shift;
+    real *q, *s;
+    real *sums; /* the micro-kernel's */
+    real *k_panel, *v_panel;
+    real *rescale, *shift; /* of each row, 2^(u (m - m')) and the m' that is subtracted */
 } decode_scratch;
 
 SA_INLINE int64_t decode_o_row(int64_t head_dim_v) {
@@ -46,10 +66,13 @@ static decode_scratch decode_layout(void *memory) {
 }
 
 static split_state decode_state(void *memory) {
-    split_state p = {.row_max = memory};
-    p.row_sum = p.row_max + LANES;
-    p.o = p.row_sum + LANES;
-    return p;
+    real *row_max = memory, *row_sum = row_max + LANES, *o = row_sum + LANES;
+    return (split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
+}
+
+static const_split_state decode_const_state(const void *memory) {
+    const real *row_max = memory, *row_sum = row_max + LANES, *o = row_sum + LANES;
+    return (const_split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
 }
 
 static void decode_begin(const sa_tile *t, void *memory) {
@@ -64,7 +87,7 @@ static void decode_begin(const sa_tile *t, void *memory) {
     v_zeroupper();
 }
 
-/* The sums of a part of head_dim, which begins at `first`, added to the scores. */
+/* Add the sums of the part of head_dim that begins at `first` to the scores. */
 SA_INLINE void decode_add_part(const int M, const vec *part, int64_t first, real *s) {
     SA_UNROLL
     for (int r = 0; r < M; ++r) {
@@ -73,13 +96,13 @@ SA_INLINE void decode_add_part(const int M, const vec *part, int64_t first, real
     }
 }
 
-/* The scores of as many keys as there are lanes for M rows, a constant. A square of K, transposed
- * in registers, is multiplied where it is; what is needed soon lies so far from each key. */
+/* The scores of LANES keys for M rows, a constant. LANES × LANES squares of K are transposed and
+ * multiplied in registers; the address `prefetch_offset` bytes past each element is prefetched. */
 SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                               uintptr_t prefetch_offset, real *s) {
     const int64_t chunk = sa_chunk_e(t->head_dim);
-    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of a part */
-    vec part[DECODE_SQUARE_ROWS], acc[DECODE_SQUARE_ROWS];
+    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of the part */
+    vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) part[r] = v_zero();
     for (int64_t d = 0; d < t->head_dim; d += chunk) {
@@ -106,7 +129,7 @@ SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, cons
     decode_add_part(M, part, first, s);
 }
 
-/* The same for any keys, rows and strides, by panels of K. */
+/* decode_squares for any number of keys and rows, and any strides: K goes through a panel. */
 static void decode_panels(const sa_tile *t, const decode_scratch *x, const char *const *rows,
                           int count, uintptr_t prefetch_offset, real *s) {
     const int chunk = sa_chunk_e(t->head_dim), part = SA_CHUNKS_OF_PART * chunk;
@@ -134,8 +157,8 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const char 
     }
 }
 
-/* S, of as many keys as there are lanes at a time. Memory is what it waits for, and never rests:
- * with K, the V of the next keys is fetched, and the products with V fetch the next block's K. */
+/* S, LANES keys at a time. Memory bound: reading K prefetches the V of the next keys, and the
+ * product with V prefetches the next block's K. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     int are_squares = t->k_col == (ptrdiff_t)sizeof(real) && t->head_dim > 0 &&
                       t->head_dim % LANES == 0 && sa_chunk_e(t->head_dim) % LANES == 0;
@@ -158,10 +181,10 @@ static void decode_scores(const sa_tile *t, const decode_scratch *x, const block
     }
 }
 
-/* The sums' four chains run on past the last key, over weights of 0. */
+/* The four chains of a sum over keys have the same length: weights past the last key are 0. */
 SA_INLINE int whole_chains(int end) { return (end + 3) & ~3; }
 
-/* Put `masked` where a key, or one of the chains' rest, is out of the row's range. */
+/* Put `masked` where a key, or a chain's element past the last key, is out of the row's range. */
 static void decode_mask_ranges(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
                                int r, real masked) {
     vec lo = v_set((real)sa_block_offset(t->key_lo[r], keys->block));
@@ -183,8 +206,8 @@ static void decode_mask_bias(const sa_tile *t, const decode_scratch *x, const bl
     }
 }
 
-/* S, as the softmax sees it. Ranges are looked at even in a full block: the chains' rest must weigh
- * 0. */
+/* Add the biases to S and mask it. Ranges are applied even in a full block: the chains' elements
+ * past the last key must have weight 0. */
 static void decode_bias_and_mask(const sa_tile *t, const decode_scratch *x,
                                  const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
@@ -195,7 +218,7 @@ static void decode_bias_and_mask(const sa_tile *t, const decode_scratch *x,
     }
 }
 
-/* Give the weights of masked keys a set sign, and all others none. */
+/* Set the sign bit of masked keys' weights, for ukernel_masked; no other is negative. */
 static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     for (int r = 0; r < t->rows; ++r) {
         if (keys->mask_class == SA_PARTIAL) decode_mask_bias(t, x, keys, r, 0, (real)-0.0);
@@ -203,13 +226,13 @@ static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const 
     }
 }
 
-/* softmax_column, along the keys; what is masked is -inf already. */
+/* softmax_column (softmax.inc.h) with keys in the lanes; masked scores are -inf already. */
 static void decode_softmax(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
-                           split_state total) {
+                           split_state state) {
     int begin = keys->begin, end = keys->end;
     vec scale_log2 = scale_log2_of(&t->scoring);
     real top[LANES], sum[LANES] = {0};
-    vec old = v_load(total.row_max);
+    vec old = v_load(state.row_max);
     v_store(top, old);
     for (int r = 0; r < t->rows; ++r) {
         vec max = v_set(top[r]);
@@ -232,11 +255,12 @@ static void decode_softmax(const sa_tile *t, const decode_scratch *x, const bloc
     }
     vec a = weight(v_sub(old, shift), scale_log2);
     v_store(x->rescale, a);
-    v_store(total.row_sum, v_fma(v_load(total.row_sum), a, v_load(sum)));
-    v_store(total.row_max, max);
+    v_store(state.row_sum, v_fma(v_load(state.row_sum), a, v_load(sum)));
+    v_store(state.row_max, max);
 }
 
-/* Weights that are small enough for the values' sum, after their own sum is taken. */
+/* Multiply the weights by weight_factor, which keeps the values' sum from overflowing. Their own
+ * sum l is taken before. */
 static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     vec factor = v_set((real)t->weight_factor);
     for (int r = 0; r < t->rows; ++r)
@@ -246,13 +270,13 @@ static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block
         }
 }
 
-/* O. Where V is not finite, the weights of masked keys are marked. */
+/* O. Where V is not finite, the weights of masked keys have their sign bit set. */
 static void decode_values(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
-                          split_state total) {
+                          split_state state) {
     int begin = keys->begin, count = keys->end - begin;
     const char *v = t->v + (keys->block + begin) * t->v_row;
-    uintptr_t next = (uintptr_t)(keys->block + SA_BLOCK_N);
-    uintptr_t next_k = (uintptr_t)t->k + next * (uintptr_t)t->k_row;
+    uintptr_t next_block = (uintptr_t)(keys->block + SA_BLOCK_N);
+    uintptr_t next_k = (uintptr_t)t->k + next_block * (uintptr_t)t->k_row;
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -272,11 +296,11 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
     int whole = t->v_col == (ptrdiff_t)sizeof(real);
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
         p.b = v + e * t->v_col;
-        p.c = total.o + e;
+        p.c = state.o + e;
         p.prefetch_at = next_k + (uintptr_t)(e * t->k_col);
         keys->v_is_finite ? ukernel_prefetching(n, &p) : ukernel_masked(n, &p, MARKED_A, p.a);
     }
-    /* What is no whole vector of V as it lies goes through a panel. */
+    /* The last elements, and a V whose elements are not contiguous, go through a panel. */
     p.b = (const char *)x->v_panel;
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
@@ -284,48 +308,49 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         for (int j = 0; j < count; ++j)
             v_store(x->v_panel + j * LANES,
                     load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
-        p.c = total.o + e;
+        p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }
 }
 
 static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
-                         void *part) {
+                         void *split_memory) {
     decode_scratch x = decode_layout(memory);
-    split_state total = decode_state(part);
-    state_clear(total, LANES);
-    memset(total.o, 0, (size_t)t->rows * (size_t)decode_o_row(t->head_dim_v) * sizeof(real));
+    split_state state = decode_state(split_memory);
+    state_clear(state, LANES);
+    memset(state.o, 0, (size_t)t->rows * (size_t)decode_o_row(t->head_dim_v) * sizeof(real));
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
         check_v_finite(t, &keys);
         decode_scores(t, &x, &keys);
         decode_bias_and_mask(t, &x, &keys);
-        decode_softmax(t, &x, &keys, total);
+        decode_softmax(t, &x, &keys, state);
         for (int r = 0; t->scoring.has_dropout && r < t->rows; ++r)
             decode_drop(t, &keys, x.s + r * DECODE_S_ROW, r);
         if (t->weight_factor != 1) decode_shrink(t, &x, &keys);
         if (!keys.v_is_finite) decode_mark_masked(t, &x, &keys);
-        decode_values(t, &x, &keys, total);
+        decode_values(t, &x, &keys, state);
     }
     v_zeroupper();
 }
 
 static void decode_merge(const sa_tile *t, void *memory, void *total_memory,
-                         const void *part_memory) {
+                         const void *split_memory) {
     (void)memory;
-    split_state total = decode_state(total_memory), part = decode_state((void *)part_memory);
+    split_state total = decode_state(total_memory);
+    const_split_state split = decode_const_state(split_memory);
     real a[LANES], b[LANES];
-    vec factor, part_factor;
-    softmax_merge(scale_log2_of(&t->scoring), total.row_max, total.row_sum, part.row_max,
-                  part.row_sum, &factor, &part_factor);
+    vec factor, split_factor;
+    softmax_merge(scale_log2_of(&t->scoring), total.row_max, total.row_sum, split.row_max,
+                  split.row_sum, &factor, &split_factor);
     v_store(a, factor);
-    v_store(b, part_factor);
+    v_store(b, split_factor);
     int64_t row = decode_o_row(t->head_dim_v);
     for (int r = 0; r < t->rows; ++r)
         for (int64_t e = r * row; e < (r + 1) * row; e += LANES)
             v_store(total.o + e, v_fma(v_load(total.o + e), v_set(a[r]),
-                                       v_mul(v_load(part.o + e), v_set(b[r]))));
+                                       v_mul(v_load(split.o + e), v_set(b[r]))));
     v_zeroupper();
 }
 
@@ -333,13 +358,13 @@ static void decode_finish(const sa_tile *t, void *memory, void *total_memory) {
     (void)memory;
     split_state total = decode_state(total_memory);
     vec max = v_load(total.row_max), sum = v_load(total.row_sum);
-    row_epilogue end = end_of_rows(t, 0, max, sum);
-    end = without_dropped(t, end);
+    row_epilogue end = epilogue_of_rows(t, 0, max, sum);
+    end = with_dropout_scale(t, end);
     end.factor = v_div(end.factor, v_set((real)t->weight_factor));
     int64_t row = decode_o_row(t->head_dim_v);
     int is_mean = t->weight_factor != 1 && !t->scoring.has_dropout;
     for (int r = 0; r < t->rows; ++r) {
-        row_epilogue of_row = row_epilogue_of_lane(end, r);
+        row_epilogue of_row = epilogue_of_lane(end, r);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
             vec sum = v_load(total.o + r * row + e), out = softmax_scaled(sum, of_row);
             if (is_mean) out = v_select(finite_lanes(sum), within_range(out), out);
@@ -350,3 +375,5 @@ static void decode_finish(const sa_tile *t, void *memory, void *total_memory) {
     write_lse(t, 0, max, sum);
     v_zeroupper();
 }
+
+#endif

@@ -1,11 +1,17 @@
-/* Dropout by counters: the place of an element alone says whether it is kept,
+/* Counter-based dropout: whether a weight is kept depends on its row and key alone,
  *
  *     x(row, j) = mix32(mix32(j + low word of row) ^ high word of row),   kept iff x >= threshold
  *
- * so that any tile, thread, instruction set or slice of the problem, forward or backward, drops the
- * same ones. A row's two words come from the seed and the row's place (tile.c). mix32 is a
- * bijection of 32 bits (Wellons, "Prospecting for hash functions", 2018). Kept weights are divided
- * by the kept fraction at the end, once for all keys. */
+ * so that any tiles, threads, instruction set or slice of the problem, forward or backward, drop
+ * the same weights. The two words of a row come from the seed, batch entry, head and query
+ * (tile.c). mix32 is a bijection of 32 bits (Wellons, "Prospecting for hash functions", 2018). The
+ * kept weights are divided by the kept fraction once, in the row's epilogue. */
+#ifndef SA_KERNELS_DROPOUT_INC_H
+#define SA_KERNELS_DROPOUT_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "mask.inc.h"
 
 SA_INLINE uvec mix32(uvec x) {
     x = u_mul(u_xor(x, u_shift_right(x, 16)), u_set(0x7feb352du));
@@ -17,7 +23,7 @@ SA_INLINE vmask kept(uvec low, uvec high, uvec key, uvec threshold) {
     return u_at_least(mix32(u_xor(mix32(u_add(key, low)), high)), threshold);
 }
 
-/* Down the keys, weights[key][lane]: 0 where dropped, for the rows whose lanes are vector i. */
+/* weights[key][lane] = 0 where dropped, for the rows in vector i. */
 static void prefill_drop(const sa_tile *t, const block_keys *keys, real *weights, ptrdiff_t row,
                          int i) {
     uvec low = u_load(t->drop_low + i * LANES), high = u_load(t->drop_high + i * LANES);
@@ -29,7 +35,7 @@ static void prefill_drop(const sa_tile *t, const block_keys *keys, real *weights
     }
 }
 
-/* Along them, weights[key]: row r. */
+/* weights[key] = 0 where dropped, for row r. */
 static void decode_drop(const sa_tile *t, const block_keys *keys, real *weights, int r) {
     uint32_t places[LANES];
     for (int i = 0; i < LANES; ++i) places[i] = (uint32_t)i;
@@ -41,3 +47,5 @@ static void decode_drop(const sa_tile *t, const block_keys *keys, real *weights,
                 v_select(kept(low, high, key, threshold), v_load(weights + j), v_zero()));
     }
 }
+
+#endif

@@ -1,12 +1,26 @@
-/* The gradients of a block's keys and values, from the rows of a tile:
+/* The gradients of a block's keys and values; the rows of a tile add
  *
  *     dV[key][e]  += 1 / (1 - p) * sum over rows of P[key][row] * dO[row][e]         p of dropout
  *     dK[key][d]  += scale * sum over rows of dS[key][row] * Q[row][d]
  *
- * The lanes are elements of a row of dV or dK, which is summed up where it lies. Called by
+ * The lanes are elements of a row of dV or dK, which is read and written in place. Called by
  * backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_KEYS_INC_H
+#define SA_KERNELS_GRADIENT_KEYS_INC_H
 
-/* n elements of each row of a panel, times a factor, added to those of as many rows of an array. */
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
+
+/* In partial blocks, the rows of a key_range may change at multiples of so many keys. */
+enum { KEY_STEP = 16 };
+
+/* Add n elements of each of `count` rows of a panel, times `factor`, to the rows at `to`. */
 static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, real factor,
                      char *to, ptrdiff_t row, ptrdiff_t col) {
     for (int j = 0; j < count; ++j, panel += panel_row, to += row)
@@ -14,23 +28,24 @@ static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, r
                       sum_scaled(v_load(panel), v_set(factor), load_strided(to, col, n)));
 }
 
-/* One of the two. */
+/* The operands of dV or dK. */
 typedef struct {
     const real *weights, *rows; /* P and dO, or dS and Q */
-    ptrdiff_t width;            /* of one of the rows */
-    int b_is_finite;            /* whether 0 times any of them is 0 */
-    int64_t length;
+    ptrdiff_t width;            /* elements from row to row of `rows` */
+    int b_is_finite;            /* whether 0 * rows is 0 */
+    int64_t length;             /* elements of a row of the gradient */
     real factor;
-    char *to; /* key 0 */
+    char *to; /* the gradient of key 0 */
     ptrdiff_t to_row, to_col;
 } key_gradient;
 
-/* Some of a block's keys, and the rows of a tile that see any of them. */
+/* Some keys of a block, and the rows of the tile for which any of them may be visible. */
 typedef struct {
     int begin, end, row_begin, row_end;
 } key_range;
 
-/* What is no whole vector of a row, or lies scattered, goes through a panel. */
+/* Add to the gradient of the range's keys. The last elements of a row, and elements that are not
+ * contiguous, go through a panel. */
 static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t block,
                       const key_range *range) {
     const ptrdiff_t size = sizeof(real);
@@ -50,8 +65,8 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
         .factor = d->factor,
         .sums = x->tile.sums,
     };
-    int lies_in_rows = d->to_col == size && d->to_row % size == 0;
-    int64_t whole = lies_in_rows ? d->length / LANES * LANES : 0;
+    int is_contiguous = d->to_col == size && d->to_row % size == 0;
+    int64_t whole = is_contiguous ? d->length / LANES * LANES : 0;
     for (int64_t e = 0, n; e < d->length; e += n * LANES) {
         int in_place = e < whole;
         n = in_place ? at_most((whole - e) / LANES, NR_MAX) : 1;
@@ -66,26 +81,26 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
     }
 }
 
-/* The rows in whole vectors, each of which sees its part of the keys. */
-static key_range rows_of_keys(const block_keys *parts, int num_rows, int begin, int end) {
+/* Keys [begin, end) and the rows, in whole vectors, whose keys overlap them. */
+static key_range rows_of_keys(const block_keys *vector_keys, int num_rows, int begin, int end) {
     int n = lane_vectors(num_rows), first = n, last = 0;
     for (int i = 0; i < n; ++i)
-        if (parts[i].begin < end && begin < parts[i].end) {
+        if (vector_keys[i].begin < end && begin < vector_keys[i].end) {
             if (first > i) first = i;
             last = i + 1;
         }
     return (key_range){begin, end, first * LANES, at_most(num_rows, last * LANES)};
 }
 
-/* As many keys from `begin` on as the same rows see, but at most KEY_ROWS. */
-static key_range next_key_range(const block_keys *keys, const block_keys *parts, int num_rows,
+/* The keys from `begin` on with the same rows as the first ones, at most KEY_ROWS. */
+static key_range next_key_range(const block_keys *keys, const block_keys *vector_keys, int num_rows,
                                 int begin) {
     int last = end_of_step(begin, KEY_ROWS, keys->end);
     key_range range = {.end = begin};
     for (int end = begin; end < last;) {
         int from = end;
         end = end_of_step(from, KEY_STEP, last);
-        key_range more = rows_of_keys(parts, num_rows, from, end);
+        key_range more = rows_of_keys(vector_keys, num_rows, from, end);
         if (from > begin && (more.row_begin != range.row_begin || more.row_end != range.row_end))
             break;
         more.begin = begin;
@@ -94,17 +109,17 @@ static key_range next_key_range(const block_keys *keys, const block_keys *parts,
     return range;
 }
 
-/* parts: which of the keys each vector of rows sees. */
+/* dV and dK of the block's keys; vector_keys has those of each vector of rows. */
 static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch *x,
-                               const block_keys *keys, const block_keys *parts) {
+                               const block_keys *keys, const block_keys *vector_keys) {
     const sa_tile *t = &g->fwd;
-    const sa_scoring *how = &t->scoring;
+    const sa_scoring *scoring = &t->scoring;
     key_gradient value = {.weights = x->tile.s,
                           .rows = x->dout_rows,
-                          .width = x->out_row,
+                          .width = x->dout_row,
                           .b_is_finite = !is_partial(keys) || g->dout_finite,
                           .length = t->head_dim_v,
-                          .factor = (real)how->dropout_scale,
+                          .factor = (real)scoring->dropout_scale,
                           .to = g->dv,
                           .to_row = g->dv_row,
                           .to_col = g->dv_col};
@@ -113,15 +128,17 @@ static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch
                         .width = x->q_row,
                         .b_is_finite = !is_partial(keys) || g->q_finite,
                         .length = t->head_dim,
-                        .factor = to_real(how->q_factor * how->scale),
+                        .factor = to_real(scoring->q_factor * scoring->scale),
                         .to = g->dk,
                         .to_row = g->dk_row,
                         .to_col = g->dk_col};
     key_range range;
     for (int begin = keys->begin; begin < keys->end; begin = range.end) {
-        range = next_key_range(keys, parts, t->rows, begin);
+        range = next_key_range(keys, vector_keys, t->rows, begin);
         if (range.row_begin >= range.row_end) continue;
-        if (wants(g, SA_GRADIENT_VALUE)) grad_keys(&value, x, keys->block, &range);
-        if (wants(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &range);
+        if (needs_grad(g, SA_GRADIENT_VALUE)) grad_keys(&value, x, keys->block, &range);
+        if (needs_grad(g, SA_GRADIENT_KEY)) grad_keys(&key, x, keys->block, &range);
     }
 }
+
+#endif

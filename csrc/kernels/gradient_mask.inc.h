@@ -2,11 +2,22 @@
  *
  *     dB[row][key] += dS[key][row]
  *
- * Where the mask broadcasts, several of them go to one number: rows that are neighbours are summed
- * first, then MASK_KEYS keys after another, in an order that no set of kernels changes. Called by
- * backward.inc.h. */
+ * Where the mask broadcasts, several elements of dS are added to one of dB: for MASK_KEYS keys at a
+ * time, neighbouring rows are summed first, then keys in order, the same order in every set. Called
+ * by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_MASK_INC_H
+#define SA_KERNELS_GRADIENT_MASK_INC_H
 
-/* n elements added to those of an array, or all to one where the stride is 0. */
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "mask.inc.h"
+#include "gradient_scratch.inc.h"
+
+/* Keys of one step of the sums, the same in every set. */
+enum { MASK_KEYS = 16 };
+
+/* Add n elements to those of an array, which are one and the same where the stride is 0. */
 static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
     if (stride != 0 || n == 1) {
         store_strided(p, stride, n, v_add(load_strided(p, stride, n), x));
@@ -18,8 +29,8 @@ static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
     write_real(p, sum);
 }
 
-/* LANES rows of dS from row r of the tile on, transposed: n keys of each in a vector. */
-static void transposed(const backward_scratch *x, int key, int n, int r, vec rows[LANES]) {
+/* rows[i] = dS of keys [key, key + n) and row r + i of the tile. */
+static void transpose_ds(const backward_scratch *x, int key, int n, int r, vec rows[LANES]) {
     for (int i = 0; i < LANES; ++i)
         rows[i] = i < n ? v_load(x->ds + (key + i) * x->row + r) : v_zero();
     v_transpose(rows);
@@ -38,7 +49,7 @@ static void grad_mask(const sa_backward_tile *g, const backward_scratch *x,
             int is_last = r + 1 == t->rows || g->dmask[r + 1] != g->dmask[r];
             for (int i = 0, key = begin; key < end; ++i, key += LANES) {
                 int n = at_most(end - key, LANES);
-                if (r % LANES == 0) transposed(x, key, n, r, rows[i]);
+                if (r % LANES == 0) transpose_ds(x, key, n, r, rows[i]);
                 sum[i] = v_add(sum[i], rows[i][r % LANES]);
                 if (!is_last) continue;
                 add_strided(g->dmask[r] + (keys->block + key) * col, col, n, sum[i]);
@@ -47,3 +58,5 @@ static void grad_mask(const sa_backward_tile *g, const backward_scratch *x,
         }
     }
 }
+
+#endif

@@ -1,14 +1,21 @@
-/* What the backward pass fetches ahead, while the products of a block are computed: the keys and
- * values of the next block, and their gradients, if nothing has brought them near; the tile's share
- * of keys' gradients that are written soon; and in its last block but one the rows of the next
- * tile, and those that this one writes. Called by backward.inc.h. */
+/* Prefetch targets of the backward pass while the products of a block are computed: K, V, dK and dV
+ * of the next block, where they exceed L2 or no tile has read them before; the block's share of the
+ * dK and dV that are written between this tile and the next; and in the last block but one the next
+ * tile's rows of Q, dO and out, and this tile's rows of dQ. Called by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_PREFETCH_INC_H
+#define SA_KERNELS_GRADIENT_PREFETCH_INC_H
+
+#include "../kernels.h"
+#include "prefetch.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
 static int grads_exceed_l2(const sa_backward_tile *g) {
     const sa_tile *t = &g->fwd;
     return exceeds_l2(t, 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
 }
 
-/* The keys of a block, and sums of their gradients, which a first tile finds just cleared. */
+/* K, V, dK and dV of a block. The first tile finds dK and dV in L2 if they fit: just cleared. */
 static void prefetch_keys(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
     const sa_tile *t = &g->fwd;
     int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);
@@ -16,21 +23,22 @@ static void prefetch_keys(const sa_backward_tile *g, int64_t block, prefetch_que
     if (n <= 0 || (!grads_exceed_l2(g) && !g->is_first)) return;
     prefetch_block(t, block, queue);
     if (!grads_exceed_l2(g)) return;
-    if (wants(g, SA_GRADIENT_KEY))
+    if (needs_grad(g, SA_GRADIENT_KEY))
         prefetch_rows(queue, g->dk + block * g->dk_row, g->dk_row, n, k_bytes);
-    if (wants(g, SA_GRADIENT_VALUE))
+    if (needs_grad(g, SA_GRADIENT_VALUE))
         prefetch_rows(queue, g->dv + block * g->dv_row, g->dv_row, n, v_bytes);
 }
 
-/* The block's share of what is written soon, and of no more than there is room for. */
+/* The block's share of next_grads, which are cleared or copied to before the next tile begins; no
+ * more than L2 has room for. */
 static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
     const sa_tile *t = &g->fwd;
     const sa_key_gradients *next_grads = &g->next_grads;
     int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
     int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
     int64_t all = t->end - first_block(t), done = block - first_block(t), next = done + SA_BLOCK_N;
-    int64_t rows = next_grads->rows, most = L2_PREFETCH_GRADS / (k_bytes + v_bytes + 1);
-    if (rows > most) rows = most;
+    int64_t rows = next_grads->rows, max_rows = L2_PREFETCH_GRADS / (k_bytes + v_bytes + 1);
+    if (rows > max_rows) rows = max_rows;
     int64_t i = rows * done / all, n = rows * (next < all ? next : all) / all - i;
     if (n <= 0) return;
     prefetch_rows(queue, next_grads->key + i * next_grads->key_row, next_grads->key_row, n,
@@ -58,6 +66,8 @@ static void gradient_prefetch(const sa_backward_tile *g, int64_t block, prefetch
         prefetch_list(queue, next->dout, next->fwd.rows, t->group, v_bytes);
         prefetch_list(queue, out, next->fwd.rows, t->group, v_bytes);
     }
-    if (wants(g, SA_GRADIENT_QUERY))
+    if (needs_grad(g, SA_GRADIENT_QUERY))
         prefetch_list(queue, (const char *const *)g->dq, t->rows, t->group, k_bytes);
 }
+
+#endif

@@ -1,69 +1,33 @@
-/* The rows of a tile of the backward pass: Q and dO packed both ways, as panels whose lanes are
- * rows and as rows; for each row its lse and D = dO out, summed over e; and which rows see no key.
+/* The rows of a tile of the backward pass: Q and dO, packed as panels with rows in the lanes and as
+ * rows; each row's lse and D = sum over e of dO[e] * out[e]; and which rows are fully masked.
  *
- * An lse that is a large number has lost too much of the sum that it is the log of; so has one that
- * is the sink itself, or -inf, which an overflow may be. There the row's maximum and sum are
- * counted again, over this call's keys, bit for bit as in the forward pass. If they make just that
- * lse, it is of these keys, and the weights come from them. If not, it is of more keys (a piece of
- * a longer sequence is differentiated), and it alone can tell. Called by backward.inc.h. */
+ * A large lse = n m + log l keeps too few bits of l for the weights; so does one that equals the
+ * sink, or -inf, which an overflow may have given. For such rows m and l are recomputed, over this
+ * call's keys and bit for bit as in the forward pass. If they give just that lse, the weights come
+ * from m and l. If not, the lse covers more keys (the call differentiates a piece of a longer
+ * sequence), and the weights come from it all the same. Called by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_ROWS_INC_H
+#define SA_KERNELS_GRADIENT_ROWS_INC_H
 
-/* The largest lse from which weights are taken: e^(n S - lse) has an error of lse's last bit. */
+#include <math.h>
+
+#include "../visibility.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
+
+/* The largest lse from which weights are taken: e^(n S - lse) has a relative error of half the unit
+ * in lse's last place. */
 enum { MAX_LSE = SA_REAL_BITS == 32 ? 64 : 512 };
-
-typedef struct {
-    prefill_scratch tile; /* Q, S and then P */
-    ptrdiff_t row;
-    ptrdiff_t q_row, out_row; /* elements in a row of the packed Q and dO: whole vectors */
-    real *ds;                 /* dP, and then dS, or dT where a soft cap has_dcap */
-    real *dcap;               /* the cap's derivative */
-    real *marks;              /* a set sign where masked, in ragged blocks */
-    real *dout, *dq;          /* panels like Q's */
-    real *q_rows, *dout_rows;
-    real *key_rows; /* sums of a few keys' gradients */
-    real *lse, *delta;
-    real *recomputed;       /* a set sign where P comes from `sums`, and not from lse */
-    split_state sums, part; /* of the rows to be counted again; that of one split */
-} backward_scratch;
-
-static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
-    size_t row = (size_t)whole_vectors(rows);
-    size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
-    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 7;
-    size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
-    return prefill_scratch_size(rows, head_dim) + elements * sizeof(real);
-}
-
-static backward_scratch backward_layout(const sa_backward_tile *g, void *memory) {
-    const sa_tile *t = &g->fwd;
-    backward_scratch x = {.tile = prefill_layout(t, memory),
-                          .row = whole_vectors(t->rows),
-                          .q_row = whole_vectors(t->head_dim),
-                          .out_row = whole_vectors(t->head_dim_v)};
-    x.ds = (real *)((char *)memory + prefill_scratch_size(t->rows, t->head_dim));
-    x.dcap = x.ds + SA_BLOCK_N * x.row;
-    x.marks = x.dcap + SA_BLOCK_N * x.row;
-    x.dout = x.marks + SA_BLOCK_N * x.row;
-    x.dq = x.dout + t->head_dim_v * x.row;
-    x.lse = x.dq + t->head_dim * x.row;
-    x.delta = x.lse + x.row;
-    x.recomputed = x.delta + x.row;
-    x.sums.row_max = x.recomputed + x.row;
-    x.sums.row_sum = x.sums.row_max + x.row;
-    x.part.row_max = x.sums.row_sum + x.row;
-    x.part.row_sum = x.part.row_max + x.row;
-    x.q_rows = x.part.row_sum + x.row;
-    x.dout_rows = x.q_rows + t->rows * x.q_row;
-    x.key_rows = x.dout_rows + t->rows * x.out_row;
-    return x;
-}
-
-SA_INLINE int wants(const sa_backward_tile *g, int gradients) {
-    return (g->needs_grad & gradients) != 0;
-}
 
 /* ------------------------------------------------------------------ Q, dO and D */
 
-/* Rows as they lie, each filled up to whole vectors with 0. */
+/* Copy rows, each padded with 0 to whole vectors. */
 static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t length, real *to) {
     int64_t whole = col == (ptrdiff_t)sizeof(real) ? length / LANES * LANES : 0;
     for (int r = 0; r < count; ++r) {
@@ -74,8 +38,8 @@ static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t
     }
 }
 
-/* D of the rows whose lanes are vector i. Its sum is dP's of a value that is `out`: where a row
- * sees one key, they are the same number. */
+/* D of the rows in vector i, summed in the order of dP, so that D = dP bit for bit where a row has
+ * a single visible key: `out` is that key's value then. */
 static vec delta_of_rows(const sa_backward_tile *g, const backward_scratch *x, int i) {
     const sa_tile *t = &g->fwd;
     const char *rows[LANES];
@@ -105,31 +69,29 @@ static void pack_tile(sa_backward_tile *g, void *memory, const backward_scratch 
                1, 0, x->dout + i * LANES, x->row);
         v_store(x->delta + i * LANES, delta_of_rows(g, x, i));
     }
-    g->q_finite = g->dout_finite = 1; /* nobody asks */
-    if (!wants(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
+    g->q_finite = g->dout_finite = 1; /* read only when dK or dV is needed */
+    if (!needs_grad(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
     const ptrdiff_t col = sizeof(real);
     const char *q = (const char *)x->q_rows, *dout = (const char *)x->dout_rows;
     pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);
     pack_rows(g->dout, t->rows, g->dout_col, t->head_dim_v, x->dout_rows);
     g->q_finite = all_finite(q, x->q_row * col, col, t->rows, x->q_row);
-    g->dout_finite = all_finite(dout, x->out_row * col, col, t->rows, x->out_row);
+    g->dout_finite = all_finite(dout, x->dout_row * col, col, t->rows, x->dout_row);
 }
 
 /* ------------------------------------------------------------------ each row's lse */
 
-SA_INLINE int is_fully_masked(const sa_tile *t, int r) { return t->key_lo[r] == t->key_hi[r]; }
-
 static void clear_keys(sa_tile *t, int r) { t->key_lo[r] = t->key_hi[r] = 0; }
 
-/* Whether the row's weights can be had from its lse. */
+/* Whether the row's weights can be computed from its lse. */
 static int lse_is_usable(const sa_tile *t, int r, real lse) {
     return lse <= MAX_LSE && lse >= -MAX_LSE && !(t->has_sinks && lse == (real)t->sink[r]);
 }
 
-/* Returns whether any row must be counted again. */
+/* Load each row's lse. Returns whether any row's m and l must be recomputed. */
 static int load_lse(sa_tile *t, const backward_scratch *x) {
     int any = 0;
-    state_clear(x->sums, x->row);
+    state_clear(x->stats, x->row);
     for (int r = 0; r < x->row; ++r) {
         x->lse[r] = (real)INFINITY; /* no weight */
         x->recomputed[r] = 0;
@@ -146,17 +108,13 @@ static int load_lse(sa_tile *t, const backward_scratch *x) {
     return any;
 }
 
-SA_INLINE vmask recomputed_lanes(const backward_scratch *x, int i) {
-    return v_negative(v_load(x->recomputed + i * LANES));
-}
-
-/* The maxima and sums of the rows to be counted again, over the keys of one split more. */
+/* Merge m and l over the keys of one split into `stats`, for the recomputed rows. */
 static void backward_row_stats(const sa_backward_tile *g, void *memory, int64_t key_begin,
                                int64_t key_end) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->fwd;
     vec scale_log2 = scale_log2_of(&t->scoring);
-    state_clear(x.part, x.row);
+    state_clear(x.split, x.row);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
@@ -167,33 +125,35 @@ static void backward_row_stats(const sa_backward_tile *g, void *memory, int64_t 
             prefill_scores(t, &x.tile, &keys, i, 1, NULL);
             prefill_bias_and_mask(t, &x.tile, &keys, i);
             softmax_column(scale_log2, x.tile.s + at, x.row, keys.begin, keys.end,
-                           x.part.row_max + at, x.part.row_sum + at, x.tile.rescale + at);
+                           x.split.row_max + at, x.split.row_sum + at, x.tile.rescale + at);
         }
     }
     for (int i = 0; i < x.row; i += LANES) {
-        vec factor, part_factor;
-        softmax_merge(scale_log2, x.sums.row_max + i, x.sums.row_sum + i, x.part.row_max + i,
-                      x.part.row_sum + i, &factor, &part_factor);
+        vec factor, split_factor;
+        softmax_merge(scale_log2, x.stats.row_max + i, x.stats.row_sum + i, x.split.row_max + i,
+                      x.split.row_sum + i, &factor, &split_factor);
     }
     v_zeroupper();
 }
 
-/* Afterwards: rows that turned out to see no key lose theirs; and those whose lse is of more keys
- * than these keep to it. */
+/* After the last split: rows that turn out to be fully masked get an empty range, and rows whose
+ * given lse differs from the recomputed one take their weights from the given lse. */
 static void backward_check_row_stats(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     sa_tile *t = &g->fwd;
     for (int i = 0; i < x.row; i += LANES) {
-        real own[LANES];
-        v_store(own, lse_of_rows(t, i, v_load(x.sums.row_max + i), v_load(x.sums.row_sum + i)));
+        real lse[LANES];
+        v_store(lse, lse_of_rows(t, i, v_load(x.stats.row_max + i), v_load(x.stats.row_sum + i)));
         for (int r = i; r < i + LANES && r < t->rows; ++r) {
             if (is_fully_masked(t, r) || !signbit(x.recomputed[r])) continue;
-            if (x.sums.row_sum[r] == 0)
+            if (x.stats.row_sum[r] == 0)
                 clear_keys(t, r);
-            else if (x.lse[r] != own[r - i] && !isnan(own[r - i]))
+            else if (x.lse[r] != lse[r - i] && !isnan(lse[r - i]))
                 x.recomputed[r] = 0;
         }
     }
     sa_summarize_ranges(t, t->rows);
     v_zeroupper();
 }
+
+#endif

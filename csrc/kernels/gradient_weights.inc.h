@@ -1,16 +1,32 @@
-/* A tile's weights and their gradients, of a block's keys:
+/* A tile's weights for the keys of a block, and their gradients:
  *
  *     P[key][lane]   = e^(n S - lse)                               0 where masked
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
  *     dS[key][lane]  = P * (dP - D)                                0 where masked
  *
- * With a soft cap, dT = dS * (1 - tanh^2) takes the place of dS, but for the mask's gradient. With
- * dropout, what is dropped of dP and, after dS, of P is 0, and the rest of dP grows. In ragged
- * blocks marks tell by a set sign what is masked. Called by backward.inc.h. */
+ * With a softcap, dT = dS * (1 - tanh^2) replaces dS, except in the mask's gradient. With dropout,
+ * dropped elements of dP are 0 and the others are divided by the kept fraction; dropped elements of
+ * P are 0 once dS is computed. In partial blocks `marks` has the sign bit set where a key is
+ * masked. Called by backward.inc.h. */
+#ifndef SA_KERNELS_GRADIENT_WEIGHTS_INC_H
+#define SA_KERNELS_GRADIENT_WEIGHTS_INC_H
 
-enum { FEW_KEYS = 16 }; /* of a row in a block: D is summed over them */
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "prefetch.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "prefill.inc.h"
+#include "gradient_scratch.inc.h"
 
-/* dP for vectors [first, first + n). */
+/* The most visible keys of a block for which D is computed as the sum of P dP: find_delta. */
+enum { DELTA_MAX_KEYS = 16 };
+
+/* dP of vectors [first, first + n). */
 static void grad_weights(const sa_backward_tile *g, const backward_scratch *x,
                          const block_keys *keys, int first, int n, prefetch_queue *prefetch) {
     const sa_tile *t = &g->fwd;
@@ -31,7 +47,7 @@ static void grad_weights(const sa_backward_tile *g, const backward_scratch *x,
                         });
 }
 
-/* The marks of vector i; after prefill_bias_and_mask, which leaves B in the panel. */
+/* The marks of vector i. To be called after prefill_bias_and_mask, which leaves B in the panel. */
 static void mark_masked(const backward_scratch *x, const block_keys *keys, int i) {
     vec lo = v_load(x->tile.lo + i * LANES), hi = v_load(x->tile.hi + i * LANES);
     vec masked = v_set((real)-0.0);
@@ -44,8 +60,8 @@ static void mark_masked(const backward_scratch *x, const block_keys *keys, int i
     }
 }
 
-/* P and dS are 0, and marked as masked, for keys [begin, end) of vector i. */
-static void hide_part(const backward_scratch *x, int begin, int end, int i) {
+/* Set P = dS = 0 and the marks of keys [begin, end) of vector i. */
+static void clear_masked(const backward_scratch *x, int begin, int end, int i) {
     ptrdiff_t at = begin * x->row + i * LANES;
     for (int j = begin; j < end; ++j, at += x->row) {
         v_store(x->tile.s + at, v_zero());
@@ -54,10 +70,10 @@ static void hide_part(const backward_scratch *x, int begin, int end, int i) {
     }
 }
 
-/* What the weights of a vector of rows are made of. */
+/* What the weights of a vector of rows are computed from. */
 typedef struct {
     vec scale_ln, lse;
-    /* Of rows that were counted again, if there are any. */
+    /* For the recomputed rows, if there are any. */
     int any_recomputed;
     vmask recomputed;
     vec max;
@@ -69,27 +85,27 @@ typedef struct {
 } row_weights;
 
 static row_weights weights_of_rows(const sa_tile *t, const backward_scratch *x, int i) {
-    const sa_scoring *how = &t->scoring;
+    const sa_scoring *scoring = &t->scoring;
     int at = i * LANES;
-    row_weights w = {.scale_ln = v_set(to_real(how->scale_ln)), .lse = v_load(x->lse + at)};
+    row_weights w = {.scale_ln = v_set(to_real(scoring->scale_ln)), .lse = v_load(x->lse + at)};
     w.recomputed = recomputed_lanes(x, i);
     w.any_recomputed = v_lane_bits(w.recomputed) != 0;
     if (w.any_recomputed) {
-        vec max = v_load(x->sums.row_max + at);
-        w.scale_log2 = scale_log2_of(how);
-        w.end = end_of_rows(t, at, max, v_load(x->sums.row_sum + at));
+        vec max = v_load(x->stats.row_max + at);
+        w.scale_log2 = scale_log2_of(scoring);
+        w.end = epilogue_of_rows(t, at, max, v_load(x->stats.row_sum + at));
         w.max = finite_max(max);
     }
-    if (how->has_dropout) {
+    if (scoring->has_dropout) {
         w.drop_low = u_load(t->drop_low + at);
         w.drop_high = u_load(t->drop_high + at);
-        w.dropout_threshold = u_set(how->dropout_threshold);
-        w.dropout_scale = v_set((real)how->dropout_scale);
+        w.dropout_threshold = u_set(scoring->dropout_threshold);
+        w.dropout_scale = v_set((real)scoring->dropout_scale);
     }
     return w;
 }
 
-/* P of scores. */
+/* P of the scores s. */
 SA_INLINE vec weights_of_scores(const int any_recomputed, const row_weights *w, vec s) {
     vec p = v_exp(v_fms(s, w->scale_ln, w->lse));
     if (!any_recomputed) return p;
@@ -97,7 +113,7 @@ SA_INLINE vec weights_of_scores(const int any_recomputed, const row_weights *w, 
     return v_select(w->recomputed, recomputed, p);
 }
 
-/* What dropout leaves of P and dP, by multiplication: 0 NaN is NaN. */
+/* Apply dropout to P and dP, by multiplication: a dropped NaN or inf stays NaN. */
 SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
     vmask keep = kept(w->drop_low, w->drop_high, u_set((uint32_t)key), w->dropout_threshold);
     *p = v_mul(*p, v_select(keep, v_set(1), v_zero()));
@@ -106,7 +122,7 @@ SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
 
 SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
 
-/* How many of the block's keys each row of vector i sees, however that is said. */
+/* How many of the block's keys are visible to each row of vector i. */
 static vec count_visible(const backward_scratch *x, const block_keys *keys, int i) {
     vec visible = v_set((real)(keys->end - keys->begin));
     if (!is_partial(keys)) return visible;
@@ -117,19 +133,20 @@ static vec count_visible(const backward_scratch *x, const block_keys *keys, int 
     return visible;
 }
 
-/* D of vector i's rows. With few keys, dP - D is a small difference, in which the roundings of
- * `out` and of the two sums over e are what is left. Where a row sees few keys of a block, and
- * their P add up to 1, no other key matters, be it one of another block or one that another call
- * has and that lse counts; and D is the sum of P dP instead, whose roundings are dP's own and
- * cancel. A row that has a single key keeps D, which is dP itself then. */
+/* D of the rows in vector i. With few keys, dP - D is a small difference, dominated by the
+ * roundings of `out` and of the two sums over e. If at most DELTA_MAX_KEYS keys of the block are
+ * visible to a row and their P add up to 1, no other key has weight, neither one of another block
+ * nor one of another call that lse covers. Then D is the sum of P dP over these keys instead: its
+ * roundings are dP's own, which cancel in dP - D. A row with a single key keeps delta, which equals
+ * dP. */
 static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_weights *w,
                       const block_keys *keys, int i) {
     vec delta = v_load(x->delta + i * LANES);
-    if (!is_partial(keys) && keys->end - keys->begin > FEW_KEYS) return delta;
+    if (!is_partial(keys) && keys->end - keys->begin > DELTA_MAX_KEYS) return delta;
     vec visible = count_visible(x, keys, i);
-    vmask is_few = v_both(v_lt(v_zero(), visible), v_le(visible, v_set(FEW_KEYS)));
-    if (!v_lane_bits(is_few)) return delta;
-    vec sum = v_zero(), most = v_zero(), sum_of_dp = v_zero();
+    vmask in_limit = v_both(v_lt(v_zero(), visible), v_le(visible, v_set(DELTA_MAX_KEYS)));
+    if (!v_lane_bits(in_limit)) return delta;
+    vec sum = v_zero(), max_p = v_zero(), sum_of_dp = v_zero();
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
         vec p = weights_of_scores(w->any_recomputed, w, v_load(x->tile.s + at)), kept_p = p;
@@ -140,30 +157,31 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
             p = unless_masked(mark, p), dp = unless_masked(mark, dp);
         }
         sum = v_add(sum, p);
-        most = v_max(p, most);
+        max_p = v_max(p, max_p);
         sum_of_dp = v_fma(p, dp, sum_of_dp);
     }
     vec off = v_sub(sum, v_set(1));
     vmask is_whole = v_le(v_max(off, v_sub(v_zero(), off)), v_set(8 * REAL_EPSILON));
-    vmask is_single = v_eq(most, sum);
-    vec few = v_select(v_both(is_whole, is_few), sum_of_dp, delta);
-    return v_select(is_single, delta, few);
+    vmask is_single = v_eq(max_p, sum);
+    vec best = v_select(v_both(is_whole, in_limit), sum_of_dp, delta);
+    return v_select(is_single, delta, best);
 }
 
-/* S and dP -> P and dS, for vector i; `plain`, a constant, where no row or key has more to it. */
-SA_INLINE void weights_column(const int plain, const sa_tile *t, const backward_scratch *x,
+/* Vector i: S and dP become P and dS. `fast_path`, a constant: no mask, softcap, dropout or
+ * recomputed row. */
+SA_INLINE void weights_column(const int fast_path, const sa_tile *t, const backward_scratch *x,
                               const row_weights *w, const block_keys *keys, int has_dcap, int i) {
-    int masks = !plain && is_partial(keys), drops = !plain && t->scoring.has_dropout;
+    int masks = !fast_path && is_partial(keys), drops = !fast_path && t->scoring.has_dropout;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     vec delta = find_delta(t, x, w, keys, i);
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
-        vec p = weights_of_scores(!plain && w->any_recomputed, w, v_load(x->tile.s + at));
+        vec p = weights_of_scores(!fast_path && w->any_recomputed, w, v_load(x->tile.s + at));
         vec dp = v_load(x->ds + at);
         if (masks) p = unless_masked(v_load(x->marks + at), p);
         vec kept_p = p;
         if (drops) drop(w, keys->block + j, &kept_p, &dp);
         vec ds = v_mul(p, v_sub(dp, delta));
-        if (!plain && has_dcap) ds = v_mul(ds, v_load(x->dcap + at));
+        if (!fast_path && has_dcap) ds = v_mul(ds, v_load(x->dcap + at));
         if (masks) ds = unless_masked(v_load(x->marks + at), ds);
         v_store(x->tile.s + at, kept_p);
         v_store(x->ds + at, ds);
@@ -173,7 +191,7 @@ SA_INLINE void weights_column(const int plain, const sa_tile *t, const backward_
 static void weights_of_vector(const sa_backward_tile *g, const backward_scratch *x,
                               const block_keys *keys, int i) {
     const sa_tile *t = &g->fwd;
-    int has_dcap = t->scoring.softcap > 0 && !wants(g, SA_GRADIENT_MASK);
+    int has_dcap = t->scoring.softcap > 0 && !needs_grad(g, SA_GRADIENT_MASK);
     prefill_bias_and_mask_dcap(t, &x->tile, keys, has_dcap ? x->dcap : NULL, i);
     if (is_partial(keys)) mark_masked(x, keys, i);
     row_weights w = weights_of_rows(t, x, i);
@@ -182,3 +200,5 @@ static void weights_of_vector(const sa_backward_tile *g, const backward_scratch 
     else
         weights_column(1, t, x, &w, keys, 0, i);
 }
+
+#endif

@@ -1,24 +1,35 @@
-/* Masks element by element: the mask and the segments of one row, as a bias to add to the scores of
- * its keys. It is 0 for a key that is visible as it is, and -inf for one that is masked:
+/* Masks element by element: the mask and the segments of a row, as a bias on the scores of its
+ * keys,
  *
  *     B[r, j] = mask[r, j], or 0 or -inf for a mask of bools;   -inf where segments differ
  *
- * The other half of visibility.h: what is a range of keys never gets here. Called by the tiles, with the
- * vector as it is where lanes are keys, and transposed where they are queries. */
+ * so that -inf masks a key, and 0 leaves its score unchanged. visibility.h has the other kind of
+ * mask, ranges of keys. Called by prefill.inc.h and decode.inc.h; where lanes are queries, B is
+ * transposed. */
+#ifndef SA_KERNELS_MASK_INC_H
+#define SA_KERNELS_MASK_INC_H
+
+#include <math.h>
+#include <string.h>
+
+#include "../visibility.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
 
 /* The keys of one block that a tile computes with; all but `block` are counted from the block. */
 typedef struct {
     int64_t block;
-    int begin, end;           /* the keys that some row sees */
-    int full_begin, full_end; /* those among them that by its range every row sees */
-    sa_class range_class;     /* of the block by the rows' ranges, and by mask and segments */
-    sa_class mask_class;
-    int v_is_finite; /* so that a weight of 0 adds 0; also set where no key is masked */
+    int begin, end;           /* the keys that some row's range holds */
+    int full_begin, full_end; /* those among them that every row's range holds */
+    sa_class range_class;     /* of the block by the rows' ranges */
+    sa_class mask_class;      /* of the block by mask and segments */
+    int v_is_finite;          /* whether 0 * V is 0; also set where no key is masked */
 } block_keys;
 
 SA_INLINE int has_keys(const block_keys *keys) { return keys->begin < keys->end; }
 
-/* Whether some row does not see some of the keys, or B is added to a score. */
+/* Whether some key is masked for some row, or B is added to a score. */
 SA_INLINE int is_partial(const block_keys *keys) {
     return keys->range_class != SA_FULL || keys->mask_class != SA_FULL;
 }
@@ -27,12 +38,12 @@ SA_INLINE int has_mask_bias(const sa_tile *t) {
     return t->mask_kind != SA_MASK_NONE || t->key_segments;
 }
 
-/* Whether B is nothing but bools that lie side by side. */
+/* Whether B comes from contiguous bools alone. */
 SA_INLINE int has_bools_alone(const sa_tile *t) {
     return t->mask_kind == SA_MASK_BOOL && t->mask_col == 1 && !t->key_segments;
 }
 
-/* Whether a mask adds to the scores, and does not only let keys through or not. */
+/* Whether a mask adds to the scores, and does not only mask keys. */
 SA_INLINE int mask_adds(const sa_tile *t) {
     return t->mask_kind == SA_MASK_F32 || t->mask_kind == SA_MASK_F64;
 }
@@ -47,18 +58,18 @@ SA_INLINE vec with_mask_bias(vec s, vec b, int add, vec masked) {
     return v_select(v_eq(b, minus_inf()), masked, add ? v_add(s, b) : s);
 }
 
-/* LANES bools side by side. */
+/* B of LANES contiguous bools. */
 SA_INLINE vec bools(const char *p) { return v_select(v_nonzero_bytes(p), v_zero(), minus_inf()); }
 
-/* The n <= LANES bools at p, p + col, ... */
-static vec scattered_bools(const char *p, ptrdiff_t col, int n) {
+/* B of the n <= LANES bools at p, p + col, ... */
+static vec strided_bools(const char *p, ptrdiff_t col, int n) {
     char bytes[LANES] = {0};
     for (int i = 0; i < n; ++i) bytes[i] = p[i * col];
     return bools(bytes);
 }
 
-/* A mask in float32 where the kernel's own type is double. */
-static vec scattered_floats(const char *p, ptrdiff_t col, int n) {
+/* B of the n <= LANES floats at p, p + col, ..., where `real` is double. */
+static vec strided_floats(const char *p, ptrdiff_t col, int n) {
     real x[LANES] = {0};
     for (int i = 0; i < n; ++i) {
         float y;
@@ -68,7 +79,8 @@ static vec scattered_floats(const char *p, ptrdiff_t col, int n) {
     return v_load(x);
 }
 
-static vec hide_other_segments(const sa_tile *t, int r, int64_t key, int n, vec b) {
+/* B, or -inf where the key's segment is not that of row r. */
+static vec mask_other_segments(const sa_tile *t, int r, int64_t key, int n, vec b) {
     real x[LANES];
     v_store(x, b);
     const char *id = t->key_segments + key * t->segment_row;
@@ -77,18 +89,18 @@ static vec hide_other_segments(const sa_tile *t, int r, int64_t key, int n, vec 
     return v_load(x);
 }
 
-/* B of row r for keys [key, key + n); the other lanes mean nothing. */
+/* B of row r for keys [key, key + n); the other lanes are unspecified. */
 SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
     ptrdiff_t col = t->mask_col, at = key * col;
     vec b = v_zero();
     if (t->mask_kind == SA_MASK_BOOL)
         b = col == 1 && n == LANES ? bools(t->mask[r] + at)
-                                   : scattered_bools(t->mask[r] + at, col, n);
+                                   : strided_bools(t->mask[r] + at, col, n);
     else if (t->mask_kind == SA_MASK_F32 && SA_REAL_BITS == 64)
-        b = scattered_floats(t->mask[r] + at, col, n);
+        b = strided_floats(t->mask[r] + at, col, n);
     else if (t->mask_kind != SA_MASK_NONE)
         b = load_strided(t->mask[r] + at, col, n);
-    return t->key_segments ? hide_other_segments(t, r, key, n, b) : b;
+    return t->key_segments ? mask_other_segments(t, r, key, n, b) : b;
 }
 
 /* Whether row r has the same B as the row before it. */
@@ -97,13 +109,13 @@ SA_INLINE int same_mask_bias(const sa_tile *t, int r) {
            (!t->key_segments || t->segment[r] == t->segment[r - 1]);
 }
 
-/* Whether any of a row's keys are seen, and whether B is 0 for all of them. */
+/* Whether any of a row's keys is visible, and whether B is 0 for all of them. */
 typedef struct {
     int any_visible, all_zero;
 } scan;
 
-/* Eight bools at a time. A byte of `zero` has its highest bit set where one was 0; a byte beside
- * that one may have it too, which changes nothing. */
+/* Eight bools at a time. `zero` gets the highest bit of each byte that is 0; the borrow may set
+ * that of the next byte too, which does not change whether `zero` is 0. */
 static scan scan_bools(const char *p, int n) {
     const uint64_t ones = 0x0101010101010101u;
     uint64_t some = 0, zero = 0;
@@ -131,7 +143,7 @@ static scan scan_row(const sa_tile *t, int r, int64_t key, int n) {
     return s;
 }
 
-/* Each row's mask is a stream of its own: prefetch the next block's part of each. */
+/* Each row's mask is a stream of its own: prefetch the bools of the next block. */
 static void prefetch_next_bools(const sa_tile *t, int64_t block) {
     if (!has_bools_alone(t)) return;
     for (int r = 0; r < t->rows; ++r) {
@@ -140,8 +152,8 @@ static void prefetch_next_bools(const sa_tile *t, int64_t block) {
     }
 }
 
-/* The class of keys [begin, end) of the block: full where there is nothing to add or to mask. One
- * row is enough to know most blocks as partial. */
+/* The class of keys [begin, end) of the block by mask and segments: full where B is 0 for all. Most
+ * partial blocks are known after one row. */
 static sa_class mask_bias_class(const sa_tile *t, int64_t block, int begin, int end) {
     scan all = {.all_zero = 1};
     if (!has_mask_bias(t)) return SA_FULL;
@@ -155,7 +167,7 @@ static sa_class mask_bias_class(const sa_tile *t, int64_t block, int begin, int 
     return all.all_zero ? SA_FULL : SA_EMPTY;
 }
 
-/* The keys of the block that some row sees; 0 if there are none. */
+/* Find the keys of the block that are visible to some row; 0 if there are none. */
 static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     keys->block = block;
     keys->v_is_finite = 1;
@@ -167,15 +179,15 @@ static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     return keys->mask_class != SA_EMPTY;
 }
 
-/* V is scanned only where a key may be masked: a NaN or inf in V must not reach queries that do not
- * see it. */
+/* V is scanned only where a key may be masked: a NaN or inf there must not reach rows for which
+ * that key is masked. */
 static void check_v_finite(const sa_tile *t, block_keys *keys) {
     keys->v_is_finite =
         !is_partial(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
 }
 
-/* B of the rows whose lanes are vector i, transposed: panel[key * LANES + lane]. Lanes past the
- * last row mean nothing. */
+/* B of the rows in vector i, transposed: panel[key * LANES + lane]. Lanes past the last row are
+ * unspecified. */
 static void mask_bias_panel(const sa_tile *t, const block_keys *keys, int i, real *panel) {
     int first = i * LANES, rows = at_most(t->rows - first, LANES), alike = 1;
     for (int r = 1; r < rows; ++r) alike &= same_mask_bias(t, first + r);
@@ -196,3 +208,5 @@ static void mask_bias_panel(const sa_tile *t, const block_keys *keys, int i, rea
         for (int x = 0; x < n; ++x) v_store(panel + (j + x) * LANES, square[x]);
     }
 }
+
+#endif

@@ -1,22 +1,28 @@
 /* exp2, exp, log and tanh of a vector: less than 1 ulp off, the same bits in every set.
  *
- *     2^(ux) = 2^n (1 + f q(f)),   n = round(u x),        f = u x - n in [-1/2, 1/2], by one fma
- *     e^x    = 2^n (1 + r q(r)),   n = round(x log2 e),   r = x - n log 2 in [-.35, .35], by two
+ *     2^(ux) = 2^n (1 + f q(f)),   n = round(u x),        f = u x - n in [-1/2, 1/2], one fma
+ *     e^x    = 2^n (1 + r q(r)),   n = round(x log2 e),   r = x - n log 2 in [-.35, .35], two fmas
  *     log x  = e log 2 + log m,    x = m 2^e,  s = (m - 1) / (m + 1),  log m = 2 atanh s
- *     tanh x = x + x^3 t(x^2)      up to .55, and beyond it  1 - 2 / (e^2x + 1)
+ *     tanh x = x + x^3 t(x^2)      for |x| <= .55,        1 - 2 / (e^2x + 1) for larger x
  *
- * The largest errors in ulps, over all float32 numbers, in brackets those of samples in float64:
+ * The largest errors in ulps, over all float32 numbers; in brackets, over samples in float64:
  *
  *     2^x .88 (.87)     2^(ux) .97 (.97)     e^x .91 (.87)     log x .91 (.90)     tanh x .77 (.73)
  *
- * The first is of u = 1; the second a bound for every u: .94, of which .5 is the last rounding, .29
- * those of q, .12 that of f and .03 the polynomial; more where the result is subnormal, and rounded
- * once more. The others were found. tests/test_math.py asks for 1 of all.
+ * 2^(ux) has a bound for every u instead: .94, of which the last rounding is .5, the roundings of q
+ * .29, that of f .12 and the polynomial .03; up to .97 where the result is subnormal, which is a
+ * second rounding. The other figures were measured. tests/test_math.py requires 1 of all.
  *
  * q, t and the series of atanh are minimax fits of the relative error; the polynomial's error is
  * .025 ulp in 2^f, .05 ulp in e^r, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and
- * 11; log sums its parts in the order of fdlibm's e_log.c.) The constant term of 2^f and e^r is
+ * 11; log adds its terms in the order of fdlibm's e_log.c.) The constant term of 2^f and e^r is
  * exactly 1: a rescale by 2^0 changes nothing. */
+#ifndef SA_KERNELS_MATH_INC_H
+#define SA_KERNELS_MATH_INC_H
+
+#include <math.h>
+
+#include "simd.inc.h"
 
 #if SA_REAL_BITS == 32
 #define EXP_INF 112 /* e^x is inf from here up */
@@ -64,23 +70,22 @@ SA_INLINE vec polynomial(const int n, const real *c, vec x) {
     return y;
 }
 
-/* 2^n (1 + f q(f)), or 0 for small n, whatever f is. */
+/* 2^n (1 + f q(f)); 0 for n < LEAST_EXPONENT, even where f is NaN. */
 SA_INLINE vec exp_of_parts(const int count, const real *q, vec n, vec f) {
     return v_ldexp(v_fma(polynomial(count, q, f), f, v_set(1)), n);
 }
 
-/* unit x to nearest, ties to even; for |unit x| < 2^22, or else something as large. 1.5 *
- * 2^mantissa leaves no room for a fraction. */
-SA_INLINE vec round_scaled(vec x, vec unit) {
+/* scale * x rounded to the nearest integer, ties to even, for |scale * x| < 2^22; a larger one may
+ * be off, but stays large. Added to 1.5 * 2^REAL_MANTISSA, a number keeps no bits of a fraction. */
+SA_INLINE vec round_scaled(vec x, vec scale) {
     const vec no_fraction = v_set((real)((bits)3 << (REAL_MANTISSA - 1)));
-    return v_sub(v_fma(x, unit, no_fraction), no_fraction);
+    return v_sub(v_fma(x, scale, no_fraction), no_fraction);
 }
 
-/* 2^(unit x) for x <= 0, be it -inf, or NaN: what a softmax needs. unit x is never rounded but to
- * find n. */
-SA_INLINE vec v_exp2_scaled(vec x, vec unit) {
-    vec n = round_scaled(x, unit);
-    return exp_of_parts(COUNT(exp2_q), exp2_q, n, v_fms(x, unit, n));
+/* 2^(scale * x) for x <= 0, -inf and NaN. scale * x is rounded only to find n. */
+SA_INLINE vec v_exp2_scaled(vec x, vec scale) {
+    vec n = round_scaled(x, scale);
+    return exp_of_parts(COUNT(exp2_q), exp2_q, n, v_fms(x, scale, n));
 }
 
 /* r = x - n log 2, rounded once. The first fma is exact: where n is not 0, neither x nor n ln_2 has
@@ -89,19 +94,22 @@ SA_INLINE vec exp_rest(vec x, vec n) {
     return v_fma(n, v_set(-ln_2_low), v_fma(n, v_set(-ln_2), x));
 }
 
-/* The same of e^x. */
+/* e^x for x <= 0, -inf and NaN. */
 SA_INLINE vec v_exp_of_negative(vec x) {
     vec n = round_scaled(x, v_set(log2_e));
     return exp_of_parts(COUNT(exp_q), exp_q, n, exp_rest(x, n));
 }
 
-/* NaN passes, since min returns its second operand then. */
+/* NaN stays NaN: v_min returns its second operand where either is NaN. */
 SA_INLINE vec v_exp(vec x) { return v_exp_of_negative(v_min(v_set(EXP_INF), x)); }
 
-/* 1 - 2 / d for x in [1/2, 20], where d = e^2x + 1 is kept in two parts, whole = 2^n + 1 and
- * rest = e^2x - 2^n: in one it would be rounded, which costs the result up to an ulp. y is a first
- * result, off by the rounding of 1 / d and its own. (1 - y) d falls short of 2 by a remainder, and
- * 1 - y and its product with `whole` are exact: remainder / d is left to be taken from y. */
+/* 1 - 2 / d for x in [1/2, 20], where d = e^2x + 1 is kept as the sum of two terms,
+ *
+ *     whole = 2^n + 1,   rest = e^2x - 2^n,   remainder = 2 - (1 - y) (whole + rest)
+ *
+ * As one number d would be rounded, which costs the result up to an ulp. y is a first result, off
+ * by the roundings of 1 / d and of y itself, and y - remainder / d the better one. 1 - y and its
+ * product with `whole` are exact. */
 SA_INLINE vec tanh_of_large(vec x) {
     vec twice = v_add(x, x), n = round_scaled(twice, v_set(log2_e)), r = exp_rest(twice, n);
     vec power = v_ldexp(v_set(1), n), whole = v_add(power, v_set(1));
@@ -120,7 +128,7 @@ SA_INLINE vec v_tanh(vec x) {
     return v_mul(y, v_select(v_negative(x), v_set(-1), v_set(1)));
 }
 
-/* log 0 = -inf, log of what is negative or NaN is NaN. */
+/* log 0 = -inf; the log of a negative number or NaN is NaN. */
 SA_INLINE vec v_log(vec x) {
     const vec inf = v_set((real)INFINITY);
     const real lift = (real)((bits)1 << (REAL_MANTISSA + 1));
@@ -140,3 +148,5 @@ SA_INLINE vec v_log(vec x) {
     y = v_select(v_eq(x, v_zero()), minus_inf(), y);
     return v_select(v_le(v_zero(), x), y, v_set((real)NAN));
 }
+
+#endif

@@ -3,8 +3,17 @@
  *     m = max(lse_a, lse_b),   w = e^(lse - m),   out = (a w_a + b w_b) / (w_a + w_b)
  *     lse = m + log(w_a + w_b)
  *
- * A side whose lse is -inf saw no key: it adds nothing, whatever it holds.
- * Called by rows.c through the table (kernels.h). */
+ * A side whose lse is -inf had no visible key: it adds nothing, whatever it holds. Called by rows.c
+ * through the table (kernels.h). */
+#ifndef SA_KERNELS_MERGE_INC_H
+#define SA_KERNELS_MERGE_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
 
 static void merge_row(const sa_merge_row *row, int64_t n) {
     vec lse_a = v_broadcast(row->lse_a), lse_b = v_broadcast(row->lse_b);
@@ -20,7 +29,7 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
         a = v_select(a_none, v_zero(), a);
         b = v_select(b_none, v_zero(), b);
         vec out = v_mul(v_add(v_mul(a, w_a), v_mul(b, w_b)), factor);
-        /* A sum may overflow whose mean does not. */
+        /* The sum may overflow where the mean does not. */
         vec mean = v_fma(a, v_mul(w_a, factor), v_mul(b, v_mul(w_b, factor)));
         mean = v_select(v_both(finite_lanes(a), finite_lanes(b)), within_range(mean), mean);
         out = v_select(finite_lanes(out), out, mean);
@@ -31,3 +40,5 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
     write_real(row->lse, lse[0]);
     v_zeroupper();
 }
+
+#endif

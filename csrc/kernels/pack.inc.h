@@ -4,6 +4,11 @@
  *
  * scatter.inc.h is the inverse. No byte outside the arrays' elements is read; lanes past the last
  * row are 0. */
+#ifndef SA_KERNELS_PACK_INC_H
+#define SA_KERNELS_PACK_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
 
 /* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
 SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
@@ -30,6 +35,10 @@ SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LA
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
+/* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
+ * chunks fit the registers. Used by decode.inc.h and project_gemv.inc.h. */
+enum { SQUARE_ROWS = 4 };
+
 /* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
  * `prefetch_offset` bytes past each element is prefetched. */
 SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t prefetch_offset,
@@ -53,7 +62,7 @@ SA_INLINE void gather_square(const char *const *rows, ptrdiff_t offset, vec fact
     for (int i = 0; i < LANES; ++i) v_store(panel + i * panel_row, square[i]);
 }
 
-/* The same for a partial square, or for strided elements. */
+/* gather_square for a partial square, or for strided elements. */
 static void gather_part(const char *const *rows, int count, ptrdiff_t col, int width,
                         ptrdiff_t offset, vec factor, real *panel, ptrdiff_t panel_row) {
     vec square[LANES];
@@ -64,7 +73,7 @@ static void gather_part(const char *const *rows, int count, ptrdiff_t col, int w
     for (int i = 0; i < width; ++i) v_store(panel + i * panel_row, square[i]);
 }
 
-/* One vector of lanes: elements [0, length) of count rows -> panel[x * panel_row + lane]. */
+/* One vector of lanes: elements [0, length) of `count` rows -> panel[x * panel_row + lane]. */
 static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t length, real factor,
                    uintptr_t prefetch_offset, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
@@ -100,8 +109,8 @@ static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows,
     return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
 }
 
-/* Whether rows [begin, end) of x are all finite. `known` remembers the answer, since the tiles of a
- * head ask for the same rows. */
+/* Whether rows [begin, end) of x are all finite. `known` caches the answer: the tiles of a head ask
+ * for the same rows. */
 static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_t col,
                         int64_t begin, int64_t end, int64_t cols) {
     if (known->x == x && known->begin <= begin && end <= known->end) return 1;
@@ -116,3 +125,5 @@ static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_
 static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
     return known_finite(t->finite, t->v, t->v_row, t->v_col, begin, end, t->head_dim_v);
 }
+
+#endif

@@ -6,13 +6,33 @@
  *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(u (m - m')) + sum over keys of V[key, e] * P[key][lane]
  *
- * K and V are read where they lie. Where rows see different ranges of a block's keys, each vector
- * of lanes keeps to its own range. Called by the loops through the table (kernels.h). */
+ * K and V are read in place. Where the rows' ranges of keys differ within a block, each vector of
+ * lanes computes with its own range. Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_PREFILL_INC_H
+#define SA_KERNELS_PREFILL_INC_H
+
+#include <math.h>
+
+#include "../visibility.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "ukernel.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "scatter.inc.h"
+#include "mask.inc.h"
+#include "dropout.inc.h"
+#include "bias.inc.h"
 
 typedef struct {
     int n;         /* vectors of lanes */
     ptrdiff_t row; /* lanes in a row of Q, S and O */
-    real *q, *s, *sums, *rescale, *lo, *hi, *panel;
+    real *q, *s;
+    real *sums;    /* the micro-kernel's */
+    real *rescale; /* of each lane, the factor 2^(u (m - m')) of O */
+    real *lo, *hi; /* each lane's range of keys, counted from the block */
+    real *panel;   /* B of one vector of lanes */
 } prefill_scratch;
 
 SA_INLINE int lane_vectors(int rows) { return (rows + LANES - 1) / LANES; }
@@ -42,10 +62,14 @@ static prefill_scratch prefill_layout(const sa_tile *t, void *memory) {
 
 static split_state prefill_state(const sa_tile *t, void *memory) {
     ptrdiff_t row = lane_vectors(t->rows) * LANES;
-    split_state p = {.row_max = memory};
-    p.row_sum = p.row_max + row;
-    p.o = p.row_sum + row;
-    return p;
+    real *row_max = memory, *row_sum = row_max + row, *o = row_sum + row;
+    return (split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
+}
+
+static const_split_state prefill_const_state(const sa_tile *t, const void *memory) {
+    ptrdiff_t row = lane_vectors(t->rows) * LANES;
+    const real *row_max = memory, *row_sum = row_max + row, *o = row_sum + row;
+    return (const_split_state){.o = o, .row_max = row_max, .row_sum = row_sum};
 }
 
 static void prefill_begin(const sa_tile *t, void *memory) {
@@ -56,7 +80,7 @@ static void prefill_begin(const sa_tile *t, void *memory) {
     v_zeroupper();
 }
 
-/* The keys and values of a block, if there are any. */
+/* Add the keys and values of a block to the queue. */
 static void prefetch_block(const sa_tile *t, int64_t block, prefetch_queue *queue) {
     int64_t n = at_most(t->end - block, SA_BLOCK_N), size = sizeof(real);
     if (n <= 0) return;
@@ -68,9 +92,10 @@ static int keys_exceed_l2(const sa_tile *t) {
     return exceeds_l2(t, (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
 }
 
-/* A block's part in what the tile fetches ahead; and in the last but one, which is whole as a rule,
- * what follows the tile at once: its own results' rows, to be written, and the next tile's queries.
- */
+/* Prefetch targets while a block computes: its share of the next head's K and V; or, if the tile
+ * has no share, the next block's K and V, where no tile has read them before or they exceed L2. The
+ * last block but one, which is whole as a rule, adds the tile's rows of `out` and the next
+ * tile's queries. */
 static void prefill_prefetch(const sa_tile *t, int64_t block, prefetch_queue *queue) {
     const sa_prefetch *target = &t->prefetch;
     const sa_tile *next = target->next;
@@ -94,7 +119,7 @@ static void prefill_prefetch(const sa_tile *t, int64_t block, prefetch_queue *qu
     prefetch_list(queue, (const char *const *)t->out, t->rows, t->group, v_bytes);
 }
 
-/* S for vectors [first, first + n). */
+/* S of vectors [first, first + n). */
 static void prefill_scores(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
                            int first, int n, prefetch_queue *prefetch) {
     ukernel_in_parts(n, &(ukernel_args){
@@ -114,7 +139,8 @@ static void prefill_scores(const sa_tile *t, const prefill_scratch *x, const blo
                         });
 }
 
-/* O for the same vectors. Where V is not finite, the weights of masked keys are marked. */
+/* O of vectors [first, first + n). Where V is not finite, the weights of masked keys have their
+ * sign bit set. */
 static void prefill_values(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
                            int first, int n, beta_kind kind, real *o, prefetch_queue *prefetch) {
     ukernel_args p = {
@@ -137,7 +163,8 @@ static void prefill_values(const sa_tile *t, const prefill_scratch *x, const blo
     keys->v_is_finite ? ukernel(n, &p) : ukernel_masked(n, &p, MARKED_B, p.b);
 }
 
-/* Each lane's range of keys, counted from the block and clipped to it: exact in a real. */
+/* Each lane's range of keys, counted from the block and clipped to it: small integers, exact as
+ * `real`. */
 static void prefill_block_ranges(const sa_tile *t, const prefill_scratch *x, int64_t block) {
     for (int r = 0; r < x->row; ++r) {
         int is_row = r < t->rows;
@@ -146,7 +173,7 @@ static void prefill_block_ranges(const sa_tile *t, const prefill_scratch *x, int
     }
 }
 
-/* Put `masked` where lane and key are out of range, for keys [begin, end) of vector i. */
+/* Put `masked` where a key is out of its lane's range, for keys [begin, end) of vector i. */
 static void prefill_mask_range(const prefill_scratch *x, int begin, int end, int i, real masked) {
     vec lo = v_load(x->lo + i * LANES), hi = v_load(x->hi + i * LANES);
     real *s = x->s + begin * x->row + i * LANES;
@@ -154,6 +181,7 @@ static void prefill_mask_range(const prefill_scratch *x, int begin, int end, int
         v_store(s, in_range(v_load(s), lo, v_set((real)j), hi, v_set(masked)));
 }
 
+/* Only keys outside [full_begin, full_end) can be out of range. */
 static void prefill_mask_ranges(const prefill_scratch *x, const block_keys *keys, int i,
                                 real masked) {
     prefill_mask_range(x, keys->begin, keys->full_begin, i, masked);
@@ -169,7 +197,7 @@ static void prefill_mask_bias(const sa_tile *t, const prefill_scratch *x, const 
         v_store(s, with_mask_bias(v_load(s), v_load(x->panel + j * LANES), add, v_set(masked)));
 }
 
-/* Vector i of S, as the softmax sees it; and, unless NULL, the soft cap's derivative. */
+/* Add the biases to vector i of S and mask it. `dcap`, unless NULL, gets the cap's derivative. */
 static void prefill_bias_and_mask_dcap(const sa_tile *t, const prefill_scratch *x,
                                        const block_keys *keys, real *dcap, int i) {
     if (t->scoring.in_natural_units)
@@ -184,7 +212,7 @@ static void prefill_bias_and_mask(const sa_tile *t, const prefill_scratch *x,
     prefill_bias_and_mask_dcap(t, x, keys, NULL, i);
 }
 
-/* Give the weights of masked keys a set sign, and all others none. */
+/* Set the sign bit of masked keys' weights, for ukernel_masked; no other is negative. */
 static void prefill_mark_masked(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
                                 int i) {
     if (keys->mask_class == SA_PARTIAL) prefill_mask_bias(t, x, keys, i, 0, (real)-0.0);
@@ -193,8 +221,8 @@ static void prefill_mark_masked(const sa_tile *t, const prefill_scratch *x, cons
 
 SA_INLINE int clip(int x, int least, int most) { return x < least ? least : x > most ? most : x; }
 
-/* Those of the block's keys that some lane of vector i sees, from a multiple of 4; and whether all
- * lanes see all of them. */
+/* The block's keys in the range of some lane of vector i, from a multiple of 4 on, with their class
+ * by these lanes' ranges. */
 static block_keys keys_of_vector(const prefill_scratch *x, const block_keys *keys, int i) {
     real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
     for (int r = i * LANES; r < (i + 1) * LANES; ++r) {
@@ -204,106 +232,110 @@ static block_keys keys_of_vector(const prefill_scratch *x, const block_keys *key
         lo = x->lo[r] < lo ? x->lo[r] : lo;
         hi = x->hi[r] > hi ? x->hi[r] : hi;
     }
-    block_keys part = *keys;
-    if ((int)lo > part.begin) part.begin = (int)lo & ~3;
-    if ((int)hi < part.end) part.end = (int)hi;
-    if (all_lo <= (real)part.begin && (real)part.end <= all_hi) part.range_class = SA_FULL;
-    part.full_begin = clip((int)all_lo, part.begin, part.end);
-    part.full_end = clip((int)all_hi, part.full_begin, part.end);
-    return part;
+    block_keys visible = *keys;
+    if ((int)lo > visible.begin) visible.begin = (int)lo & ~3;
+    if ((int)hi < visible.end) visible.end = (int)hi;
+    if (all_lo <= (real)visible.begin && (real)visible.end <= all_hi) visible.range_class = SA_FULL;
+    visible.full_begin = clip((int)all_lo, visible.begin, visible.end);
+    visible.full_end = clip((int)all_hi, visible.full_begin, visible.end);
+    return visible;
 }
 
-/* The scores of vector i -> weights. */
+/* Vector i: scores become weights, and the state gets their maximum and sum. */
 static void prefill_weights(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
-                            split_state total, int i) {
+                            split_state state, int i) {
     int at = i * LANES;
     prefill_bias_and_mask(t, x, keys, i);
     softmax_column(scale_log2_of(&t->scoring), x->s + at, x->row, keys->begin, keys->end,
-                   total.row_max + at, total.row_sum + at, x->rescale + at);
+                   state.row_max + at, state.row_sum + at, x->rescale + at);
     if (t->scoring.has_dropout) prefill_drop(t, keys, x->s + at, x->row, i);
     if (!keys->v_is_finite) prefill_mark_masked(t, x, keys, i);
 }
 
-/* The keys that all of n vectors see, each its part; none, at the end of all, if there are none. */
-static block_keys common_keys(const block_keys *parts, int n, const block_keys *keys) {
+/* The intersection of n vectors' keys; if it is empty, begin = end = keys->end. */
+static block_keys common_keys(const block_keys *vector_keys, int n, const block_keys *keys) {
     block_keys common = *keys;
     for (int i = 0; i < n; ++i) {
-        if (parts[i].begin > common.begin) common.begin = parts[i].begin;
-        if (parts[i].end < common.end) common.end = parts[i].end;
+        if (vector_keys[i].begin > common.begin) common.begin = vector_keys[i].begin;
+        if (vector_keys[i].end < common.end) common.end = vector_keys[i].end;
     }
     if (!has_keys(&common)) common.begin = common.end = keys->end;
     return common;
 }
 
-/* The keys that any of them sees; none, at the end of all, if there are none. */
-static block_keys all_keys(const block_keys *parts, int n, const block_keys *keys) {
+/* The smallest range that holds n vectors' keys; if it is empty, begin = end = keys->end. */
+static block_keys all_keys(const block_keys *vector_keys, int n, const block_keys *keys) {
     block_keys all = *keys;
     all.begin = keys->end;
     all.end = keys->begin;
     for (int i = 0; i < n; ++i) {
-        if (!has_keys(&parts[i])) continue;
-        if (parts[i].begin < all.begin) all.begin = parts[i].begin;
-        if (parts[i].end > all.end) all.end = parts[i].end;
+        if (!has_keys(&vector_keys[i])) continue;
+        if (vector_keys[i].begin < all.begin) all.begin = vector_keys[i].begin;
+        if (vector_keys[i].end > all.end) all.end = vector_keys[i].end;
     }
     if (!has_keys(&all)) all.end = all.begin;
     return all;
 }
 
-/* Whether one product of n vectors, with all of those keys, costs less than one of each with its
- * own, which is slower by a quarter. */
-static int are_alike(const block_keys *parts, int n, const block_keys *all) {
-    int own = 0;
+/* Whether one product of n vectors with the keys of all costs less than a product of each vector
+ * with its own keys, which takes 5/4 of the time per key. */
+static int are_alike(const block_keys *vector_keys, int n, const block_keys *all) {
+    int separate = 0;
     for (int i = 0; i < n; ++i)
-        if (has_keys(&parts[i])) own += parts[i].end - parts[i].begin;
-    return 4 * n * (all->end - all->begin) <= 5 * own;
+        if (has_keys(&vector_keys[i])) separate += vector_keys[i].end - vector_keys[i].begin;
+    return 4 * n * (all->end - all->begin) <= 5 * separate;
 }
 
-/* What a part has before and after the common keys. */
-static block_keys keys_before(block_keys part, const block_keys *common) {
-    if (part.end > common->begin) part.end = common->begin;
-    return part;
+/* A vector's keys before the common ones. */
+static block_keys keys_before(block_keys visible, const block_keys *common) {
+    if (visible.end > common->begin) visible.end = common->begin;
+    return visible;
 }
 
-static block_keys keys_after(block_keys part, const block_keys *common) {
-    if (part.begin < common->end) part.begin = common->end;
-    return part;
+/* A vector's keys after the common ones. */
+static block_keys keys_after(block_keys visible, const block_keys *common) {
+    if (visible.begin < common->end) visible.begin = common->end;
+    return visible;
 }
 
-/* Keys [begin, end) weigh nothing for vector i. */
-static void prefill_hide(const prefill_scratch *x, int begin, int end, int i) {
+/* Keys [begin, end) get weight 0 in vector i. */
+static void prefill_clear_weights(const prefill_scratch *x, int begin, int end, int i) {
     real *s = x->s + begin * x->row + i * LANES;
     for (int j = begin; j < end; ++j, s += x->row) v_store(s, v_zero());
 }
 
-/* Where each vector sees other keys: the scores of the common ones are computed at once, and those
- * of the rest vector by vector; the values' sums at once too, if the parts are alike. */
+/* A block whose keys differ from vector to vector: one product has the scores of the common keys,
+ * and each vector adds those of its other keys. The values' sums are one product too if the
+ * vectors' keys are alike, and else one a vector. */
 static void prefill_partial_block(const sa_tile *t, const prefill_scratch *x,
-                                  const block_keys *keys, split_state total,
+                                  const block_keys *keys, split_state state,
                                   prefetch_queue *prefetch) {
-    block_keys parts[NR_MAX];
-    for (int i = 0; i < x->n; ++i) parts[i] = keys_of_vector(x, keys, i);
-    block_keys common = common_keys(parts, x->n, keys), all = all_keys(parts, x->n, keys);
-    int at_once = keys->v_is_finite && are_alike(parts, x->n, &all);
+    block_keys vector_keys[NR_MAX];
+    for (int i = 0; i < x->n; ++i) vector_keys[i] = keys_of_vector(x, keys, i);
+    block_keys common = common_keys(vector_keys, x->n, keys),
+               all = all_keys(vector_keys, x->n, keys);
+    int at_once = keys->v_is_finite && are_alike(vector_keys, x->n, &all);
     if (has_keys(&common)) prefill_scores(t, x, &common, 0, x->n, prefetch);
     for (int i = 0; i < x->n; ++i) {
-        block_keys part = parts[i];
-        if (!has_keys(&part)) part.begin = part.end = all.begin;
-        block_keys before = keys_before(part, &common), after = keys_after(part, &common);
+        block_keys visible = vector_keys[i];
+        if (!has_keys(&visible)) visible.begin = visible.end = all.begin;
+        block_keys before = keys_before(visible, &common), after = keys_after(visible, &common);
         if (has_keys(&before)) prefill_scores(t, x, &before, i, 1, prefetch);
         if (has_keys(&after)) prefill_scores(t, x, &after, i, 1, prefetch);
-        prefill_weights(t, x, &part, total, i);
+        prefill_weights(t, x, &visible, state, i);
         if (at_once) {
-            prefill_hide(x, all.begin, part.begin, i);
-            prefill_hide(x, part.end, all.end, i);
-        } else if (has_keys(&part)) {
-            prefill_values(t, x, &part, i, 1, BETA_OF_LANE, total.o, prefetch);
+            prefill_clear_weights(x, all.begin, visible.begin, i);
+            prefill_clear_weights(x, visible.end, all.end, i);
+        } else if (has_keys(&visible)) {
+            prefill_values(t, x, &visible, i, 1, BETA_OF_LANE, state.o, prefetch);
         }
     }
-    if (at_once) prefill_values(t, x, &all, 0, x->n, BETA_OF_LANE, total.o, prefetch);
+    if (at_once) prefill_values(t, x, &all, 0, x->n, BETA_OF_LANE, state.o, prefetch);
 }
 
-/* Whether O is begun, now or before: what is summed first is stored, if all vectors have it. */
-static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state total,
+/* Returns whether O is begun, by this block or one before. A full block that begins O writes it;
+ * else O is cleared first. */
+static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state state,
                          int64_t block, int is_begun) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return is_begun;
@@ -312,44 +344,44 @@ static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state
     prefill_prefetch(t, block, &prefetch);
     if (keys.range_class == SA_FULL) {
         prefill_scores(t, x, &keys, 0, x->n, &prefetch);
-        for (int i = 0; i < x->n; ++i) prefill_weights(t, x, &keys, total, i);
+        for (int i = 0; i < x->n; ++i) prefill_weights(t, x, &keys, state, i);
         beta_kind kind = is_begun ? BETA_OF_LANE : BETA_ZERO;
-        prefill_values(t, x, &keys, 0, x->n, kind, total.o, &prefetch);
+        prefill_values(t, x, &keys, 0, x->n, kind, state.o, &prefetch);
     } else {
-        if (!is_begun) state_clear_values(total, x->row, t->head_dim_v);
+        if (!is_begun) state_clear_values(state, x->row, t->head_dim_v);
         prefill_block_ranges(t, x, block);
-        prefill_partial_block(t, x, &keys, total, &prefetch);
+        prefill_partial_block(t, x, &keys, state, &prefetch);
     }
     return 1;
 }
 
 static void prefill_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
-                          void *part) {
+                          void *split_memory) {
     prefill_scratch x = prefill_layout(t, memory);
-    split_state total = prefill_state(t, part);
-    state_clear(total, x.row);
+    split_state state = prefill_state(t, split_memory);
+    state_clear(state, x.row);
     int is_begun = 0;
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N)
-        is_begun = prefill_block(t, &x, total, block, is_begun);
-    if (!is_begun) state_clear_values(total, x.row, t->head_dim_v);
+        is_begun = prefill_block(t, &x, state, block, is_begun);
+    if (!is_begun) state_clear_values(state, x.row, t->head_dim_v);
     v_zeroupper();
 }
 
 static void prefill_merge(const sa_tile *t, void *memory, void *total_memory,
-                          const void *part_memory) {
+                          const void *split_memory) {
     (void)memory;
-    split_state total = prefill_state(t, total_memory),
-                part = prefill_state(t, (void *)part_memory);
+    split_state total = prefill_state(t, total_memory);
+    const_split_state split = prefill_const_state(t, split_memory);
     int row = lane_vectors(t->rows) * LANES;
     vec scale_log2 = scale_log2_of(&t->scoring);
     for (int i = 0; i < row; i += LANES) {
         vec a, b;
-        softmax_merge(scale_log2, total.row_max + i, total.row_sum + i, part.row_max + i,
-                      part.row_sum + i, &a, &b);
+        softmax_merge(scale_log2, total.row_max + i, total.row_sum + i, split.row_max + i,
+                      split.row_sum + i, &a, &b);
         real *o = total.o + i;
-        const real *other = part.o + i;
-        for (int64_t e = 0; e < t->head_dim_v; ++e, o += row, other += row)
-            v_store(o, v_fma(v_load(o), a, v_mul(v_load(other), b)));
+        const real *split_o = split.o + i;
+        for (int64_t e = 0; e < t->head_dim_v; ++e, o += row, split_o += row)
+            v_store(o, v_fma(v_load(o), a, v_mul(v_load(split_o), b)));
     }
     v_zeroupper();
 }
@@ -360,10 +392,12 @@ static void prefill_finish(const sa_tile *t, void *memory, void *total_memory) {
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
         vec max = v_load(total.row_max + i), sum = v_load(total.row_sum + i);
-        row_epilogue end = without_dropped(t, end_of_rows(t, i, max, sum));
+        row_epilogue end = with_dropout_scale(t, epilogue_of_rows(t, i, max, sum));
         scatter_scaled(t->out + i, at_most(t->rows - i, LANES), t->out_col, t->head_dim_v,
                        total.o + i, row, &end);
         write_lse(t, i, max, sum);
     }
     v_zeroupper();
 }
+
+#endif

@@ -1,28 +1,41 @@
-/* The product of a projection and those of its gradients, in the one micro-kernel:
+/* The products of a projection and of its gradients, by the micro-kernel (ukernel.inc.h):
  *
  *     C[m][lane] = sum over k of A[m, k] * B[k][lane]
  *
  *     by rows       out[row, m] = sum of W[m, k] * x[row, k] + bias[m]     a lane is a row of x
  *     by columns    dW[m, col]  = sum of dy[k, m] * x[k, col]              a lane is a column of x
  *
- * The sum over k is cut at fixed places: into runs of PROJECT_RUN, these into parts of two chunks,
- * each of all three summed from 0, and what follows added in order. So the bits of an element
- * depend on nothing but its row of A and its column of B, and its error grows slowly with k, which
- * may be all rows of a batch. A few rows go another way to the same bits: project_gemv.inc.h.
+ * The sum over k is cut at fixed places, into runs of PROJECT_RUN, each run into parts of two
+ * chunks. Each run, part and chunk is summed from 0, and these sums are added in order. So the bits
+ * of an element depend on nothing but its row of A and its column of B, and its error grows slowly
+ * with k, which may be all rows of a batch. A few rows of x have kernels of their own, with the
+ * same bits: project_gemv.inc.h.
  *
- * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes, and a step of A's
- * rows passes by one panel after the other. They are read where they lie, if the caches have room
- * for them there. Called by the loops through the table (kernels.h). */
+ * B is packed, a block of k at a time, in panels of at most PROJECT_LANES lanes; PROJECT_STEP rows
+ * of A are multiplied by one panel after another. A is read in place, or copied (transposed
+ * where needed) so that its rows are contiguous and share no cache sets. Called by the loops
+ * through the table (kernels.h). */
+#ifndef SA_KERNELS_PROJECT_INC_H
+#define SA_KERNELS_PROJECT_INC_H
+
+#include <string.h>
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "prefetch.inc.h"
+#include "ukernel.inc.h"
+#include "scatter.inc.h"
 
 enum {
-    PROJECT_CHUNK = 64, /* half of it where there are no more k: see project_chunk */
+    PROJECT_CHUNK = 64, /* k of a chunk; half of it for a short sum: project_chunk */
     PROJECT_RUN = 1024,
-    PROJECT_LANES = NR_BEST * LANES,         /* of a panel */
-    PROJECT_STEP = 128,                      /* rows of A */
-    PROJECT_PIECE = 128 / (int)sizeof(real), /* of a row, that is transposed at a time */
+    PROJECT_LANES = NR_BEST * LANES,         /* lanes of a panel */
+    PROJECT_STEP = 128,                      /* rows of A multiplied at a time */
+    PROJECT_PIECE = 128 / (int)sizeof(real), /* elements of a row transposed at a time */
     PIECE_BYTES = PROJECT_PIECE * (int)sizeof(real),
-    /* Elements of a block of a single panel, which few rows of x make: A comes from memory then,
-     * and the longer the block, the longer the pieces in which it is read. */
+    /* Elements of B in the block of a tile of one panel. With so few lanes A comes from memory, and
+     * a longer block reads it in longer pieces. */
     PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
 };
 
@@ -31,13 +44,13 @@ _Static_assert(SA_PROJECT_K % (2 * PROJECT_CHUNK) == 0 && PROJECT_RUN % SA_PROJE
 
 typedef struct {
     real *b, *a, *sums, *c;
-    real *total; /* of the runs before this one, as C; only where there are several */
-    int64_t row; /* elements of a row of `a`; panels of B have as many rows */
+    real *total; /* sums of the runs before this one, laid out as C; only if there are several */
+    int64_t row; /* elements of a row of `a`, and rows of a panel of B */
 } project_scratch;
 
-/* Whether A's rows are read where they lie: if their elements do side by side, and they do not all
- * compete for the same places in the caches, as rows that are a multiple of a page apart do. A
- * single panel reads them once. */
+/* Whether A's rows are read in place: their elements must be contiguous, and not compete for the
+ * same cache sets, as rows a multiple of a page apart do. For a single panel that does not matter:
+ * it reads them once. */
 static int reads_a_in_place(const sa_project_tile *t) {
     enum { PAGE = 4096 };
     if (t->p.by == SA_BY_COLUMNS || t->p.w_k != (ptrdiff_t)sizeof(real)) return 0;
@@ -50,10 +63,10 @@ static int64_t project_chunk(const sa_project_tile *t) {
 
 static int has_runs(const sa_project_tile *t) { return t->p.k > PROJECT_RUN; }
 
-/* Whether a block that begins there begins a run. */
+/* Whether the block that begins at k begins a run. */
 SA_INLINE int begins_run(int64_t k) { return k % PROJECT_RUN == 0; }
 
-/* The n sums of a run are added to those of the runs before it, if there are any. */
+/* Add the n sums c of a run to the total; the first run starts the total. */
 static void end_run(real *total, const real *c, int64_t n, int is_first) {
     for (int64_t i = 0; i < n; i += LANES)
         v_store(total + i, is_first ? v_load(c + i) : v_add(v_load(total + i), v_load(c + i)));
@@ -71,29 +84,30 @@ static int64_t project_block(const sa_project_tile *t) {
     return block_of(t, block);
 }
 
+/* Whether blocks are longer than usual: the tile is a single panel then. */
 static int is_long(const sa_project_tile *t) { return t->p.block > SA_PROJECT_K; }
 
-/* Elements of A that are brought together at a time. */
-static int64_t elements_of_a(const sa_project_tile *t) {
+/* Elements of scratch for A, where it is not read in place. */
+static int64_t a_elements(const sa_project_tile *t) {
     return reads_a_in_place(t) ? 0 : PROJECT_STEP * whole_vectors(t->p.block);
 }
 
 static size_t project_scratch_size(const sa_project_tile *t) {
     int64_t lanes = whole_vectors(t->lanes);
     int64_t b = lanes * whole_vectors(t->p.block), c = lanes * t->m * (has_runs(t) ? 2 : 1);
-    return (size_t)(b + elements_of_a(t) + SUMS_ROOM + c) * sizeof(real);
+    return (size_t)(b + a_elements(t) + SUMS_ROOM + c) * sizeof(real);
 }
 
 static project_scratch project_layout(const sa_project_tile *t, void *memory) {
     project_scratch x = {.b = memory, .row = whole_vectors(t->p.block)};
     x.a = x.b + x.row * whole_vectors(t->lanes);
-    x.sums = x.a + elements_of_a(t);
+    x.sums = x.a + a_elements(t);
     x.c = x.sums + SUMS_ROOM;
     x.total = x.c + whole_vectors(t->lanes) * t->m;
     return x;
 }
 
-/* The panel of the lanes from `first` on: so many vectors, its rows of B and of C. */
+/* The panel of the lanes from `first` on: n vectors, and its rows of B and C. */
 typedef struct {
     int n;
     ptrdiff_t row;
@@ -109,15 +123,15 @@ static project_panel panel_at(const sa_project_tile *t, const project_scratch *x
 
 /* ------------------------------------------------------------------ B */
 
-/* Lines that are needed soon, of rows whose elements lie side by side. */
+/* Prefetch `bytes` bytes from `offset` on of rows with contiguous elements into L1. */
 static void prefetch_pieces(const char *const *rows, int count, ptrdiff_t offset, ptrdiff_t bytes) {
     for (int r = 0; r < count; ++r)
         for (ptrdiff_t at = offset; at < offset + bytes; at += CACHE_LINE)
             SA_PREFETCH_NEAREST((uintptr_t)rows[r] + (uintptr_t)at);
 }
 
-/* A vector of lanes from rows of x, of which each is one, piece by piece: what the next one reads
- * and writes is fetched, since a store that misses the nearest cache holds up those after it. */
+/* Pack a vector of lanes, each a row of x, piece by piece. The next piece of the rows and of the
+ * panel is prefetched: a store that misses L1 blocks the stores after it. */
 static void pack_lanes(const sa_project_tile *t, int lane, int64_t k_begin, int64_t k_end,
                        int is_first, real *b, ptrdiff_t b_row) {
     const ptrdiff_t col = t->p.x_col;
@@ -152,8 +166,8 @@ static int is_zero(const char *p, ptrdiff_t stride, int64_t n) {
     return 1;
 }
 
-/* Rows of x as they are. One whose gradient is 0 everywhere adds nothing to that of the weight,
- * whatever it holds: it may be padding. */
+/* Pack rows of x as rows of B. A row whose dy is all 0 must add nothing to dW, even if it holds NaN
+ * or inf: it may be padding. */
 static void load_columns(const sa_project_tile *t, const project_scratch *x, int64_t count) {
     int finite = 1;
     EACH_PANEL(first) {
@@ -189,13 +203,13 @@ static void project_load(const sa_project_tile *t, void *memory, int64_t k_begin
 
 /* ------------------------------------------------------------------ A */
 
-/* Rows of A, elements side by side. */
+/* Rows of A with contiguous elements. */
 typedef struct {
     const char *at;
     ptrdiff_t row;
 } rows_of_a;
 
-/* Rows [m_begin, m_end) from `count` columns, each with its elements `col` bytes apart. */
+/* Copy rows [m_begin, m_end) of A from `count` columns, whose elements are `col` bytes apart. */
 static void transpose_a(const project_scratch *x, const char *const *columns, int64_t count,
                         ptrdiff_t col, int64_t m_begin, int64_t m_end) {
     for (int64_t m = m_begin; m < m_end; m += PROJECT_PIECE) {
@@ -211,6 +225,7 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
     }
 }
 
+/* Copy `count` contiguous elements of each of `rows` rows of A, `step` bytes apart. */
 static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, int64_t rows,
                    int64_t count) {
     enum { ROWS_AHEAD = 4 };
@@ -222,9 +237,9 @@ static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, in
     }
 }
 
-/* Rows [m_begin, m_end), the block's k of them. */
-static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int64_t k_begin,
-                         int64_t k_end, int64_t m_begin, int64_t m_end) {
+/* Rows [m_begin, m_end) of A for k in [k_begin, k_end): in place or copied. */
+static rows_of_a load_a(const sa_project_tile *t, const project_scratch *x, int64_t k_begin,
+                        int64_t k_end, int64_t m_begin, int64_t m_end) {
     const int64_t count = k_end - k_begin;
     if (t->p.by == SA_BY_ROWS && t->p.w_k == (ptrdiff_t)sizeof(real)) {
         const char *w = t->p.w + m_begin * t->p.w_row + k_begin * t->p.w_k;
@@ -243,7 +258,7 @@ static rows_of_a bring_a(const sa_project_tile *t, const project_scratch *x, int
 
 /* ------------------------------------------------------------------ C */
 
-/* C's rows [m, m + rows) of a panel, from the block of k that was loaded. */
+/* The product of the loaded block of k, for rows [m, m + rows) of a panel's C. */
 static ukernel_args project_args(const sa_project_tile *t, const project_scratch *x,
                                  const project_panel *p, rows_of_a a, int64_t m, int64_t rows,
                                  int64_t k_begin, int64_t k_end) {
@@ -275,8 +290,8 @@ static void multiply_rows(const sa_project_tile *t, const project_scratch *x, ro
     }
 }
 
-/* The same of a single panel and a long block: each strip passes by all of it, while the next one
- * is fetched, a line with each k. */
+/* multiply_rows for a single panel and a long block: each strip of A is multiplied by the whole
+ * block, while the next strip is prefetched, a line with each k. */
 static void multiply_long_rows(const sa_project_tile *t, const project_scratch *x, rows_of_a a,
                                int64_t k_begin, int64_t k_end, int64_t m_begin, int64_t m_end) {
     project_panel p = panel_at(t, x, 0);
@@ -296,7 +311,7 @@ static void multiply_long_rows(const sa_project_tile *t, const project_scratch *
 static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_begin, int64_t k_end,
                              int64_t m_begin, int64_t m_end) {
     project_scratch x = project_layout(t, memory);
-    rows_of_a a = bring_a(t, &x, k_begin, k_end, m_begin, m_end);
+    rows_of_a a = load_a(t, &x, k_begin, k_end, m_begin, m_end);
     if (is_long(t))
         multiply_long_rows(t, &x, a, k_begin, k_end, m_begin, m_end);
     else
@@ -304,7 +319,7 @@ static void project_multiply(const sa_project_tile *t, void *memory, int64_t k_b
     v_zeroupper();
 }
 
-/* A vector of lanes, each of which is a row of out, piece by piece. */
+/* Write a vector of lanes, each a row of `out`, piece by piece. */
 static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdiff_t c_row) {
     char *rows[LANES];
     int count = at_most(t->lanes - lane, LANES);
@@ -318,7 +333,7 @@ static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdif
     }
 }
 
-/* Those of a row of C are elements of a row of dW. */
+/* Write a vector of lanes of C: each row's lanes are elements of a row of dW. */
 static void write_columns(const sa_project_tile *t, int lane, const real *c, ptrdiff_t c_row) {
     char *to = t->p.grad + lane * t->p.grad_col;
     for (int64_t m = 0; m < t->m; ++m, to += t->p.grad_row)
@@ -353,3 +368,5 @@ static void project_finish(const sa_project_tile *t, void *memory) {
 }
 
 #undef EACH_PANEL
+
+#endif

@@ -1,17 +1,28 @@
-/* The projection of a row or a few (a model that decodes), at the speed of memory. The operands of
- * project.inc.h change places, the operations on a row and their order do not:
+/* The projection of a few rows (decoding), bound by memory. Lanes are rows of W, where those of
+ * project.inc.h are rows of x; the operations on an element and their order are the same:
  *
  *     out[row][lane] = sum over k of x[row, k] * W[lane][k] + bias[lane]      a lane is a row of W
  *
- * W is read once, in long pieces. Where its rows are what lies side by side, squares of them are
- * transposed in registers; where its columns are, they are vectors as they lie: two kernels, which
- * share what goes before and after. Called by the loops through the table (kernels.h). */
+ * W is read once, in long pieces. Where the elements of its rows are contiguous, squares of W are
+ * transposed in registers (gemv_multiply_rows); where those of its columns are, vectors are loaded
+ * as they are (gemv_multiply_columns). Both kernels share the rest. Called by the loops through the
+ * table (kernels.h). */
+#ifndef SA_KERNELS_PROJECT_GEMV_INC_H
+#define SA_KERNELS_PROJECT_GEMV_INC_H
+
+#include <string.h>
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
+#include "ukernel.inc.h"
+#include "project.inc.h"
 
 enum {
-    GEMV_ROWS = 8,
-    GEMV_K = 4 * PROJECT_RUN, /* of a block: the longer, the longer the pieces of W */
-    GEMV_COLUMNS = 1024,      /* of W, whose sums stay in the nearest cache for a chunk of k */
-    GEMV_COLUMNS_K = 8,       /* so many k are added to a sum at a time */
+    GEMV_ROWS = 8,            /* rows of x, at most */
+    GEMV_K = 4 * PROJECT_RUN, /* k of a block: the more, the longer the pieces of W */
+    GEMV_COLUMNS = 1024, /* rows of W at a time by columns: their sums stay in L1 for a chunk */
+    GEMV_COLUMNS_K = 8,  /* columns of W added to a sum at a time */
 };
 
 typedef struct {
@@ -49,21 +60,21 @@ static void gemv_load(const sa_project_tile *t, void *memory, int64_t k_begin, i
     v_zeroupper();
 }
 
-/* The sums of a run that began at k, of x's rows [first, last) and `count` rows of W from m on. */
+/* End the run that began at k, for rows [first, last) of x and `count` rows of W from m on. */
 static void gemv_end_run(const sa_project_tile *t, const gemv_scratch *x, int64_t k, int first,
                          int last, int64_t m, int64_t count) {
     for (int r = first; has_runs(t) && r < last; ++r)
         end_run(x->total + r * x->c_row + m, x->c + r * x->c_row + m, count, k == 0);
 }
 
-/* ------------------------------------------------------------------ rows of W side by side */
+/* ------------------------------------------------------------------ W with contiguous rows */
 
-/* acc[c][r] += x[r, k] * W[lane][k] for `count` k from `first` on, and for as many one `chunk`
- * behind them, if C is 2. A square of W, transposed in registers, is multiplied where it is.
- * Nothing is fetched ahead: rows are read from end to end, which the processor sees by itself. */
+/* acc[c][r] += x[r, k] * W[lane][k] for M rows of x and `count` k: from `first` on for c = 0, and
+ * one `chunk` later for c = 1, if C is 2. Squares of W are transposed and multiplied in registers.
+ * Nothing is prefetched: rows are read from end to end, which the hardware prefetcher follows. */
 SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_row,
                            const char *const *rows, int64_t first, int64_t count, int64_t chunk,
-                           vec acc[][DECODE_SQUARE_ROWS]) {
+                           vec acc[][SQUARE_ROWS]) {
     for (int64_t k = first; k < first + count; k += LANES) {
         SA_UNROLL
         for (int c = 0; c < C; ++c) {
@@ -81,14 +92,13 @@ SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_
     }
 }
 
-/* A vector of lanes for M rows, a constant, and k from `begin` to `end`. The two chunks of a part
- * are summed side by side: one after the other, a single row would wait for each sum's last
- * product. */
+/* A vector of lanes for M rows, a constant, and k in [begin, end), a run. The two chunks of a part
+ * are summed side by side: with one sum a row, each fma would wait for the one before it. */
 SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const char *const *rows,
                             int64_t begin, int64_t end, int64_t chunk, real *c, ptrdiff_t c_row) {
     for (int64_t k = begin; k < end; k += 2 * chunk) {
         int64_t first = at_most(end - k, (int)chunk), second = at_most(end - k - first, (int)chunk);
-        vec acc[2][DECODE_SQUARE_ROWS];
+        vec acc[2][SQUARE_ROWS];
         SA_UNROLL
         for (int r = 0; r < M; ++r) acc[0][r] = acc[1][r] = v_zero();
         add_squares(M, 2, x, x_row, rows, k, second, chunk, acc);
@@ -102,7 +112,7 @@ SA_INLINE void squares_of_w(const int M, const real *x, ptrdiff_t x_row, const c
     }
 }
 
-/* The block's runs for some of x's rows. W is read from end to end, and again for the next ones. */
+/* The block's runs for rows [r, r + M) of x. W is read from end to end, once for each call. */
 SA_INLINE void runs_of_squares(const int M, const sa_project_tile *t, const gemv_scratch *s, int r,
                                const char *const *rows, int64_t k_begin, int64_t k_end, int64_t m) {
     for (int64_t k = k_begin; k < k_end; k += PROJECT_RUN) {
@@ -113,7 +123,8 @@ SA_INLINE void runs_of_squares(const int M, const sa_project_tile *t, const gemv
     }
 }
 
-/* One run, from k of the block on, for a vector of lanes, of any rows and strides, by panels. */
+/* One run, from k = begin of the block on, for a vector of `count` lanes and any strides of W, by
+ * panels. */
 static void panels_of_w(const sa_project_tile *t, const gemv_scratch *s, const char *const *rows,
                         int count, int64_t begin, int64_t length, int64_t m) {
     for (int64_t k = begin; k < begin + length; k += SA_PROJECT_K) {
@@ -148,8 +159,8 @@ static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k
         int count = at_most(m_end - m, LANES), by_squares = are_squares && count == LANES;
         for (int i = 0; i < count; ++i)
             rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
-        for (int r = 0; by_squares && r < t->lanes; r += DECODE_SQUARE_ROWS)
-            switch (at_most(t->lanes - r, DECODE_SQUARE_ROWS)) {
+        for (int r = 0; by_squares && r < t->lanes; r += SQUARE_ROWS)
+            switch (at_most(t->lanes - r, SQUARE_ROWS)) {
                 case 1: runs_of_squares(1, t, s, r, rows, k_begin, k_end, m); break;
                 case 2: runs_of_squares(2, t, s, r, rows, k_begin, k_end, m); break;
                 case 3: runs_of_squares(3, t, s, r, rows, k_begin, k_end, m); break;
@@ -163,11 +174,11 @@ static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k
     v_zeroupper();
 }
 
-/* ------------------------------------------------------------------ columns of W side by side */
+/* ------------------------------------------------------------------ W with contiguous columns */
 
-/* sum[m] += x[k] * W[m, k] for GEMV_COLUMNS_K columns from k on, or fewer, of `count` rows of W.
- * The next as many columns are fetched meanwhile, if asked for. */
-SA_INLINE void add_columns(const int columns, const int fetches, const real *x, const char *w,
+/* sum[m] += x[k] * W[m, k] for `columns` columns and `count` rows of W. `prefetches`: prefetch as
+ * many columns after them. Both are constants where this is inlined. */
+SA_INLINE void add_columns(const int columns, const int prefetches, const real *x, const char *w,
                            ptrdiff_t w_k, int64_t count, real *sum) {
     for (int64_t m = 0; m < count; m += LANES) {
         int width = at_most(count - m, LANES);
@@ -177,24 +188,24 @@ SA_INLINE void add_columns(const int columns, const int fetches, const real *x, 
         SA_UNROLL
         for (int k = 0; k < columns; ++k, at += w_k) {
             vec wk = width == LANES ? v_load(at) : v_load_n(at, width);
-            if (fetches && begins_line) SA_PREFETCH((uintptr_t)at + (uintptr_t)(columns * w_k));
+            if (prefetches && begins_line) SA_PREFETCH((uintptr_t)at + (uintptr_t)(columns * w_k));
             acc = v_fma(v_set(x[k]), wk, acc);
         }
         v_store(sum + m, acc);
     }
 }
 
-static void add_and_fetch_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
-                                  real *sum) {
+static void add_columns_prefetching(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
+                                    real *sum) {
     add_columns(GEMV_COLUMNS_K, 1, x, w, w_k, count, sum);
 }
 
-static void add_near_columns(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
-                             real *sum) {
+static void add_columns_cached(const real *x, const char *w, ptrdiff_t w_k, int64_t count,
+                               real *sum) {
     add_columns(GEMV_COLUMNS_K, 0, x, w, w_k, count, sum);
 }
 
-/* A chunk's sums become those of its part, or are added to them, and begin again. */
+/* End a chunk: its sums begin the part's or are added to them, and are cleared. */
 static void add_chunk(int is_first, real *chunk, int64_t count, real *part) {
     for (int64_t m = 0; m < count; m += LANES) {
         vec sum = v_load(chunk + m);
@@ -203,7 +214,7 @@ static void add_chunk(int is_first, real *chunk, int64_t count, real *part) {
     }
 }
 
-/* The same of a part's sums and all. */
+/* End a part: its sums begin the run's or are added to them. */
 static void add_part(int is_first, const real *part, int64_t count, real *c) {
     for (int64_t m = 0; m < count; m += LANES) {
         vec sum = v_load(part + m);
@@ -211,7 +222,7 @@ static void add_part(int is_first, const real *part, int64_t count, real *c) {
     }
 }
 
-/* A run of k, for the rows [m, m + count) of W; x's first one has the run's k at `xk`. */
+/* A run of `length` k, for rows [m, m + count) of W. `xk`: row 0 of x at the run's first k. */
 static void run_of_columns(const sa_project_tile *t, const gemv_scratch *x, const real *xk,
                            const char *w, int64_t length, int64_t m, int64_t count) {
     const int64_t chunk = project_chunk(t);
@@ -221,7 +232,7 @@ static void run_of_columns(const sa_project_tile *t, const gemv_scratch *x, cons
         int is_first = k % (2 * chunk) == 0;
         for (; k + GEMV_COLUMNS_K <= end; k += GEMV_COLUMNS_K)
             for (int r = 0; r < t->lanes; ++r)
-                (t->p.exceeds_cache && r == 0 ? add_and_fetch_columns : add_near_columns)(
+                (t->p.exceeds_cache && r == 0 ? add_columns_prefetching : add_columns_cached)(
                     xk + r * x->x_row + k, w + k * t->p.w_k, t->p.w_k, count,
                     x->chunk + r * GEMV_COLUMNS);
         for (; k < end; ++k)
@@ -264,3 +275,5 @@ static void gemv_finish(const sa_project_tile *t, void *memory) {
         }
     v_zeroupper();
 }
+
+#endif

@@ -1,9 +1,15 @@
-/* Rotary positions, one row at a time: each pair (a, b) of its elements is turned by an angle t,
+/* Rotary position embedding of a row: each pair (a, b) of its elements is rotated by an angle t,
  *
  *     (a, b) -> (a cos t - b sin t, b cos t + a sin t)
  *
- * and the elements that are in no pair stay. Cosines and sines of the row are given.
- * Called by rows.c through the table (kernels.h). */
+ * and elements in no pair are copied. The row's cosines and sines are given. (Su et al.,
+ * "RoFormer", 2021.) Called by rows.c through the table (kernels.h). */
+#ifndef SA_KERNELS_ROPE_INC_H
+#define SA_KERNELS_ROPE_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "pack.inc.h"
 
 static void rope_row(const sa_rope_row *row, int64_t n) {
     const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;
@@ -29,3 +35,5 @@ static void rope_row(const sa_rope_row *row, int64_t n) {
     }
     v_zeroupper();
 }
+
+#endif

@@ -1,13 +1,25 @@
-/* The steps on their own, on a tile whose lanes are queries (prefill.inc.h):
+/* Single steps of attention, on a tile whose lanes are queries (prefill.inc.h):
  *
  *     scores    out[r, key] = S[key][r], -inf where masked
  *     weights   out[r, key] = 2^(u (S[key][r] - m)) / l, with the m and l of all keys
  *     sum       out[r, e]   = sum over keys of weights[r, key] * V[key, e], block by block
  *
  * Called by the loops through the table (kernels.h). */
+#ifndef SA_KERNELS_SCORES_INC_H
+#define SA_KERNELS_SCORES_INC_H
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "softmax.inc.h"
+#include "split_state.inc.h"
+#include "scatter.inc.h"
+#include "mask.inc.h"
+#include "prefill.inc.h"
 
 /* -inf for all lanes and keys [begin, end) of a block. */
-static void hide_keys(const prefill_scratch *x, int begin, int end) {
+static void mask_keys(const prefill_scratch *x, int begin, int end) {
     for (ptrdiff_t i = begin * x->row; i < end * x->row; i += LANES) v_store(x->s + i, minus_inf());
 }
 
@@ -15,16 +27,17 @@ static void hide_keys(const prefill_scratch *x, int begin, int end) {
 static void scores_block(const sa_tile *t, const prefill_scratch *x, int64_t block, int end) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) {
-        hide_keys(x, 0, end);
+        mask_keys(x, 0, end);
         return;
     }
-    /* Added even where it is 0 for all rows of the block: -0 becomes 0 with any company. */
+    /* Add the mask even where it is 0 for all rows of the block: -0 + 0 is 0, and a score's bits
+     * must not depend on the other rows. */
     if (mask_adds(t)) keys.mask_class = SA_PARTIAL;
     prefill_scores(t, x, &keys, 0, x->n, NULL);
     prefill_block_ranges(t, x, block);
     for (int i = 0; i < x->n; ++i) prefill_bias_and_mask(t, x, &keys, i);
-    hide_keys(x, 0, keys.begin);
-    hide_keys(x, keys.end, end);
+    mask_keys(x, 0, keys.begin);
+    mask_keys(x, keys.end, end);
 }
 
 static void scatter_block(const sa_tile *t, const prefill_scratch *x, int64_t block, int end) {
@@ -49,14 +62,14 @@ static void scores_split(const sa_tile *t, void *memory, int64_t key_begin, int6
 static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                           const void *total_memory) {
     prefill_scratch x = prefill_layout(t, memory);
-    split_state total = prefill_state(t, (void *)total_memory);
+    const_split_state total = prefill_const_state(t, total_memory);
     vec scale_log2 = scale_log2_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
         for (int i = 0; i < x.row; i += LANES) {
             vec max = v_load(total.row_max + i), shift = finite_max(max);
-            row_epilogue whole = end_of_rows(t, i, max, v_load(total.row_sum + i));
+            row_epilogue whole = epilogue_of_rows(t, i, max, v_load(total.row_sum + i));
             real *s = x.s + i;
             for (int j = 0; j < end; ++j, s += x.row)
                 v_store(s, softmax_scaled(weight(v_sub(v_load(s), shift), scale_log2), whole));
@@ -99,3 +112,5 @@ static void sum_finish(const sa_tile *t, void *total_memory) {
                 row);
     v_zeroupper();
 }
+
+#endif

@@ -1,27 +1,34 @@
-/* Softmax, online over blocks of keys: one lane's running maximum m, sum l, and new block of scores
+/* Softmax, online over blocks of keys. A row's running maximum m and sum l become, with the scores
+ * s of one more block,
  *
- *     m' = max(m, max s),   a = 2^(u (m - m')),   p = 2^(u (s - m')),   l = l a + sum p
+ *     m' = max(m, max s),   a = 2^(u (m - m')),   p = 2^(u (s - m')),   l' = l a + sum p
  *
- * with u the scoring's scale_log2: nothing is multiplied before the maximum is subtracted, so a
- * score may be any finite number. A sum over keys runs in four chains, key mod 4, added as
- * (0 + 1) + (2 + 3): the same order whether the lanes are queries (a column, below) or keys (a row,
- * in decode.inc.h). A score of -inf weighs 0; while no other came, m is -inf, and 0 stands in for
- * it: -inf - -inf would be NaN. */
+ * where u is the scoring's scale_log2. The maximum is subtracted before anything is multiplied, so
+ * a score may be any finite number. A score of -inf has weight 0. A sum over keys runs in four
+ * chains, key mod 4, added as (0 + 1) + (2 + 3): the same order whether the lanes are queries
+ * (softmax_column) or keys (decode_softmax in decode.inc.h). */
+#ifndef SA_KERNELS_SOFTMAX_INC_H
+#define SA_KERNELS_SOFTMAX_INC_H
 
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+
+/* The m to subtract: 0 while m is -inf, since -inf - -inf would be NaN. */
 SA_INLINE vec finite_max(vec m) { return v_select(v_eq(m, minus_inf()), v_zero(), m); }
 
+/* A positive factor as `real`, at most the largest number. */
 SA_INLINE real to_real(double x) { return (real)(x < REAL_MAX ? x : REAL_MAX); }
 
-/* u. A factor above the largest number does as well as that. */
 SA_INLINE vec scale_log2_of(const sa_scoring *scoring) {
     return v_set(to_real(scoring->scale_log2));
 }
 
-/* 2^(u x), the weight of a score that is x less than the maximum. */
+/* 2^(u x), the weight of a score, with x = score - maximum. */
 SA_INLINE vec weight(vec x, vec scale_log2) { return v_exp2_scaled(x, scale_log2); }
 
-/* A column of queries over the block's keys [begin, end), begin a multiple of 4: scores -> weights,
- * and the factor by which what was summed before must be rescaled. */
+/* One vector of queries and the block's keys [begin, end), begin a multiple of 4: s becomes p, and
+ * `rescale` gets a, the factor of the values' sums so far. */
 static void softmax_column(vec scale_log2, real *s, ptrdiff_t row, int begin, int end,
                            real *row_max, real *row_sum, real *rescale) {
     vec old = v_load(row_max);
@@ -57,3 +64,5 @@ static void softmax_column(vec scale_log2, real *s, ptrdiff_t row, int begin, in
     v_store(row_sum, v_fma(v_load(row_sum), a, total));
     v_store(row_max, max);
 }
+
+#endif

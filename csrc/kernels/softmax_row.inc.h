@@ -1,13 +1,28 @@
-/* softmax of one row of n elements, a step on its own: three passes over the row, each of which may
- * be cut at multiples of CHAINS. Sums run in 16 chains, element mod 16, which are halved until one
- * is left. Called by rows.c through the table (kernels.h). */
+/* softmax of one row of n elements, the public function:
+ *
+ *     m = max x,   p = e^(x - m),   l = sum p,   out = p / l
+ *
+ * in three passes, each of which may be cut at multiples of CHAINS. Maxima and sums run in 16
+ * chains, element mod 16, which are joined by halves. Called by rows.c through the table
+ * (kernels.h). */
+#ifndef SA_KERNELS_SOFTMAX_ROW_INC_H
+#define SA_KERNELS_SOFTMAX_ROW_INC_H
+
+#include <assert.h>
+#include <string.h>
+
+#include "../kernels.h"
+#include "simd.inc.h"
+#include "math.inc.h"
+#include "pack.inc.h"
+#include "softmax.inc.h"
 
 enum {
     CHAINS = 16,
     CHAIN_VECS = CHAINS / LANES,
-    /* Elements: neither shorter nor longer rows go around the caches. */
-    LEAST_STREAMED_N = 4 * CHAINS,
-    MOST_STREAMED_N = 1 << 13,
+    /* Elements of a row that may be written by streaming stores. */
+    MIN_STREAMED_N = 4 * CHAINS,
+    MAX_STREAMED_N = 1 << 13,
 };
 
 typedef struct {
@@ -19,9 +34,16 @@ typedef struct {
     ptrdiff_t col;
 } strided_row;
 
-/* Vector v of the chains at element i. They are whole where n elements that lie together reach past
- * them, and else maybe not: beyond the last element is -inf. */
-SA_INLINE vec load_chains(strided_row x, const int whole, int64_t i, int64_t n, int v) {
+typedef struct {
+    const char *at;
+    ptrdiff_t col;
+} const_strided_row;
+
+SA_INLINE const_strided_row as_const(strided_row x) { return (const_strided_row){x.at, x.col}; }
+
+/* Vector v of the CHAINS elements from i on, -inf past the n-th. `whole`, a constant: all CHAINS
+ * exist and are contiguous. */
+SA_INLINE vec load_chains(const_strided_row x, const int whole, int64_t i, int64_t n, int v) {
     i += v * LANES;
     if (whole) return v_load(x.at + i * (ptrdiff_t)sizeof(real));
     int left = at_most(n - i, LANES);
@@ -44,27 +66,28 @@ SA_INLINE softmax_state softmax_cleared(void) {
     return state;
 }
 
-/* A step for each element i at which chains begin and each of their vectors v: first for the chains
- * that are whole. */
-#define EACH_CHAINS(together, n, step)                                \
-    const int64_t all_whole = (together) ? (n) / CHAINS * CHAINS : 0; \
-    for (int64_t i = 0; i < all_whole; i += CHAINS) {                 \
-        const int whole = 1;                                          \
-        SA_UNROLL                                                     \
-        for (int v = 0; v < CHAIN_VECS; ++v) step                     \
-    }                                                                 \
-    for (int64_t i = all_whole; i < (n); i += CHAINS) {               \
-        const int whole = 0;                                          \
-        SA_UNROLL                                                     \
-        for (int v = 0; v < CHAIN_VECS; ++v) step                     \
+/* Run `step` for each group of CHAINS elements, from i on, and each of its vectors v: first for the
+ * whole groups of contiguous elements, then for the rest. */
+#define EACH_CHAINS(contiguous, n, step)                                \
+    const int64_t all_whole = (contiguous) ? (n) / CHAINS * CHAINS : 0; \
+    for (int64_t i = 0; i < all_whole; i += CHAINS) {                   \
+        const int whole = 1;                                            \
+        SA_UNROLL                                                       \
+        for (int v = 0; v < CHAIN_VECS; ++v) step                       \
+    }                                                                   \
+    for (int64_t i = all_whole; i < (n); i += CHAINS) {                 \
+        const int whole = 0;                                            \
+        SA_UNROLL                                                       \
+        for (int v = 0; v < CHAIN_VECS; ++v) step                       \
     }
 
-SA_INLINE void softmax_find_max(softmax_state *state, const int together, strided_row x,
+SA_INLINE void softmax_find_max(softmax_state *state, const int contiguous, const_strided_row x,
                                 int64_t n) {
-    EACH_CHAINS(together, n, state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
+    EACH_CHAINS(contiguous, n,
+                state->max[v] = v_max(load_chains(x, whole, i, n, v), state->max[v]);)
 }
 
-/* All chains joined, halving them until one is left, in every lane. */
+/* Join the chains by halves; the result is in every lane. */
 SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
     vec x[CHAIN_VECS];
     for (int v = 0; v < CHAIN_VECS; ++v) x[v] = chains[v];
@@ -75,11 +98,11 @@ SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
     return x[0];
 }
 
-SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, strided_row x,
+SA_INLINE void softmax_sum_exp(softmax_state *state, const int contiguous, const_strided_row x,
                                strided_row out, int64_t n) {
     vec shift = finite_max(join_chains(state->max, v_max));
-    uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* row, as a rule */
-    EACH_CHAINS(together, n, {
+    uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* mostly the next row */
+    EACH_CHAINS(contiguous, n, {
         if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * sizeof(real));
         vec p = v_exp_of_negative(v_sub(load_chains(x, whole, i, n, v), shift));
         store_chains(out, whole, i, n, v, p);
@@ -87,32 +110,32 @@ SA_INLINE void softmax_sum_exp(softmax_state *state, const int together, strided
     })
 }
 
-/* What all weights are multiplied by: 0 where there are none. One number is divided, not a vector
- * of equal ones, which takes longer. */
+/* 1 / l, or 0 where l is 0. A scalar division: that of a vector takes longer. */
 SA_INLINE vec softmax_divisor(softmax_state state) {
     real sum = v_first(join_chains(state.sum, v_add));
     return v_set(sum == 0 ? 0 : 1 / sum);
 }
 
-SA_INLINE void softmax_divide(const softmax_state *state, const int together, strided_row out,
+SA_INLINE void softmax_divide(const softmax_state *state, const int contiguous, strided_row out,
                               int64_t n) {
     vec divisor = softmax_divisor(*state);
-    EACH_CHAINS(
-        together, n,
-        store_chains(out, whole, i, n, v, v_mul(load_chains(out, whole, i, n, v), divisor));)
+    EACH_CHAINS(contiguous, n,
+                store_chains(out, whole, i, n, v,
+                             v_mul(load_chains(as_const(out), whole, i, n, v), divisor));)
 }
 
-SA_INLINE void softmax_whole(const int together, strided_row x, strided_row out, int64_t n) {
+SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_row out,
+                             int64_t n) {
     softmax_state state = softmax_cleared();
-    softmax_find_max(&state, together, x, n);
-    softmax_sum_exp(&state, together, x, out, n);
-    softmax_divide(&state, together, out, n);
+    softmax_find_max(&state, contiguous, x, n);
+    softmax_sum_exp(&state, contiguous, x, out, n);
+    softmax_divide(&state, contiguous, out, n);
 }
 
-/* A row whose result goes around the caches, which then need not read what it replaces: what lies
- * at whole vectors' addresses. */
-static void softmax_streamed(strided_row x, char *out, int64_t n) {
-    real weights[MOST_STREAMED_N];
+/* A row written by streaming stores, which do not read the lines that they replace; only whole
+ * vectors at aligned addresses can be stored so. */
+static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
+    real weights[MAX_STREAMED_N];
     strided_row between = {(char *)weights, sizeof(real)};
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, 1, x, n);
@@ -133,10 +156,11 @@ static void softmax_streamed(strided_row x, char *out, int64_t n) {
 
 static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n,
                         int stream) {
-    strided_row from = {(char *)x, x_col}, to = {out, out_col};
+    const_strided_row from = {x, x_col};
+    strided_row to = {out, out_col};
     if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
         softmax_whole(0, from, to, n);
-    else if (stream && n >= LEAST_STREAMED_N && n <= MOST_STREAMED_N &&
+    else if (stream && n >= MIN_STREAMED_N && n <= MAX_STREAMED_N &&
              (uintptr_t)out % sizeof(real) == 0)
         softmax_streamed(from, out, n);
     else
@@ -144,10 +168,11 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
     v_zeroupper();
 }
 
-/* One pass over a part of a row. */
+/* One pass over a part of a long row; `memory` carries the state from part to part. */
 static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n) {
-    strided_row from = {(char *)x, x_col}, to = {out, out_col};
+    const_strided_row from = {x, x_col};
+    strided_row to = {out, out_col};
     softmax_state state;
     memcpy(&state, memory, sizeof state);
     switch (pass) {
@@ -161,3 +186,5 @@ static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const c
 }
 
 #undef EACH_CHAINS
+
+#endif

@@ -1,21 +1,12 @@
-/* Everything of one kernel set and dtype, and its table: included by instance.c after the set's simd
- * header. All but the table is static: a function compiled for one instruction
- * set must never be linked into another. */
-
-#include <math.h>
+/* The kernels of one set and dtype, and their table: included by instance.c after the set's simd
+ * header. All but the table is static: a function compiled for one instruction set must never be
+ * linked into another. */
 
 #include "../kernels.h"
-#include "../visibility.h"
+#include "simd.inc.h"
 #include "math.inc.h"
 #include "pack.inc.h"
-#include "prefetch.inc.h"
 #include "ukernel.inc.h"
-#include "softmax.inc.h"
-#include "split_state.inc.h"
-#include "scatter.inc.h"
-#include "mask.inc.h"
-#include "dropout.inc.h"
-#include "bias.inc.h"
 #include "prefill.inc.h"
 #include "decode.inc.h"
 #include "scores.inc.h"
@@ -26,13 +17,17 @@
 #include "softmax_row.inc.h"
 #include "rope.inc.h"
 
+/* sa_<isa>_<dtype> */
+#define SA_JOIN(isa, dtype) sa_##isa##_##dtype
+#define SA_TABLE_OF(isa, dtype) SA_JOIN(isa, dtype)
+
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     int finite = all_finite(x, 0, col, 1, n);
     v_zeroupper();
     return finite;
 }
 
-/* y[i] = f_of_x, an expression in x, which is a vector of the array's elements. */
+/* to[i] = f_of_x, an expression in the vector x of elements from[i]. */
 #define APPLY(f_of_x)                        \
     for (int64_t i = 0; i < n; i += LANES) { \
         int width = at_most(n - i, LANES);   \
@@ -40,11 +35,11 @@ static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
         v_store_n(to + i, f_of_x, width);    \
     }
 
-static void apply(sa_function f, double unit, const void *array, void *result, int64_t n) {
+static void apply(sa_function f, double scale, const void *array, void *result, int64_t n) {
     const real *from = array;
     real *to = result;
     switch (f) {
-        case SA_EXP2_SCALED: APPLY(v_exp2_scaled(x, v_set((real)unit))) break;
+        case SA_EXP2_SCALED: APPLY(v_exp2_scaled(x, v_set((real)scale))) break;
         case SA_EXP_OF_NEGATIVE: APPLY(v_exp_of_negative(x)) break;
         case SA_EXP: APPLY(v_exp(x)) break;
         case SA_LOG: APPLY(v_log(x)) break;
@@ -68,8 +63,7 @@ _Static_assert(sizeof(softmax_state) <= sizeof(sa_softmax_state), "the loops hol
 #ifndef SA_GEMV_BY_ROWS_ISA
 #define SA_GEMV_BY_ROWS_ISA SA_ISA
 #endif
-#define SA_GEMV_BY_ROWS_OF SA_TABLE_OF(SA_GEMV_BY_ROWS_ISA, SA_DTYPE_NAME)
-extern const sa_kernels SA_GEMV_BY_ROWS_OF;
+extern const sa_kernels SA_TABLE_OF(SA_GEMV_BY_ROWS_ISA, SA_DTYPE_NAME);
 
 #define GEMV_KERNEL(multiply_by)        \
     {.lanes = GEMV_ROWS,                \
@@ -80,11 +74,11 @@ extern const sa_kernels SA_GEMV_BY_ROWS_OF;
      .multiply = multiply_by,           \
      .finish = gemv_finish}
 
-/* The loops, and whoever called them, use no more than the lowest part of a vector's register,
- * which is slow while there is something in the rest. So whatever is called through the table
- * clears that in the end (v_zeroupper). Compilers do so by themselves, but gcc 12 takes a function
- * that was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
-const sa_kernels SA_TABLE = {
+/* Code that uses only the low 128 bits of vector registers, as the loops and their callers do, is
+ * slow while the upper bits are in use. So each function of the table ends by clearing them
+ * (v_zeroupper). Compilers add that by themselves, except that gcc 12 takes a callee which has a
+ * vector parameter and returns no vector to have done it. Held by tests/test_registers.py. */
+const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
     .lanes = LANES,
     .prefill = {.rows = NR_BEST * LANES,
                 .max_rows = NR_MAX * LANES,
@@ -111,7 +105,7 @@ const sa_kernels SA_TABLE = {
                 .finish = project_finish},
     .gemv_by_rows = GEMV_KERNEL(gemv_multiply_rows),
     .gemv_by_columns = GEMV_KERNEL(gemv_multiply_columns),
-    .gemv_by_rows_of = &SA_GEMV_BY_ROWS_OF,
+    .gemv_by_rows_of = &SA_TABLE_OF(SA_GEMV_BY_ROWS_ISA, SA_DTYPE_NAME),
     .backward = {.scratch_size = backward_scratch_size,
                  .clear = backward_clear,
                  .begin = backward_begin,

@@ -6,20 +6,25 @@
  * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of
  * an element depend on nothing but its own row of A and column of B; and leading or trailing k
  * whose products are 0 may be left out. */
+#ifndef SA_KERNELS_UKERNEL_INC_H
+#define SA_KERNELS_UKERNEL_INC_H
+
+#include "simd.inc.h"
+#include "prefetch.inc.h"
 
 typedef enum {
     BETA_ZERO,    /* C is only written */
     BETA_ONE,     /* C is the sum so far */
-    BETA_OF_LANE, /* beta[lane]: a rescale where a lane is a query */
-    BETA_OF_ROW,  /* beta[m]: the same where a row is */
-    SUM_SCALED,   /* beta is 1, and the sum is multiplied by `factor` */
+    BETA_OF_LANE, /* beta[lane]: the online softmax's rescale where lanes are queries */
+    BETA_OF_ROW,  /* beta[m]: that rescale where rows are queries */
+    SUM_SCALED,   /* beta = 1, and the sum is multiplied by `factor` */
 } beta_kind;
 
 typedef struct {
     int64_t m, k, chunk;
-    int64_t phase;    /* how far into its chunk the first k is */
-    int64_t part;     /* of ukernel_in_parts */
-    int prefetches_a; /* each strip's rows of A, while the strip before it is computed */
+    int64_t phase;    /* position of the first k within its chunk */
+    int64_t part;     /* of ukernel_in_parts: k of a part */
+    int prefetches_a; /* of ukernel_in_parts: whether to use ukernel_prefetching_a */
     const char *a;
     ptrdiff_t a_row, a_k; /* strides in bytes */
     const char *b;
@@ -29,22 +34,22 @@ typedef struct {
     beta_kind kind;
     const real *beta;
     real factor;
-    real *sums;               /* room for SUMS_ROOM elements, but for the first two kinds */
-    prefetch_queue *prefetch; /* to fetch meanwhile; may be NULL */
-    uintptr_t prefetch_at;    /* or a row of n vectors for each k, in ukernel_prefetching */
+    real *sums;               /* SUMS_ROOM elements; unused by BETA_ZERO and BETA_ONE */
+    prefetch_queue *prefetch; /* a line of it is prefetched with each k; may be NULL */
+    uintptr_t prefetch_at;    /* of ukernel_prefetching: a row of n vectors with each k */
     ptrdiff_t prefetch_step;
 } ukernel_args;
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 
-/* factor sum + c, never -0: then it does not matter whether a sum of nothing but 0 is added. */
+/* factor * sum + c, never -0: so a sum of zeros may be added or skipped, to the same bits. */
 SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
     return v_add(v_fma(sum, factor, c), v_zero());
 }
 
-/* What becomes of each accumulator at the end of a chunk. The sum of chunks grows in C itself, or
- * waits in p->sums where C is to be rescaled. Each case loads, adds and stores one accumulator
- * after another: all sums first and then all stores reads better, and costs 2 to 7 % of all. */
+/* Store `expression`, of each accumulator `sum` at the end of a chunk, to `to`. Chunks are summed
+ * in C itself, or in p->sums where C is rescaled at the end. Accumulators are added
+ * and stored one by one: all additions before all stores would cost 2 to 7 %. */
 #define FOLD(to, expression)                     \
     SA_UNROLL                                    \
     for (int i = 0; i < M; ++i, c_at += c_row) { \
@@ -60,12 +65,12 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 
 typedef enum {
     PREFETCH_NONE,
-    PREFETCH_LINE,  /* with each k a line of the queue */
-    PREFETCH_ROW,   /* with each k a row of n vectors */
-    PREFETCH_STRIP, /* at the start of each chunk the next strip's elements of A for it */
+    PREFETCH_LINE,  /* with each k, a line of the queue */
+    PREFETCH_ROW,   /* with each k, a row of n vectors */
+    PREFETCH_STRIP, /* at the start of each chunk, the next strip's A for the same k */
 } prefetch_kind;
 
-/* `count` contiguous elements of each of M rows. */
+/* Prefetch `count` contiguous elements of each of M rows into L1. */
 SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_t count) {
     SA_UNROLL
     for (int i = 0; i < M; ++i, row += (uintptr_t)step)
@@ -73,8 +78,8 @@ SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_
             SA_PREFETCH_NEAREST(row + at);
 }
 
-/* M rows and n vectors of C in registers; both are constants where it is inlined. Keep few live
- * integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
+/* M rows by n vectors of C, in registers; M and n are constants where this is inlined. Keep few
+ * live integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
 SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch,
                              const ukernel_args *p, const char *a, real *c, const real *beta) {
     uintptr_t prefetch_at = p->prefetch_at;
@@ -197,23 +202,23 @@ static void streaming_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_STRIP,
 #define streaming_4 NULL
 #endif
 
-/* n <= NR_MAX vectors of lanes. */
+/* C for n <= NR_MAX vectors of lanes. */
 static void ukernel(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {ukernel_1, ukernel_2, ukernel_3,
                                                              ukernel_4};
     of_width[n - 1](p);
 }
 
-/* The same, prefetching each strip's rows of A while the strip before it is computed. */
+/* ukernel, prefetching the next strip's rows of A while a strip is computed. */
 static void ukernel_prefetching_a(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {streaming_1, streaming_2, streaming_3,
                                                              streaming_4};
     of_width[n - 1](p);
 }
 
-/* The same for a long sum, p->part of k at a time: that many rows of B stay in L1 from strip to
- * strip, and a single sum of very many chunks would have a larger error. Each part is summed from
- * 0; the first is written to C, or added where p->kind says so, the others are added. */
+/* ukernel for a long sum, p->part of k at a time: that many rows of B stay in L1 from strip to
+ * strip, and one sum of very many chunks would have a larger error. Each part is summed from 0. The
+ * first is written to C, or added to it, as p->kind says; the others are added. */
 static void ukernel_in_parts(int n, ukernel_args *p) {
     int64_t left = p->k;
     p->factor = 1;
@@ -227,16 +232,17 @@ static void ukernel_in_parts(int n, ukernel_args *p) {
     } while (left > 0);
 }
 
-/* The same, prefetching a row of n vectors at p->prefetch_at with each k. */
+/* ukernel, prefetching n vectors with each k: the first at p->prefetch_at, the next ones
+ * p->prefetch_step bytes apart. */
 static void ukernel_prefetching(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
                                                              prefetching_3, prefetching_4};
     of_width[n - 1](p);
 }
 
-/* The same where some products are masked: `marks`, laid out as A or as B, has the sign bit set for
- * them. They add nothing, even where a factor is NaN or inf. A rare path: one row of C and one
- * vector at a time. */
+/* ukernel where some products are masked: they add nothing, even where a factor is NaN or inf.
+ * `marks`, laid out as A or as B, has its sign bit set for a masked one. A rare path: one row of C
+ * and one vector at a time. */
 typedef enum { MARKED_A, MARKED_B } marked;
 
 static void ukernel_masked(int n, const ukernel_args *p, marked which, const char *marks) {
@@ -262,3 +268,5 @@ static void ukernel_masked(int n, const ukernel_args *p, marked which, const cha
             v_store(out, sum);
         }
 }
+
+#endif
