@@ -81,7 +81,7 @@ def contestants(row, num_threads):
 def errors(row, num_threads, num_seeds):
     """The median errors by contestant: of the output, or of dQ, dK and dV."""
     functions = list(contestants(row, num_threads))
-    seen = {name: [] for name, _ in functions}
+    samples = {name: [] for name, _ in functions}
     for seed in range(num_seeds):
         arrays = row.arrays(seed)
         wide = [x.astype(WIDER[row.dtype]) for x in arrays]
@@ -95,10 +95,10 @@ def errors(row, num_threads, num_seeds):
             sizes = [np.abs(oracle).max() for oracle in oracles]
         for name, function in functions:
             found = zip(function(*arrays), oracles, sizes, strict=True)
-            seen[name].append(
+            samples[name].append(
                 [float(np.abs(x - y).max() / (UNITS[row.dtype] * size)) for x, y, size in found]
             )
-    return {name: np.median(values, axis=0) for name, values in seen.items()}
+    return {name: np.median(values, axis=0) for name, values in samples.items()}
 
 
 def table_of_out(dtype, num_threads, num_seeds):

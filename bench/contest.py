@@ -97,7 +97,7 @@ class Peer:
 
 
 def array_sets(row):
-    """The arrays of a row, in a list of sets to go through in turn.
+    """The arrays of a row, in a list of sets to be used one after the other.
 
     One set, but for a single query over many keys, or a single row of a projection, so many that no
     cache holds them all: in a model, too, a layer's keys and weights have left the cache by the

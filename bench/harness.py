@@ -180,7 +180,7 @@ def race(turns, repeats, loop=None, seconds=0.0):
         rounds += 1
         if not limit.is_quiet(QUIET_TRIES):
             continue
-        # Another one begins each round: nobody always follows the same contestant.
+        # Another one begins each round, so that none always follows the same one.
         order = [names[(rounds + i) % len(names)] for i in range(len(names))]
         samples = {name: turns[name]() for name in order}
         if limit.is_quiet(1):
