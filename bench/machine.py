@@ -168,7 +168,8 @@ def main():
     for name, loop in {**loops, "memory read": read_loop(threads)}.items():
         limit, _ = harness.race({}, repeats=5, loop=loop)
         unit = "GB/s" if name == "memory read" else "GF"
-        print(f"{name}: {loop.rate(limit.seconds):.1f} {unit}")
+        rate = f"{loop.rate(limit.seconds):.1f} {unit}" if limit.kept else "the machine was busy"
+        print(f"{name}: {rate}")
 
 
 if __name__ == "__main__":
