@@ -22,32 +22,9 @@ from functools import partial
 import machine
 import numpy as np
 import peers
-from rows import LinearRow, Row, backward_of
+from suites.rows import backward_of
+from suites.shapes import ACCURACY, ACCURACY_LINEAR, ACCURACY_PEERS
 
-# A single batch entry, and few heads where the matrices are large: more would only add work.
-SHAPES = (
-    Row("minilm", 1, 12, 12, 128, 128, 32),
-    Row("vit", 1, 12, 12, 197, 197, 64),
-    Row("bert", 1, 4, 4, 512, 512, 64),
-    Row("causal", 1, 2, 2, 1000, 1000, 64, is_causal=True),
-    Row("grouped", 1, 8, 2, 64, 1000, 128),
-    Row("cross", 1, 4, 4, 77, 333, 80),
-    Row("odd", 1, 2, 2, 65, 129, 33),
-    Row("decode", 1, 8, 8, 1, 1000, 128),
-    Row("keys4096", 1, 2, 2, 64, 4096, 64),
-    Row("keys16384", 1, 1, 1, 64, 16384, 64),
-)
-PROJECTIONS = (
-    LinearRow("short", 64, 64, 64),
-    LinearRow("minilm", 64, 384, 384),
-    LinearRow("bert", 64, 768, 768),
-    LinearRow("narrow", 64, 3072, 768),
-    LinearRow("rows8", 8, 4096, 4096),
-    LinearRow("row", 1, 4096, 4096),
-    LinearRow("row768", 1, 768, 768),
-    LinearRow("inputs12288", 64, 12288, 256),
-)
-NAMES = ("selfattn", "numpy", "torch", "onnxruntime", "openvino")
 UNITS = {"float32": 2.0**-24, "float64": 2.0**-53}
 WIDER = {"float32": np.float64, "float64": np.longdouble}
 
@@ -104,7 +81,7 @@ def contestants(row, num_threads):
 def errors(row, num_threads, num_seeds):
     """The median errors by contestant: of the output, or of dQ, dK and dV."""
     functions = list(contestants(row, num_threads))
-    seen = {name: [] for name, _ in functions}
+    samples = {name: [] for name, _ in functions}
     for seed in range(num_seeds):
         arrays = row.arrays(seed)
         wide = [x.astype(WIDER[row.dtype]) for x in arrays]
@@ -118,19 +95,21 @@ def errors(row, num_threads, num_seeds):
             sizes = [np.abs(oracle).max() for oracle in oracles]
         for name, function in functions:
             found = zip(function(*arrays), oracles, sizes, strict=True)
-            seen[name].append(
+            samples[name].append(
                 [float(np.abs(x - y).max() / (UNITS[row.dtype] * size)) for x, y, size in found]
             )
-    return {name: np.median(values, axis=0) for name, values in seen.items()}
+    return {name: np.median(values, axis=0) for name, values in samples.items()}
 
 
 def table_of_out(dtype, num_threads, num_seeds):
     """Lines, one a shape, as they are found."""
-    yield f"{'out, of max|V|':50}" + "".join(f"{name:>13}" for name in NAMES)
-    for shape in SHAPES:
+    yield f"{'out, of max|V|':50}" + "".join(f"{name:>13}" for name in ACCURACY_PEERS)
+    for shape in ACCURACY:
         row = replace(shape, dtype=dtype)
         found = errors(row, num_threads, num_seeds)
-        figures = (f"{found[name][0]:13.2f}" if name in found else f"{'-':>13}" for name in NAMES)
+        figures = (
+            f"{found[name][0]:13.2f}" if name in found else f"{'-':>13}" for name in ACCURACY_PEERS
+        )
         yield f"{row!s:50}" + "".join(figures)
 
 
@@ -138,7 +117,7 @@ def table_of_gradients(dtype, num_threads, num_seeds):
     """Lines likewise: of each of dQ, dK and dV, selfattn's error, PyTorch's, and their ratio."""
     heads = "".join(f"{name:>14}{'torch':>7}{'ratio':>7}" for name in ("dQ", "dK", "dV"))
     yield f"{'gradients, of the largest':56}" + heads
-    for shape in SHAPES:
+    for shape in ACCURACY:
         row = replace(backward_of(shape)[0], dtype=dtype)
         found = errors(row, num_threads, num_seeds)
         ours, theirs = found["selfattn"], found.get("torch", [math.nan] * 3)
@@ -151,7 +130,7 @@ def table_of_projections(dtype, num_threads, num_seeds):
     names = ("selfattn", "numpy", "torch")
     heads = (*names, "over numpy's")
     yield f"{'projections, of the largest':50}" + "".join(f"{head:>13}" for head in heads)
-    for shape in PROJECTIONS:
+    for shape in ACCURACY_LINEAR:
         row = replace(shape, dtype=dtype)
         found = errors(row, num_threads, num_seeds)
         values = [found[name][0] if name in found else math.nan for name in names]

@@ -11,19 +11,17 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import harness
 import machine
 import numpy as np
 from truth import difference
 
 TOLERANCE = 1e-4
-# Long enough that the threads of a way just tried have gone to sleep.
-REST_SECONDS = 0.06
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,16 @@ class Peer:
             error = difference(row, arrays, call.array(call.run()))
             if not error <= TOLERANCE:
                 raise RuntimeError(f"{self.name}, {way.name}: off by {error:.1e} on {row}")
-            timed.append((_fastest_of_some(call.run) if len(ways) > 1 else 0.0, way))
+            timed.append((harness.quickest(call.run) if len(ways) > 1 else 0.0, way))
         return min(timed, key=lambda entry: entry[0])[1]
 
     def prepare(self, row, arrays, num_threads):
-        """The Call of its fastest way."""
+        """The Call of its fastest way, checked."""
         return self.choose(row, arrays, num_threads).bind(arrays)
 
 
 def array_sets(row):
-    """The arrays of a row, in a list of sets to go through in turn.
+    """The arrays of a row, in a list of sets to be used one after the other.
 
     One set, but for a single query over many keys, or a single row of a projection, so many that no
     cache holds them all: in a model, too, a layer's keys and weights have left the cache by the
@@ -150,15 +148,3 @@ def group_as_rows(row, bind, arrays):
     group = row.num_heads_q // row.num_heads_kv
     call = bind((query.reshape(row.batch, row.num_heads_kv, group, row.head_dim), key, value))
     return Call(call.run, lambda out: call.array(out).reshape(query.shape))
-
-
-def _fastest_of_some(run):
-    """Seconds of the fastest of a few calls: enough to tell ways apart, not to report."""
-    time.sleep(REST_SECONDS)
-    run()
-    seconds = []
-    while len(seconds) < 2 or (len(seconds) < 20 and sum(seconds) < 0.1):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -3,87 +3,31 @@
     python bench/growth.py [--max-length 16384] [--threads N] [--repeats N] [--out FILE.json]
                            [--plot FILE.png]
 
-    non-causal    L^2 scores                  a window of w    L w
-    causal        L^2 / 2                     documents        the sum of their squares
-
 Per length: the time of a call, the time of one visible score, and how many times the time and the
-visible scores are those of half the length: where the rule empties tiles, the two agree once tiles
-are small beside what is visible. All calls are sampled in turn in one run, the long ones too, so
-that ratios between lengths hold on a machine that drifts. Run by whoever changes masks or plans.
+visible scores are those of half the length: where a rule empties tiles, the two agree once tiles
+are small beside what is visible. All calls take turns in one race (harness.py), the long ones too,
+so that ratios between lengths hold on a machine that drifts. The rules are in suites/rules.py. Run
+by whoever changes masks or plans.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import command
 import contest
+import harness
 import machine
 import numpy as np
-import sampling
-from report import describe
-from rows import Row
+from suites.rules import DOCUMENT, HEAD_DIM, NUM_HEADS, RULES, SHORTEST, shape
 
 import selfattn
 from selfattn import reference
 
-NUM_HEADS, HEAD_DIM = 8, 64
-SHORTEST = 64
-WINDOW = 256
-DOCUMENT = 512
 # Up to here the result is compared with the reference, which holds all the scores.
 CHECKED = 1024
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Which keys are seen: as arguments of a call, and how many scores a head are visible."""
-
-    name: str
-    arguments: Callable[[int], dict]
-    scores: Callable[[int], int]
-    is_packed: bool = False  # the documents are a batch of varlen_attention instead
-
-
-def _in_window(length):
-    full = max(length - WINDOW, 0)  # queries with WINDOW keys up to their own and more
-    return full * WINDOW + _causal(length - full)
-
-
-def _causal(length):
-    return length * (length + 1) // 2
-
-
-def _ids(length):
-    return {"segment_ids": np.arange(length) // DOCUMENT}
-
-
-def _in_documents(length):
-    whole, rest = divmod(length, DOCUMENT)
-    return whole * DOCUMENT**2 + rest**2
-
-
-RULES = (
-    Rule("non-causal", lambda length: {}, lambda length: length**2),
-    Rule("causal", lambda length: {"is_causal": True}, _causal),
-    Rule(
-        f"causal window of {WINDOW}",
-        lambda length: {"window_size": (WINDOW - 1, 0)},
-        _in_window,
-    ),
-    Rule(f"documents of {DOCUMENT}, segment_ids", _ids, _in_documents),
-    Rule(f"documents of {DOCUMENT}, varlen_attention", _ids, _in_documents, is_packed=True),
-)
-
-
-def shape(length):
-    """The row of a length."""
-    return Row("growth", 1, NUM_HEADS, NUM_HEADS, length, length, HEAD_DIM)
 
 
 def bind(rule, arrays, num_threads):
@@ -122,13 +66,8 @@ def measure(lengths, num_threads, repeats):
     """Every rule at every length: a dict of plain values."""
     runs = calls(lengths, num_threads)
     loop = machine.fma_loop(num_threads)
-    limit, *outcomes = sampling.in_turn(
-        sampling.LoopContestant(loop),
-        [sampling.Contestant(name, [run]) for name, run in runs.items()],
-        num_threads,
-        repeats,
-    )
-    outcomes = dict(zip(runs, outcomes, strict=True))
+    turns = {key: harness.Burst(run) for key, run in runs.items()}
+    limit, outcomes = harness.race(turns, repeats, loop)
 
     def point(rule, length):
         outcome, half = outcomes[rule.name, length], outcomes.get((rule.name, length // 2))
@@ -150,7 +89,7 @@ def measure(lengths, num_threads, repeats):
         "head_dim": HEAD_DIM,
         "dtype": "float32",
         "repeats": repeats,
-        "fma_peak": loop.amount / limit.seconds / 1e9,
+        "fma_peak": loop.rate(limit.seconds),
         "rules": [
             {"name": rule.name, "points": [point(rule, length) for length in lengths]}
             for rule in RULES
@@ -219,27 +158,19 @@ def _times(x):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = command.parser(__doc__, repeats=5, json_flag="--out")
     parser.add_argument("--max-length", type=int, default=16384, metavar="N")
-    parser.add_argument("--threads", type=int, default=machine.available_threads())
-    parser.add_argument("--repeats", type=int, default=5, help="samples of each that count")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the results there too")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw time against length")
-    arguments = parser.parse_args()
-    if arguments.threads < 1 or arguments.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
+    arguments = command.parse(parser)
     if arguments.max_length < SHORTEST:
         parser.error(f"--max-length must be at least {SHORTEST}")
     pyplot = _pyplot() if arguments.plot else None  # missing: say so now, not after minutes
-    about = describe(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about = command.announce(arguments.threads)
     doublings = (arguments.max_length // SHORTEST).bit_length()
     lengths = [SHORTEST << n for n in range(doublings)]
     result = measure(lengths, arguments.threads, arguments.repeats)
     print(table(result), flush=True)
-    if arguments.out:
-        values = sampling.plain({"machine": about, **result})
-        arguments.out.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    command.write_json(arguments.json, about, **result)
     if pyplot:
         draw(pyplot, result, arguments.plot)
 

@@ -5,20 +5,17 @@
 Per shape: the layer forward alone (nothing kept for gradients), the layer forward and backward to
 input and parameters, and rope over the queries of such a layer, with the tables of cosines and
 sines of an earlier call (as a model's layers share them) and with new ones. Equal results are
-checked first. Contestants are sampled in turn (sampling.py), a figure is a median, a ratio that of
-two. Without torch, selfattn alone is timed. Run by hand.
+checked first. Contestants take turns (harness.py); a figure is a median, a ratio that of two.
+Without torch, selfattn alone is timed. The shapes are in suites/shapes.py. Run by hand.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
-
+import command
+import harness
 import machine
 import numpy as np
-import sampling
-from report import describe
+from suites.shapes import LAYERS
 
 from selfattn import nn
 from selfattn.nn import rotary
@@ -28,44 +25,31 @@ try:
 except ModuleNotFoundError:
     torch = None
 
-# name: batch, length, embed_dim, heads, causal
-SHAPES = {
-    "demo": (64, 20, 64, 4, False),
-    "small": (16, 128, 256, 4, False),
-    "bert": (4, 512, 768, 12, False),
-    "gpt": (1, 2048, 768, 12, True),
-}
 TOLERANCE = 1e-4  # of the largest number
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--threads", type=int, default=machine.available_threads())
-    parser.add_argument("--repeats", type=int, default=9, help="samples of each that count")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    arguments = parser.parse_args()
+    arguments = command.parse(command.parser(__doc__, repeats=9))
     if torch is not None:
         torch.set_num_threads(arguments.threads)
-    about = describe(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about = command.announce(arguments.threads)
     results = []
-    for name, shape in SHAPES.items():
-        for what, calls in works(*shape).items():
-            same(f"{name} {what}", calls)
-            result = {"shape": name, "what": what, "ms": timed(calls, arguments)}
+    for row in LAYERS:
+        for what, calls in works(row).items():
+            same(f"{row.name} {what}", calls)
+            result = {"shape": row.name, "what": what, "ms": timed(calls, arguments)}
             results.append(result)
-            print(line(name, shape, what, result["ms"]), flush=True)
-    if arguments.json:
-        text = json.dumps({"machine": about, "rows": results}, indent=1)
-        arguments.json.write_text(text + "\n")
+            print(line(row, what, result["ms"]), flush=True)
+    command.write_json(arguments.json, about, rows=results)
 
 
-def works(batch, length, embed_dim, heads, is_causal):
+def works(row):
     """What is timed: {what: {contestant: call}}, each call returns arrays."""
     rng = np.random.default_rng(0)
-    x, grad_out = rng.standard_normal((2, batch, length, embed_dim), np.float32)
-    layer = nn.MultiheadAttention(embed_dim, heads, seed=0)
-    queries = x.reshape(batch, length, heads, -1).swapaxes(1, 2)
+    x, grad_out = rng.standard_normal((2, row.batch, row.length, row.embed_dim), np.float32)
+    layer = nn.MultiheadAttention(row.embed_dim, row.num_heads, seed=0)
+    queries = x.reshape(row.batch, row.length, row.num_heads, -1).swapaxes(1, 2)
+    is_causal = row.is_causal
 
     def both():
         layer.forward(x, is_causal=is_causal)
@@ -154,21 +138,16 @@ def same(what, calls):
 
 def timed(calls, arguments):
     """The median time of each contestant, in ms."""
-    contestants = [sampling.Contestant(name, [call]) for name, call in calls.items()]
-    loop = sampling.LoopContestant(machine.fma_loop(arguments.threads))
-    _, *outcomes = sampling.in_turn(loop, contestants, arguments.threads, arguments.repeats)
-    return {
-        contestant.name: sampling.plain(outcome.seconds * 1e3)
-        for contestant, outcome in zip(contestants, outcomes, strict=True)
-    }
+    loop = machine.fma_loop(arguments.threads)
+    turns = {name: harness.Burst(call) for name, call in calls.items()}
+    _, outcomes = harness.race(turns, arguments.repeats, loop)
+    return {name: command.plain(outcome.seconds * 1e3) for name, outcome in outcomes.items()}
 
 
-def line(name, shape, what, ms):
+def line(row, what, ms):
     """A row to be read."""
-    batch, length, embed_dim, heads, is_causal = shape
-    size = f"{batch}×{length}×{embed_dim}, {heads} heads{', causal' if is_causal else ''}"
     ours, theirs = ms["selfattn"], ms.get("torch")
-    text = f"{name:6} {size:28} {what:19}" + (f"{ours:9.3f} ms" if ours else f"{'-':>12}")
+    text = f"{row.name:6} {row!s:28} {what:19}" + (f"{ours:9.3f} ms" if ours else f"{'-':>12}")
     if ours and theirs:
         text += f"   torch {theirs:9.3f} ms   selfattn is {theirs / ours:.2f}×"
     return text

@@ -1,9 +1,10 @@
 """What this machine could do at most: its FMA peak and its memory-read bandwidth, measured.
 
-    fma_peak(num_threads, dtype) -> GF       multiply-adds on registers alone
-    read_bandwidth(num_threads) -> GB/s      one pass over a buffer far larger than the caches
+    fma_loop(num_threads, dtype)    multiply-adds on registers alone
+    read_loop(num_threads)          one pass over a buffer far larger than the caches
 
-Every fraction that the benchmarks print is a fraction of one of these, measured in the same run.
+Every fraction that the benchmarks print is a fraction of one of these, run between the contestants'
+turns by harness.py, which calls a round disturbed where the loop did not have all its cores.
 The loops are C (`bench/loops/`), built on demand by the C compiler ($CC, or cc) into
 `bench/_build/`. Called by the other files of bench/; `python bench/machine.py` prints both.
 """
@@ -19,8 +20,8 @@ import shlex
 import subprocess
 import tempfile
 from pathlib import Path
-from statistics import median
 
+import harness
 import numpy as np
 
 HERE = Path(__file__).parent
@@ -51,14 +52,9 @@ class Loop:
             raise RuntimeError(f"cannot start {self.num_threads} threads for the {self.name} loop")
         return time.seconds, time.cpu_seconds
 
-    def rate(self, runs=5):
-        """1e9 operations, or bytes, a second: the median of the runs that had all their cores.
-
-        Of all of them, if another process took a core in each.
-        """
-        times = [self.run() for _ in range(runs)]
-        undisturbed = [s for s, cpu in times if cpu >= 0.9 * self.num_threads * s]
-        return self.amount / median(undisturbed or [s for s, _ in times]) / 1e9
+    def rate(self, seconds):
+        """1e9 operations, or bytes, a second, where a run takes so many seconds."""
+        return self.amount / seconds / 1e9
 
 
 def available_threads():
@@ -102,16 +98,6 @@ def read_loop(num_threads):
         library.bench_read_bytes(buffer.nbytes, num_threads),
         lambda time: library.bench_read_time(buffer.ctypes.data, buffer.nbytes, num_threads, time),
     )
-
-
-def fma_peak(num_threads, dtype="float32"):
-    """GF of the FMA loop."""
-    return fma_loop(num_threads, dtype).rate()
-
-
-def read_bandwidth(num_threads):
-    """GB/s of the read loop."""
-    return read_loop(num_threads).rate()
 
 
 def fma_isa():
@@ -175,9 +161,16 @@ def _library():
     return library
 
 
-if __name__ == "__main__":
+def main():
     threads = available_threads()
     print(f"{cpu_name()}, {threads} threads")
-    for dtype in ("float32", "float64"):
-        print(f"FMA peak ({fma_isa()}), {dtype}: {fma_peak(threads, dtype):.1f} GF")
-    print(f"memory read: {read_bandwidth(threads):.1f} GB/s")
+    loops = {f"FMA peak ({fma_isa()}), {x}": fma_loop(threads, x) for x in ("float32", "float64")}
+    for name, loop in {**loops, "memory read": read_loop(threads)}.items():
+        limit, _ = harness.race({}, repeats=5, loop=loop)
+        unit = "GB/s" if name == "memory read" else "GF"
+        rate = f"{loop.rate(limit.seconds):.1f} {unit}" if limit.kept else "the machine was busy"
+        print(f"{name}: {rate}")
+
+
+if __name__ == "__main__":
+    main()

@@ -135,7 +135,7 @@ def _packed(x):
 
 
 def _unpacked(out, shape):
-    """A (batch, positions, heads * E) result seen as (batch, heads, positions, E)."""
+    """A (batch, positions, heads * E) result viewed as (batch, heads, positions, E)."""
     batch, heads, positions, width = shape
     return out.reshape(batch, positions, heads, width).swapaxes(1, 2)
 

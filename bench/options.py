@@ -5,29 +5,25 @@
 
     cost = median time with the option / median time of the bare call
 
-on one row of long sequences; all calls are sampled in turn in one run, disturbed samples thrown
-away. An option that leaves whole blocks of keys unseen removes work too: its cost is also given
-per visible score (cost / visible), and where nothing else limits it, it is to cost what is visible.
+on one row of long sequences; all calls take turns in one race (harness.py). An option that masks
+whole blocks of keys removes work too: its cost is also given per visible score (cost / visible),
+and where nothing else limits it, it is to cost the visible share.
 Softcap is to cost one tanh a score, which is timed alone. Beside it stands what the same masks cost
-in PyTorch, over PyTorch's bare call. Run by whoever changes masks or the softmax;
-`test_options.py` draws the same calls as bars.
+in PyTorch, over PyTorch's bare call. Run by whoever changes masks or the softmax; the options
+themselves are in suites/options.py.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
+import command
 import contest
-import machine
+import harness
 import numpy as np
-import sampling
-from option_rows import BARE, BASE, OPTIONS, SOFTCAP, visible_share
-from report import describe
+from suites.options import BARE, BASE, OPTIONS, SOFTCAP, visible_share
 
 import selfattn
 from selfattn import _core, reference
@@ -37,9 +33,6 @@ TANH_LENGTH = 1 << 14
 PYTORCH_HAS = {"attn_mask", "is_causal"}
 PER_BATCH = {"attn_mask", "kv_lengths", "segment_ids"}
 PER_HEAD = {"alibi_slopes", "sinks"}
-
-
-# ------------------------------------------------------------------ calls
 
 
 def selfattn_call(arrays, arguments, num_threads):
@@ -86,11 +79,11 @@ def tanh_calls(row):
     return {"tanh": partial(_core.apply, "tanh", x), "copy": x.copy}
 
 
-# ------------------------------------------------------------------ the report
-
-
 def measure(row, options, num_threads, repeats):
-    """The cost of each option on the row, after the bare call: a dict of plain values."""
+    """The cost of each option on the row, after the bare call.
+
+    A dict of plain values; and the Outcomes that they are of, by library and option.
+    """
     arrays = row.arrays()
     libraries = {"selfattn": selfattn_call}
     if importlib.util.find_spec("torch"):
@@ -108,13 +101,8 @@ def measure(row, options, num_threads, repeats):
         runs |= {("function", name): run for name, run in tanh_calls(row).items()}
 
     loop = contest.limit(row, num_threads)
-    limit, *outcomes = sampling.in_turn(
-        sampling.LoopContestant(loop),
-        [sampling.Contestant(name, [run]) for name, run in runs.items()],
-        num_threads,
-        repeats,
-    )
-    outcomes = dict(zip(runs, outcomes, strict=True))
+    turns = {key: harness.Burst(run) for key, run in runs.items()}
+    limit, outcomes = harness.race(turns, repeats, loop)
     bare = {library: outcomes[library, BARE.name].seconds for library in libraries}
     tanh = _seconds_of_tanh(row, outcomes, num_threads)
 
@@ -136,15 +124,16 @@ def measure(row, options, num_threads, repeats):
             "discarded": outcome.discarded,
         }
 
-    return {
+    result = {
         "row": str(row),
         "repeats": repeats,
-        "fma_peak": loop.amount / limit.seconds / 1e9,
+        "fma_peak": loop.rate(limit.seconds),
         "rate": row.amount / bare["selfattn"] / 1e9,
         "torch_seconds": bare.get("torch"),
         "tanh_seconds": tanh,
         "options": [entry(option) for option in (BARE, *options)],
     }
+    return result, outcomes
 
 
 def _seconds_of_tanh(row, outcomes, num_threads):
@@ -189,27 +178,19 @@ def _number(x):
 
 def main():
     known = {option.name: option for option in OPTIONS}
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--options", type=lambda text: text.split(","), help=", ".join(known))
+    parser = command.parser(__doc__, repeats=15)
+    parser.add_argument("--options", type=command.names, help=", ".join(known))
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--threads", type=int, default=machine.available_threads())
-    parser.add_argument("--repeats", type=int, default=15, help="samples of each that count")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    arguments = parser.parse_args()
-    if arguments.threads < 1 or arguments.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
+    arguments = command.parse(parser)
     names = arguments.options or list(known)
     if unknown := [name for name in names if name not in known]:
         parser.error(f"no option {', '.join(unknown)}: {', '.join(known)}")
-    about = describe(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about = command.announce(arguments.threads)
     row = replace(BASE, dtype=arguments.dtype)
     chosen = [known[name] for name in names]
-    result = measure(row, chosen, arguments.threads, arguments.repeats)
+    result, _ = measure(row, chosen, arguments.threads, arguments.repeats)
     print(f"\n{table(result)}", flush=True)
-    if arguments.json:
-        result = sampling.plain({"machine": about, **result})
-        arguments.json.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+    command.write_json(arguments.json, about, **result)
 
 
 if __name__ == "__main__":

@@ -8,31 +8,30 @@ A pause is a sleep, or a product of NumPy's, whose threads are another library's
 call after a long sleep waits for its helpers to wake, on cores that may have gone to sleep too; a
 program that calls once in a while sees no other. Beside selfattn stand PyTorch and onnxruntime,
 where they are installed. Every measurement is: some calls, the pause, then the one call that is
-timed. Contestants and numbers of threads take turns, each in a process of its own, where nobody
-else's threads spin. Run by whoever changes the pool (csrc/pool.c).
+timed. Contestants and numbers of threads take turns (harness.py), each in a process of its own,
+where nobody else's threads spin. Run by whoever changes the pool (csrc/pool.c).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import subprocess
 import sys
 import time
-from pathlib import Path
-from statistics import median
+from functools import partial
 
+import command
+import harness
 import machine
 import numpy as np
 import peers
-import rows
-import sampling
-from report import describe
+from suites.shapes import PAUSES as ROWS
+from suites.shapes import PAUSES_PEERS, pick
 
 SLEEPS = (0.0, 0.001, 0.005, 0.02, 0.1)
 MATMUL = "matmul"
 PAUSES = (*SLEEPS, MATMUL)
-NAMES = ("selfattn", "torch", "onnxruntime")
 MATRIX = 768  # of the product in between: some milliseconds
 
 
@@ -42,7 +41,7 @@ MATRIX = 768  # of the product in between: some milliseconds
 def serve(name, num_threads):
     """Read "row pause" from stdin, a line each; write the seconds of the call after the pause."""
     peer = {peer.name: peer for peer in peers.PEERS}[name]
-    known = {row.name: row for row in rows.PAUSES}
+    known = {row.name: row for row in ROWS}
     matrix = np.random.default_rng(0).standard_normal((MATRIX, MATRIX), np.float32)
     calls = {}
     for line in sys.stdin:
@@ -74,10 +73,12 @@ class Process:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def seconds(self, row, pause):
+    def turn(self, row, pause):
+        """The harness's turn: one call after the pause."""
         self._process.stdin.write(f"{row} {pause}\n")
         self._process.stdin.flush()
-        return float(self._process.stdout.readline())
+        seconds = float(self._process.stdout.readline())
+        return harness.Sample(seconds, seconds, seconds, cpu=math.nan)
 
     def close(self):
         self._process.stdin.close()
@@ -87,18 +88,21 @@ class Process:
 # ------------------------------------------------------------------ the report
 
 
-def measure(row, processes, repeats):
-    """The median seconds of each process after each pause, by name, threads and pause."""
-    samples = {}
+def measure(row, processes, num_threads, repeats):
+    """The median seconds of each process after each pause, by name, threads and pause.
+
+    There is a race for each pause, so that the times of a speed-up are of the same rounds.
+    """
+    seconds = {}
     for process in processes:
-        process.seconds(row.name, 0.0)
-    for turn in range(repeats):
-        for pause in PAUSES:
-            for i in range(len(processes)):
-                process = processes[(turn + i) % len(processes)]
-                key = (process.name, process.num_threads, pause)
-                samples.setdefault(key, []).append(process.seconds(row.name, pause))
-    return {key: median(seconds) for key, seconds in samples.items()}
+        process.turn(row.name, 0.0)
+    for pause in PAUSES:
+        turns = {
+            (p.name, p.num_threads, pause): partial(p.turn, row.name, pause) for p in processes
+        }
+        _, outcomes = harness.race(turns, repeats, machine.fma_loop(num_threads))
+        seconds |= {key: outcome.seconds for key, outcome in outcomes.items()}
+    return seconds
 
 
 def summary(row, seconds, num_threads):
@@ -126,40 +130,36 @@ def table(result):
         times = "".join(f"{seconds * 1e3:7.2f} ms" for seconds in entry["seconds"])
         ratios = "".join(f"{ratio:9.2f}×" for ratio in entry["speed_up"])
         lines += [f"  {entry['name']:24}{times}", f"  {'  over its one thread':24}{ratios}"]
+        if any(map(math.isnan, entry["speed_up"])):
+            lines.append("  The machine was busy: after some pauses no round counts.")
     return "\n".join(lines)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rows", type=lambda text: text.split(","), help="names, by commas")
-    parser.add_argument("--threads", type=int, default=machine.available_threads())
-    parser.add_argument("--repeats", type=int, default=15, help="calls after each pause")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--serve", choices=NAMES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    parser = command.parser(__doc__, repeats=15, repeats_help="calls after each pause that count")
+    parser.add_argument("--rows", type=command.names, help="names, by commas")
+    parser.add_argument("--serve", choices=PAUSES_PEERS, help=argparse.SUPPRESS)
+    arguments = command.parse(parser)
     if arguments.serve:
         serve(arguments.serve, arguments.threads)
         return
-    if arguments.threads < 2 or arguments.repeats < 1:
-        parser.error("--threads must be at least 2, and --repeats 1")
+    if arguments.threads < 2:
+        parser.error("--threads must be at least 2")
     try:
-        chosen = rows.pick("pauses", arguments.rows)
+        chosen = pick("pauses", arguments.rows)
     except ValueError as error:
         raise SystemExit(f"pauses.py: {error}") from None
-    about = describe(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
-    installed = [peer.name for peer in peers.contenders() if peer.name in NAMES]
+    about = command.announce(arguments.threads)
+    installed = [peer.name for peer in peers.contenders() if peer.name in PAUSES_PEERS]
     processes = [Process(name, n) for name in installed for n in (1, arguments.threads)]
     results = []
     for row in chosen:
-        seconds = measure(row, processes, arguments.repeats)
+        seconds = measure(row, processes, arguments.threads, arguments.repeats)
         results.append(summary(row, seconds, arguments.threads))
         print(f"\n{table(results[-1])}", flush=True)
     for process in processes:
         process.close()
-    if arguments.json:
-        values = sampling.plain({"machine": about, "repeats": arguments.repeats, "rows": results})
-        arguments.json.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
+    command.write_json(arguments.json, about, repeats=arguments.repeats, rows=results)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
 First the embeddings of the sentences, alone and in padded batches, must equal PyTorch's of the
 same weights to 2e-6. Then they must have the same bits alone and in any batch, which is counted for
 selfattn and beside it for NumPy and PyTorch (selfattn/demo/bits.py). Then sentences per second,
-three ways in turn, with the same threads:
+by three contestants in turn (harness.py), with the same threads:
 
     selfattn       the model, attention by selfattn
     torch SDPA     the same model, the same attention by PyTorch, on the same memory
@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
+import harness
 import numpy as np
 
 import selfattn
@@ -39,7 +40,7 @@ except ModuleNotFoundError:
     torch = None
 
 TOLERANCE = 2e-6
-REST_SECONDS = 0.06  # the threads of a library spin for a while after a call: not into another's
+ROUNDS = 5  # at least
 
 _PASSAGE = (
     "Attention lets every word of a sentence look at every other word and take from it what it "
@@ -120,63 +121,50 @@ class Timed:
         return out
 
 
-def contestants(model: MiniLM, truth: TorchMiniLM | None) -> dict[str, Callable]:
-    """Name -> function of batches that returns its seconds, and those in attention (or None)."""
+def contestants(model: MiniLM, truth: TorchMiniLM | None) -> dict[str, tuple]:
+    """Name -> (function of batches, meter of the seconds in attention, if they can be told)."""
 
-    def numpy_with(attention: Callable[..., np.ndarray]) -> Callable:
-        def run(batches) -> tuple[float, float | None]:
-            timed = Timed(attention)
-            start = time.perf_counter()
+    def with_attention(attention: Callable[..., np.ndarray]) -> tuple:
+        timed = Timed(attention)
+
+        def run(batches) -> None:
             for ids, lengths in batches:
                 pool(model.hidden_states(ids, lengths, attention=timed), lengths)
-            return time.perf_counter() - start, timed.seconds
 
-        return run
+        return run, lambda: timed.seconds
 
-    def all_in_torch(batches) -> tuple[float, float | None]:
-        start = time.perf_counter()
+    def all_in_torch(batches) -> None:
         for ids, lengths in batches:
             truth.embed(ids, lengths)
-        return time.perf_counter() - start, None
 
-    runs = {"selfattn": numpy_with(selfattn.scaled_dot_product_attention)}
+    runs = {"selfattn": with_attention(selfattn.scaled_dot_product_attention)}
     if truth is not None:
-        runs["torch SDPA"] = numpy_with(torch_attention)
-        runs["all in torch"] = all_in_torch
+        runs["torch SDPA"] = with_attention(torch_attention)
+        runs["all in torch"] = all_in_torch, None
     return runs
 
 
-def race(runs: dict[str, Callable], batches, seconds: float) -> dict[str, np.ndarray]:
-    """Run in turn until the time is up: for each contestant (rounds, 2) seconds."""
-    for run in runs.values():
-        run(batches)
-    took: dict[str, list] = {name: [] for name in runs}
-    rounds, end = 0, time.perf_counter() + seconds
-    while rounds < 5 or time.perf_counter() < end:
-        order = list(runs)
-        for name in order[rounds % len(order) :] + order[: rounds % len(order)]:
-            time.sleep(REST_SECONDS)
-            took[name].append(runs[name](batches))
-        rounds += 1
-    return {name: np.array(samples, float) for name, samples in took.items()}
-
-
-def report(runs: dict[str, Callable], model: MiniLM, seconds: float) -> Iterator[str]:
-    """Lines of a table: medians over the rounds; ratios are medians of each round's ratio."""
+def report(runs: dict[str, tuple], model: MiniLM, seconds: float) -> Iterator[str]:
+    """Lines of a table: medians over the rounds, and ratios of them."""
     for title, batches in workloads(model).items():
         count = sum(len(lengths) for _, lengths in batches)
-        took = race(runs, batches, seconds)
-        yield f"{title}  (median of {len(took['selfattn'])} rounds)"
-        for name, samples in took.items():
-            line = f"    {name:<13}{count / statistics.median(samples[:, 0]):8.1f} sentences/s"
-            if not np.isnan(samples).any():
-                line += f"    attention {statistics.median(samples[:, 1]) * 1e3:7.2f} ms"
+        turns = {
+            name: harness.Burst(partial(run, batches), meter=meter)
+            for name, (run, meter) in runs.items()
+        }
+        _, outcomes = harness.race(turns, ROUNDS, seconds=seconds)
+        ours = outcomes["selfattn"]
+        yield f"{title}  (median of {len(ours.kept)} rounds)"
+        for name, outcome in outcomes.items():
+            line = f"    {name:<13}{count / outcome.seconds:8.1f} sentences/s"
+            if not np.isnan(outcome.part):
+                line += f"    attention {outcome.part * 1e3:7.2f} ms"
             yield line
-        if "torch SDPA" in took:
-            whole, attention = (took["torch SDPA"] / took["selfattn"]).T
+        if "torch SDPA" in outcomes:
+            theirs = outcomes["torch SDPA"]
             yield (
-                f"    selfattn against torch SDPA: {statistics.median(whole):.2f} times as fast "
-                f"in all, {statistics.median(attention):.2f} times in attention"
+                f"    selfattn against torch SDPA: {theirs.seconds / ours.seconds:.2f} times as "
+                f"fast in all, {theirs.part / ours.part:.2f} times in attention"
             )
 
 

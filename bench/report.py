@@ -5,7 +5,7 @@
 
 Per row and contestant: the time of a call in a burst, that of a cold one after a pause, GF (or
 GB/s) and its fraction of the FMA peak (or of the memory-read loop), and how many times as fast
-selfattn is. The limit's loop and the contestants take turns (sampling.py); a figure is the median
+selfattn is. The limit's loop and the contestants take turns (harness.py); a figure is the median
 over the turns in rounds that no other process disturbed, a ratio that of two such medians. Rows of
 a single query run over several sets of arrays in turn, more than the caches hold: in a model, a
 layer's keys are not in the cache either. A shape of the backward has two rows: the gradients alone,
@@ -15,76 +15,67 @@ SELFATTN_ISA asks for. Run by whoever wants figures to quote.
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
-import platform
-from pathlib import Path
-
+import command
 import contest
-import machine
-import numpy as np
+import harness
 import peers
-import rows
-import sampling
-
-import selfattn
+from suites import shapes
 
 
 def main():
-    arguments = _parse_arguments()
+    parser = command.parser(__doc__, repeats=15)
+    parser.add_argument("--table", choices=sorted(shapes.SUITES), default="forward")
+    parser.add_argument("--rows", type=command.names, help="names, by commas")
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    arguments = command.parse(parser)
     try:
-        chosen = rows.pick(arguments.table, arguments.rows, arguments.dtype)
+        chosen = shapes.pick(arguments.table, arguments.rows, arguments.dtype)
     except ValueError as error:
         raise SystemExit(f"report.py: {error}") from None
-    about = describe(arguments.threads)
-    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    about = command.announce(arguments.threads)
     results = []
     for row in chosen:
-        result = measure(row, arguments.threads, arguments.repeats)
+        result, _ = measure(row, peers.contenders(), arguments.threads, arguments.repeats)
         print(f"\n{table(result)}", flush=True)
         results.append(result)
-    if arguments.json:
-        text = json.dumps({"machine": about, "rows": results}, indent=1, allow_nan=False)
-        arguments.json.write_text(text + "\n")
+    command.write_json(arguments.json, about, rows=results)
 
 
-def measure(row, num_threads, repeats):
-    """All contestants on one row: a dict of plain values, None where nothing was measured."""
+def measure(row, contenders, num_threads, repeats):
+    """The contenders on one row.
+
+    A dict of plain values, None where nothing was measured; and the Outcomes that they are of.
+    """
     sets = contest.array_sets(row)
-    contestants, ways, absent = [], {}, {}
-    for peer in peers.contenders():
+    turns, ways, absent = {}, {}, {}
+    for peer in contenders:
         if reason := peer.unfit(row):
             absent[peer.name] = reason
             continue
         way = peer.choose(row, sets[0], num_threads)
-        runs = [way.bind(arrays).run for arrays in sets]
-        contestants.append(sampling.Contestant(peer.name, runs))
+        turns[peer.name] = harness.Burst(*(way.bind(arrays).run for arrays in sets))
         ways[peer.name] = way.name
     loop = contest.limit(row, num_threads)
-    limit, *outcomes = sampling.in_turn(
-        sampling.LoopContestant(loop), contestants, num_threads, repeats
-    )
-    ceiling = loop.amount / limit.seconds / 1e9
-    entries = []
-    for contestant, outcome in zip(contestants, outcomes, strict=True):
+    limit, outcomes = harness.race(turns, repeats, loop)
+    ceiling = loop.rate(limit.seconds)
+    ours = outcomes.get("selfattn")
+
+    def entry(name, outcome):
         rate = row.amount / outcome.seconds / 1e9
-        entries.append(
-            {
-                "name": contestant.name,
-                "way": ways[contestant.name],
-                "seconds": _plain(outcome.seconds),
-                "cold_seconds": _plain(outcome.cold),
-                "rate": _plain(rate),
-                "of_limit": _plain(rate / ceiling),
-                "selfattn_faster": _plain(outcome.seconds / outcomes[0].seconds),
-                "cores": _plain(outcome.cores),
-                "samples": len(outcome.kept),
-                "discarded": outcome.discarded,
-            }
-        )
-    return {
+        return {
+            "name": name,
+            "way": ways[name],
+            "seconds": outcome.seconds,
+            "cold_seconds": outcome.cold,
+            "rate": rate,
+            "of_limit": rate / ceiling,
+            "selfattn_faster": ours and outcome.seconds / ours.seconds,
+            "cores": outcome.cores,
+            "samples": len(outcome.kept),
+            "discarded": outcome.discarded,
+        }
+
+    result = {
         "row": row.name,
         "shape": str(row),
         "amount": row.amount,
@@ -92,13 +83,14 @@ def measure(row, num_threads, repeats):
         "repeats": repeats,
         "limit": {
             "name": loop.name,
-            "rate": _plain(ceiling),
+            "rate": ceiling,
             "samples": len(limit.kept),
             "discarded": limit.discarded,
         },
-        "contestants": entries,
+        "contestants": [entry(*pair) for pair in outcomes.items()],
         "absent": absent,
     }
+    return command.plain(result), outcomes
 
 
 def table(result):
@@ -127,30 +119,6 @@ def table(result):
     return "\n".join(lines)
 
 
-def describe(num_threads):
-    """The machine and the software that the figures are of."""
-    config = selfattn.show_config(mode="dicts")
-    versions = {
-        peer.name: peer.version() for peer in peers.contenders() if peer.name != "reference"
-    }
-    return {
-        "cpu": machine.cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": num_threads,
-        "isa": config["isa"],
-        "compiler": config["compiler"],
-        "system": " ".join((platform.system(), platform.release().partition("-")[0])),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        **versions,
-    }
-
-
-def _plain(x):
-    """A number for JSON, rounded to what was measured; None where nothing was."""
-    return float(f"{x:.5g}") if math.isfinite(x) else None
-
-
 def _number(x, form, unit=""):
     return "-" if x is None else format(x, form) + unit
 
@@ -159,20 +127,6 @@ def _time(seconds):
     if seconds is None:
         return "-"
     return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-4 else f"{seconds * 1e6:.2f} µs"
-
-
-def _parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--table", choices=sorted(rows.TABLES), default="forward")
-    parser.add_argument("--rows", type=lambda text: text.split(","), help="names, by commas")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--threads", type=int, default=machine.available_threads())
-    parser.add_argument("--repeats", type=int, default=15, help="samples of each that count")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    arguments = parser.parse_args()
-    if arguments.threads < 1 or arguments.repeats < 1:
-        parser.error("--threads and --repeats must be at least 1")
-    return arguments
 
 
 if __name__ == "__main__":

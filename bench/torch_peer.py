@@ -28,8 +28,8 @@ class Torch(Peer):
 
         mask = {"is_causal": row.is_causal}
         if row.query_offset:
-            seen = torch.ones(row.seqlen_q, row.seqlen_k, dtype=torch.bool)
-            mask = {"attn_mask": seen.tril(row.query_offset)}
+            visible = torch.ones(row.seqlen_q, row.seqlen_k, dtype=torch.bool)
+            mask = {"attn_mask": visible.tril(row.query_offset)}
 
         def bind(arrays, lay_out=torch.from_numpy, gqa=row.is_gqa):
             tensors = [lay_out(x) for x in arrays]
@@ -93,7 +93,7 @@ def _torch(num_threads):
 
 
 def _bshd(x):
-    """The same numbers, their heads behind their positions in memory."""
+    """The same numbers in the BSHD layout."""
     import torch
 
     return torch.from_numpy(positions_first(x)).transpose(1, 2)

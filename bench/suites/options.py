@@ -1,6 +1,6 @@
-"""The options of attention as data: the row they are timed on, their arguments, their limits.
+"""The options of attention: the row that they are timed on, their arguments, their limits.
 
-A bare call, which has none of them, stands first. Used by options.py and test_options.py.
+Used by bench/options.py, which holds each against the BARE call.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from rows import Row
 
 from selfattn import reference
 
+from .rows import Row
+
 BASE = Row("options", 4, 12, 12, 1024, 1024, 64)
-# Scores of N(0, 1) inputs are N(0, 1) too: a cap low enough to bend them.
+# Scores of N(0, 1) inputs are N(0, 1) too: a cap low enough to change them.
 SOFTCAP = 5.0
 
 
@@ -26,14 +27,11 @@ class Option:
     what: str
     build: Callable[[Row, np.random.Generator], dict]
     limit: float | None = None
-    empties: bool = False  # leaves whole blocks of keys unseen, which need not be computed
+    empties: bool = False  # masks whole blocks of keys, which need not be computed
 
     def arguments(self, row):
         """Its keyword arguments, the same numbers every time."""
         return self.build(row, np.random.default_rng(0))
-
-
-# ------------------------------------------------------------------ the options
 
 
 def _full(row):
@@ -73,7 +71,7 @@ def _documents(row, rng):
 
 BARE = Option("bare", "no option", lambda row, rng: {})
 
-# What has no limit but `empties` blocks is to cost what is visible.
+# An option without a limit that `empties` blocks is to cost the visible share.
 OPTIONS = (
     Option(
         "bool-random",

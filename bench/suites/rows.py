@@ -1,16 +1,17 @@
-"""The benchmark rows as data: shapes, what is counted on each, and arrays with fixed seeds.
+"""What a row is: a shape, what is counted on it, and arrays with fixed seeds.
 
-A forward row counts floating-point operations, 4 B Hq L S E (half if causal, or what an offset
-lets be seen), and is held against the FMA peak; a decode row (one query) counts the bytes of K and
-V, and is held against the memory read loop; a backward row counts 2.5 times the forward's
-operations, which it is also called for (3.5) or not; a softmax row counts the bytes read and
-written; a linear row 2 rows n_in n_out operations, but with a single row the weight's bytes. Used
-by every other file of bench/.
+    forward     4 B Hq L S E operations, half of them if causal      of the FMA peak
+    decode      (one query) the bytes of K and V                     of the memory read loop
+    backward    2.5 times the forward's; with the forward, 3.5       of the FMA peak
+    softmax     the bytes read and written                           of the memory read loop
+    linear      2 rows n_in n_out; of a single row the weight's bytes, of the read loop
+
+The tables of rows are in shapes.py.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Row:
     is_causal: bool = False
     dtype: str = "float32"
     query_offset: int = 0  # of a causal row
-    layout: str = "BHSD"  # or "BSHD": views of arrays whose heads lie behind their positions
+    layout: str = "BHSD"  # in memory; or "BSHD", of which the arrays are views
 
     task = "attention"
 
@@ -69,8 +70,8 @@ class Row:
     def flops(self):
         """4 B Hq L S E, by convention half of it where half of the scores are masked."""
         if self.query_offset:
-            seen = self.seqlen_q * self.query_offset + self.seqlen_q * self.seqlen_q // 2
-            return 4 * self.batch * self.num_heads_q * seen * self.head_dim
+            visible = self.seqlen_q * self.query_offset + self.seqlen_q * self.seqlen_q // 2
+            return 4 * self.batch * self.num_heads_q * visible * self.head_dim
         return 4 * self.num_scores * self.head_dim // (2 if self.is_causal else 1)
 
     @property
@@ -160,7 +161,7 @@ class LinearRow:
     n_in: int
     n_out: int
     dtype: str = "float32"
-    is_transposed: bool = False  # the weight: n_in lies behind n_out in memory
+    is_transposed: bool = False  # the weight is Fortran-contiguous
 
     task = "linear"
 
@@ -191,6 +192,7 @@ class LinearRow:
         return x, weight, np.zeros((self.num_rows, self.n_out), self.dtype)
 
 
+<<<<<<< HEAD:bench/rows.py
 # The forward table: models' shapes.
 FORWARD = (
     Row("minilm", 32, 12, 12, 128, 128, 32),
@@ -203,33 +205,22 @@ FORWARD = (
     Row("decode8", 8, 32, 8, 1, 2048, 128),
     Row("tiny", 1, 1, 1, 4, 4, 4),
 )
+=======
+@dataclass(frozen=True)
+class LayerRow:
+    """One shape of nn.MultiheadAttention."""
+>>>>>>> h-bench:bench/suites/rows.py
 
-# Shapes of other uses, that no figure is promised for: nothing may be tuned to FORWARD alone.
-FORWARD_MORE = (
-    Row("cross", 8, 12, 12, 77, 1500, 64),
-    Row("dim1", 8, 12, 12, 512, 512, 1),
-    Row("dim33", 4, 12, 12, 512, 512, 33),
-    Row("dim80", 4, 12, 12, 512, 512, 80),
-    Row("dim96", 4, 12, 12, 512, 512, 96),
-    Row("dim256", 1, 8, 8, 1024, 1024, 256),
-    Row("length2", 8, 12, 12, 2, 1024, 64),
-    Row("length17", 64, 12, 12, 17, 17, 64),
-    Row("length65", 32, 12, 12, 65, 65, 64),
-    Row("length333", 8, 12, 12, 333, 333, 64),
-    Row("onehead", 1, 1, 1, 4096, 4096, 64),
-    Row("manyheads", 256, 16, 16, 32, 32, 64),
-    Row("strided", 8, 12, 12, 197, 197, 64, layout="BSHD"),
-    Row("cached", 1, 16, 16, 256, 2048, 64, is_causal=True, query_offset=1792),
-)
+    name: str
+    batch: int
+    length: int
+    embed_dim: int
+    num_heads: int
+    is_causal: bool = False
 
-
-# Calls that are over in a few milliseconds, to which it matters when the second core comes.
-PAUSES = (
-    FORWARD[0],
-    FORWARD[1],
-    Row("cross", 2, 16, 16, 77, 1500, 64),
-    Row("small", 8, 12, 12, 64, 64, 64),
-)
+    def __str__(self):
+        causal = ", causal" if self.is_causal else ""
+        return f"{self.batch}×{self.length}×{self.embed_dim}, {self.num_heads} heads{causal}"
 
 
 def backward_of(*shapes):
@@ -239,6 +230,7 @@ def backward_of(*shapes):
         for shape in shapes
         for suffix in ("", "+forward")
     )
+<<<<<<< HEAD:bench/rows.py
 
 
 # The backward table.
@@ -299,3 +291,5 @@ def pick(table, names=None, dtype="float32"):
         raise ValueError(f"no row {', '.join(unknown)} in the {table} table: {', '.join(known)}")
     picked = (known[name] for name in (names or known))
     return tuple(replace(row, dtype=dtype) if dtype != "float32" else row for row in picked)
+=======
+>>>>>>> h-bench:bench/suites/rows.py
