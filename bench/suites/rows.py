@@ -192,24 +192,9 @@ class LinearRow:
         return x, weight, np.zeros((self.num_rows, self.n_out), self.dtype)
 
 
-<<<<<<< HEAD:bench/rows.py
-# The forward table: models' shapes.
-FORWARD = (
-    Row("minilm", 32, 12, 12, 128, 128, 32),
-    Row("vit", 8, 12, 12, 197, 197, 64),
-    Row("bert", 8, 12, 12, 512, 512, 64),
-    Row("gpt", 4, 12, 12, 1024, 1024, 64, is_causal=True),
-    Row("llama", 1, 32, 8, 2048, 2048, 128, is_causal=True),
-    Row("long", 1, 8, 8, 4096, 4096, 64),
-    Row("decode", 1, 32, 8, 1, 4096, 128),
-    Row("decode8", 8, 32, 8, 1, 2048, 128),
-    Row("tiny", 1, 1, 1, 4, 4, 4),
-)
-=======
 @dataclass(frozen=True)
 class LayerRow:
     """One shape of nn.MultiheadAttention."""
->>>>>>> h-bench:bench/suites/rows.py
 
     name: str
     batch: int
@@ -230,66 +215,3 @@ def backward_of(*shapes):
         for shape in shapes
         for suffix in ("", "+forward")
     )
-<<<<<<< HEAD:bench/rows.py
-
-
-# The backward table.
-BACKWARD = backward_of(
-    Row("square512", 4, 12, 12, 512, 512, 64),
-    Row("causal1024", 2, 12, 12, 1024, 1024, 64, is_causal=True),
-    Row("long4096", 1, 8, 8, 4096, 4096, 64),
-    Row("causal2048", 1, 8, 8, 2048, 2048, 128, is_causal=True),
-)
-
-# Shapes of other uses, that no figure is promised for: nothing may be tuned to BACKWARD alone.
-BACKWARD_MORE = backward_of(
-    Row("minilm", 32, 12, 12, 128, 128, 32),
-    Row("onehead", 1, 1, 1, 4096, 4096, 64),
-    Row("grouped", 1, 32, 8, 1024, 1024, 128),
-    Row("cross", 4, 12, 12, 77, 1500, 64),
-    Row("dim80", 2, 12, 12, 512, 512, 80),
-    Row("twotiles", 1, 2, 2, 96, 20000, 64),  # one for each of two threads
-)
-
-# The softmax table.
-SOFTMAX = (
-    SoftmaxRow("scores4096", 4096, 4096),
-    SoftmaxRow("scores64", 98304, 64),
-    SoftmaxRow("scores512", 1536, 512),
-)
-
-# Projections of models: MiniLM's, BERT's, its feed-forward's; a few rows; what decoding does.
-LINEAR = (
-    LinearRow("minilm", 1024, 384, 384),
-    LinearRow("bert", 4096, 768, 768),
-    LinearRow("widen", 2048, 768, 3072),
-    LinearRow("narrow", 2048, 3072, 768),
-    LinearRow("rows128", 128, 768, 768),
-    LinearRow("rows16", 16, 768, 768),
-    LinearRow("rows8", 8, 4096, 4096),
-    LinearRow("row", 1, 4096, 4096),
-    LinearRow("turned", 2048, 768, 768, is_transposed=True),
-    LinearRow("double", 2048, 768, 768, dtype="float64"),
-)
-
-TABLES = {
-    "forward": FORWARD,
-    "forward_more": FORWARD_MORE,
-    "backward": BACKWARD,
-    "backward_more": BACKWARD_MORE,
-    "softmax": SOFTMAX,
-    "linear": LINEAR,
-    "pauses": PAUSES,
-}
-
-
-def pick(table, names=None, dtype="float32"):
-    """The rows of a table in its order, or those named, in the given dtype."""
-    known = {row.name: row for row in TABLES[table]}
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise ValueError(f"no row {', '.join(unknown)} in the {table} table: {', '.join(known)}")
-    picked = (known[name] for name in (names or known))
-    return tuple(replace(row, dtype=dtype) if dtype != "float32" else row for row in picked)
-=======
->>>>>>> h-bench:bench/suites/rows.py
