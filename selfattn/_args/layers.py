@@ -11,7 +11,7 @@ from .foreign import numbers_of
 from .numbers import integer
 from .shapes import broadcast_shapes
 
-_MOST_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
+_MAX_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
 
 
 def layer_sizes(embed_dim, num_heads, num_heads_kv, kdim, vdim):
@@ -66,8 +66,8 @@ def layer_input(name, x, width, dtype):
         raise TypeError(f"{name}: expected {dtype}, the layer's dtype, got {x.dtype}")
     if x.ndim < 2 or x.shape[-1] != width:
         raise ValueError(f"{name}: expected shape (..., rows, {width}), got {x.shape}")
-    if x.ndim > _MOST_AXES:
-        raise ValueError(f"{name}: expected up to {_MOST_AXES} axes, got {x.ndim}")
+    if x.ndim > _MAX_AXES:
+        raise ValueError(f"{name}: expected up to {_MAX_AXES} axes, got {x.ndim}")
     return x
 
 
@@ -76,27 +76,27 @@ def layer_inputs(x, context, widths, dtype):
     width, kdim, vdim = widths
     x = layer_input("x", x, width, dtype)
     if context is None:
-        context, given = (x, x), 1
+        context, count = (x, x), 1
     elif isinstance(context, (tuple, list)):
-        given = 3
+        count = 3
         if len(context) != 2:
             raise ValueError(f"context: expected an array or a pair, got {len(context)} of them")
     else:
-        context, given = (context, context), 2
-    if given < 3 and (kdim != vdim or (given == 1 and kdim != width)):
+        context, count = (context, context), 2
+    if count < 3 and (kdim != vdim or (count == 1 and kdim != width)):
         raise ValueError(
             f"context: expected a pair of arrays (..., rows, {kdim}) and (..., rows, {vdim}), got "
-            f"{'none' if given == 1 else 'one array'}"
+            f"{'none' if count == 1 else 'one array'}"
         )
-    names = ("context[0]", "context[1]") if given == 3 else ("context", "context")
+    names = ("context[0]", "context[1]") if count == 3 else ("context", "context")
     of_key = layer_input(names[0], context[0], kdim, dtype)
-    of_value = of_key if given < 3 else layer_input(names[1], context[1], vdim, dtype)
+    of_value = of_key if count < 3 else layer_input(names[1], context[1], vdim, dtype)
     if of_key.shape[-2] != of_value.shape[-2]:
         raise ValueError(
             f"context: expected a pair of as many rows, got {of_key.shape[-2]} and "
             f"{of_value.shape[-2]}"
         )
-    return (x, of_key, of_value), given
+    return (x, of_key, of_value), count
 
 
 def layer_leading(x, *contexts):
@@ -113,14 +113,14 @@ def layer_leading(x, *contexts):
     return leading
 
 
-def layer_options(what, given, names):
+def layer_options(what, options, names):
     """Keywords of another function, by name; those that it has not are refused."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{what}: expected a mapping, got {type(given).__name__}")
-    for name in given:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{what}: expected a mapping, got {type(options).__name__}")
+    for name in options:
         if name not in names:
             raise TypeError(f"{what}: expected options among {', '.join(names)}, got {name!r}")
-    return dict(given)
+    return dict(options)
 
 
 def layer_state(state, shapes, dtype):

@@ -1,4 +1,4 @@
-"""Rotary positions: where rows stand, which elements pair up, how fast each pair turns."""
+"""Rotary positions: where rows stand, which elements pair up, the frequency of each pair."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from .options import ints, per_batch
 from .shapes import broadcast, unrepeated
 
 _LAYOUTS = ("half", "interleaved")
-_FARTHEST = 2**53  # the integers up to here are float64s, as angles need
-_FASTEST = 2.0**900  # radians a position: the angles of all positions are finite then
+_MAX_POSITION = 2**53  # the integers up to here are float64s, as angles need
+_MAX_FREQUENCY = 2.0**900  # radians a position: the angles of all positions are finite then
 
 
 def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
 
     Returns float64 arrays of both, and whether pairs are halves. Where x has no elements nothing
-    is turned: the first two are None, for there may be no memory for so many.
+    is rotated: the first two are None, for there may be no memory for so many.
     """
     if x.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
@@ -41,7 +41,7 @@ def rotary_offset(name, offset, batch_shape, length=1):
     """Positions of the first of `length` rows: one int for all, or one for each batch entry."""
     if isinstance(offset, int):
         batch_shape = ()
-    return per_batch(name, offset, batch_shape, -_FARTHEST, _FARTHEST + 1 - max(length, 1))
+    return per_batch(name, offset, batch_shape, -_MAX_POSITION, _MAX_POSITION + 1 - max(length, 1))
 
 
 def _rotary_dim(name, rotary_dim, head_dim):
@@ -67,7 +67,7 @@ def _frequencies(frequencies, theta, rotary_dim, is_empty):
         raise ValueError(f"theta: expected a number above 0, got {theta}")
     if frequencies is None:
         frequencies = _geometric(theta, rotary_dim, rotary_dim - 2 if is_empty else 0)
-        if frequencies.max(initial=0) > _FASTEST:
+        if frequencies.max(initial=0) > _MAX_FREQUENCY:
             raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
         return frequencies
     frequencies = as_array("frequencies", frequencies, of_floats=False)
@@ -79,7 +79,7 @@ def _frequencies(frequencies, theta, rotary_dim, is_empty):
             f"{frequencies.shape}"
         )
     frequencies = frequencies.astype(np.float64)
-    if not (np.abs(frequencies) <= _FASTEST).all():
+    if not (np.abs(frequencies) <= _MAX_FREQUENCY).all():
         raise ValueError(f"frequencies: expected finite numbers up to 2**900, got {frequencies}")
     return frequencies
 
@@ -100,7 +100,7 @@ def _positions(offset, positions, x):
     float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs.
     """
     batch_shape, length = x.shape[:-3], x.shape[-2]
-    if type(offset) is int and positions is None and abs(offset) <= _FARTHEST - length:
+    if type(offset) is int and positions is None and abs(offset) <= _MAX_POSITION - length:
         return lambda: np.arange(offset, offset + length, dtype=np.float64)
     starts = rotary_offset("offset", offset, batch_shape, length)
     if positions is None:
@@ -108,10 +108,10 @@ def _positions(offset, positions, x):
     if unrepeated(starts).any():
         raise ValueError(f"offset: expected none beside positions, got {offset}")
     positions = ints("positions", positions, "an array of ints")
-    beyond = (positions < -_FARTHEST) | (positions > _FARTHEST)
+    beyond = (positions < -_MAX_POSITION) | (positions > _MAX_POSITION)
     if beyond.any():
         raise ValueError(
-            f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
+            f"positions: expected values from {-_MAX_POSITION} to {_MAX_POSITION}, got "
             f"{positions[beyond][0]}"
         )
     broadcast("positions", positions, (*batch_shape, length), "one for each row", last=True)

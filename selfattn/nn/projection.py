@@ -93,9 +93,9 @@ class Layout:
         x, *others = inputs
         count = len(inputs)
         if self.is_packed and all(other is x for other in others):
-            wanted = slice(0, self.rows[count - 1].stop)
-            bias = params["in_proj_bias"][wanted] if self.bias else None
-            y = project(x, params["in_proj_weight"][wanted], bias, num_threads=num_threads)
+            in_use = slice(0, self.rows[count - 1].stop)
+            bias = params["in_proj_bias"][in_use] if self.bias else None
+            y = project(x, params["in_proj_weight"][in_use], bias, num_threads=num_threads)
             return [y[..., rows] for rows in self.rows[:count]]
         return [
             project(x, weight, bias, num_threads=num_threads)
