@@ -1,4 +1,4 @@
-"""Gradients: the one that is given, what the forward pass left, and arrays for those wanted."""
+"""The backward pass: its inputs beside the problem, and arrays that gradients are written to."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from . import options
 from .arrays import array, as_array, same_dtype
 
 
-def given(problem, out_shape, grad_out, out, lse):
-    """The three as arrays of query's dtype; `out_shape` is the user's, the problem's or packed."""
+def backward_inputs(problem, out_shape, grad_out, out, lse):
+    """grad_out, out and lse as arrays of query's dtype.
+
+    `out_shape` is that of the user's out: the problem's, or that of packed sequences.
+    """
     query, shapes = problem.query, (out_shape, out_shape, problem.lse_shape)
     arrays = []
     for (name, x), shape in zip(
@@ -23,10 +26,10 @@ def given(problem, out_shape, grad_out, out, lse):
     return arrays
 
 
-def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
+def new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad):
     """Arrays for the gradients of query, key, value, mask and sinks, the last two if asked for.
 
-    Those of mask and sinks are zeros of query's dtype; `finished` gives them their own.
+    Those of mask and sinks are zeros of query's dtype; `in_dtype_of` gives them their own.
     """
     of_mask = of_sinks = None
     if options.flag("mask_grad", mask_grad):
@@ -44,7 +47,7 @@ def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
     return *(_like(x, new) for x in problem.arrays[:3]), of_mask, of_sinks
 
 
-def finished(gradient, x):
+def in_dtype_of(gradient, x):
     """The gradient of `x` in its own dtype; None where there is none."""
     return gradient if gradient is None else gradient.astype(as_array("", x).dtype, copy=False)
 

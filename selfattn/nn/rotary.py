@@ -1,10 +1,11 @@
-"""Rotary positions: each pair of elements of a row is turned by an angle that its position gives.
+"""Rotary positions: each pair of elements of a row is rotated by an angle that its position gives.
 
     (a, b) -> (a cos t - b sin t, b cos t + a sin t),   t = position * frequency of the pair
 
 so that a query's product with a key depends on the distance between the two, not on where they
-stand. Its backward is the turn the other way. The kernel turns; the angles are NumPy's. Called by
-users and by `multihead.py`; the truth it is tested against is `reference/rotary.py`.
+stand. Its backward is the rotation by -t. The kernel rotates; NumPy makes the table of cosines and
+sines. Called by users and by `multihead.py`; the truth it is tested against is
+`reference/rotary.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def rope(
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Turn queries or keys by their positions: rotary position embedding.
+    """Rotate queries or keys by their positions: rotary position embedding.
 
     Parameters
     ----------
@@ -49,9 +50,9 @@ def rope(
         Which elements make a pair: i and `i + rotary_dim / 2` (GPT-NeoX, Llama in Hugging Face's
         transformers), or 2i and 2i + 1 (GPT-J, Llama as published).
     theta : float
-        Pair i turns by `theta ** (-2 i / rotary_dim)` radians a position.
+        Pair i rotates by `theta ** (-2 i / rotary_dim)` radians a position.
     rotary_dim : int, optional
-        Turn only the first so many elements of a row, an even number; E unless given.
+        Rotate only the first so many elements of a row, an even number; E unless given.
     frequencies : array, shape (rotary_dim / 2,), optional
         Radians a position of each pair, in place of `theta`: for a scaled context.
     out : array of x's shape and dtype, optional
@@ -89,7 +90,7 @@ def rope(
     np.True_
     """
     pairing = offset, positions, layout, theta, rotary_dim, frequencies
-    return _turned("x", x, pairing, out, num_threads, is_backward=False)
+    return _rope("x", x, pairing, out, num_threads, is_backward=False)
 
 
 def rope_backward(
@@ -104,7 +105,7 @@ def rope_backward(
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """The gradient of `sum(grad_out * rope(x, ...))` by x: the turn back.
+    """The gradient of `sum(grad_out * rope(x, ...))` by x: the rotation back.
 
     Parameters and errors are those of `rope`, and must be what that call was given.
 
@@ -126,10 +127,10 @@ def rope_backward(
     True
     """
     pairing = offset, positions, layout, theta, rotary_dim, frequencies
-    return _turned("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
+    return _rope("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
 
 
-def _turned(name, x, pairing, out, num_threads, is_backward):
+def _rope(name, x, pairing, out, num_threads, is_backward):
     x = _args.array(name, x)
     positions, frequencies, is_half = _args.rotary(name, x, *pairing)
     num_threads = _args.num_threads(num_threads)
@@ -138,7 +139,7 @@ def _turned(name, x, pairing, out, num_threads, is_backward):
         return _args.compute_into(out, x.shape, x, inputs, lambda target: None)
     pairs = frequencies.size
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
-    if is_backward:  # with its elements in the other order a pair turns the other way
+    if is_backward:  # with its elements in the other order a pair rotates by -t
         first, second = second, first
     angles = np.broadcast_to(_angles(positions, frequencies, x.dtype), (*x.shape[:-1], 2 * pairs))
     # Rows in the order of memory: heads may lie side by side.
@@ -149,7 +150,7 @@ def _turned(name, x, pairing, out, num_threads, is_backward):
         x.shape,
         x,
         inputs,
-        lambda target: _core.turn(
+        lambda target: _core.rope(
             rows, angles, target.transpose(axes), pairs, step, first, second, num_threads
         ),
     )
