@@ -1,7 +1,9 @@
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+
+_T = TypeVar("_T")
 
 class AttentionProblem:
     query: np.ndarray
@@ -116,7 +118,7 @@ def project_backward(
     grad_bias: np.ndarray | None,
     num_threads: int,
 ) -> None: ...
-def in_default_environment(compute: Callable[..., Any], *arguments: object) -> Any: ...
+def in_default_environment(compute: Callable[..., _T], *arguments: object) -> _T: ...
 def isas_built() -> list[str]: ...
 def isas() -> list[str]: ...
 def isa() -> str: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import _core
@@ -17,7 +19,9 @@ _NAMES = tuple(option.name for option in _OPTIONS)
 _DEFAULTS = tuple(option.default for option in _OPTIONS)
 
 
-def attend(query, key, value, out, values, num_threads):
+def attend(
+    query: Any, key: Any, value: Any, out: Any, values: tuple[Any, ...], num_threads: Any
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """The result of `scaled_dot_product_attention`, of its options' values in the table's order."""
     if num_threads is not None:
         num_threads = count("num_threads", num_threads)

@@ -7,10 +7,12 @@ Those of attention, under the options' names, are called with the problem that t
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
 
 from .. import _threads
+from .._core import AttentionProblem
 from .arrays import LARGEST, as_array
 from .numbers import finite, integer
 from .shapes import broadcast, unrepeated
@@ -19,12 +21,12 @@ _PIECE = 2**16  # elements that are looked at at once where there may be very ma
 MAX_POSITION = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
 
-def num_threads(n=None):
+def num_threads(n: Any = None) -> int:
     """The number of threads of this call."""
     return _threads.get_num_threads() if n is None else _threads.count("num_threads", n)
 
 
-def axis(name, n, x):
+def axis(name: str, n: Any, x: np.ndarray) -> int:
     """An axis of `x`, counted from 0."""
     number = integer(name, n)
     if not -x.ndim <= number < x.ndim:
@@ -32,7 +34,7 @@ def axis(name, n, x):
     return number % x.ndim
 
 
-def flag(name, x):
+def flag(name: str, x: Any) -> bool:
     if x is True or x is False or isinstance(x, np.bool_):
         return bool(x)
     raise TypeError(f"{name}: expected a bool, got {type(x).__name__}")
@@ -41,7 +43,7 @@ def flag(name, x):
 # ------------------------------------------------------------------ attention's: numbers and ranges
 
 
-def dropout_p(x, problem):
+def dropout_p(x: Any, problem: AttentionProblem) -> float:
     """A probability."""
     p = finite("dropout_p", x)
     if not 0.0 <= p <= 1.0:
@@ -49,7 +51,7 @@ def dropout_p(x, problem):
     return p
 
 
-def dropout_seed(x, problem):
+def dropout_seed(x: Any, problem: AttentionProblem) -> int:
     """A word of 64 bits."""
     seed = integer("dropout_seed", x)
     if not -(2**63) <= seed < 2**64:
@@ -57,15 +59,15 @@ def dropout_seed(x, problem):
     return seed % 2**64
 
 
-def is_causal(x, problem):
+def is_causal(x: Any, problem: AttentionProblem) -> bool:
     return flag("is_causal", x)
 
 
-def enable_gqa(x, problem=None):
+def enable_gqa(x: Any, problem: AttentionProblem | None = None) -> bool:
     return flag("enable_gqa", x)
 
 
-def scale(x, problem):
+def scale(x: Any, problem: AttentionProblem) -> float:
     """A float that query's dtype can hold."""
     number, dtype = finite("scale", x), problem.query.dtype
     if abs(number) > LARGEST[dtype]:
@@ -73,7 +75,7 @@ def scale(x, problem):
     return number
 
 
-def softcap(x, problem):
+def softcap(x: Any, problem: AttentionProblem) -> float:
     """A finite float of 0 or more; 0 is none."""
     number = finite("softcap", x)
     if number < 0:
@@ -81,7 +83,7 @@ def softcap(x, problem):
     return number
 
 
-def window_size(x, problem):
+def window_size(x: Any, problem: AttentionProblem) -> tuple[int, int]:
     """Its sides as ints."""
     try:
         if not isinstance(x, (tuple, list, np.ndarray)):
@@ -99,7 +101,7 @@ def window_size(x, problem):
     return min(left, MAX_POSITION), min(right, MAX_POSITION)
 
 
-def query_offset(x, problem):
+def query_offset(x: Any, problem: AttentionProblem) -> int | np.ndarray:
     """An int, or an array with one for each batch entry."""
     if type(x) is int and abs(x) <= MAX_POSITION:
         return x
@@ -110,7 +112,7 @@ def query_offset(x, problem):
     return different.item() if different.size == 1 else np.ascontiguousarray(offsets)
 
 
-def kv_lengths(x, problem):
+def kv_lengths(x: Any, problem: AttentionProblem) -> np.ndarray | None:
     """An array with one for each batch entry; None where there is no query to see keys."""
     starts = problem.cu_seqlens_k
     most = problem.scores_shape[-1] if starts is None else np.diff(starts)
@@ -118,7 +120,9 @@ def kv_lengths(x, problem):
     return None if 0 in problem.lse_shape else np.ascontiguousarray(lengths)
 
 
-def per_batch(name, x, batch_shape, low, high):
+def per_batch(
+    name: str, x: Any, batch_shape: tuple[int, ...], low: int, high: int | np.ndarray
+) -> np.ndarray:
     """An int64 view of `batch_shape`, whose values must be from `low` to `high`, each or all."""
     expected = "an int or an array of ints"
     if isinstance(x, int) and not isinstance(x, bool):
@@ -137,25 +141,25 @@ def per_batch(name, x, batch_shape, low, high):
 # ------------------------------------------------------------------ attention's: arrays
 
 
-def attn_mask(x, problem):
+def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of the scores' shape, of bools or floats."""
     dtypes = np.dtype(bool), np.dtype(np.float32), problem.query.dtype
     x = _of_dtypes("attn_mask", x, *dtypes)
     return broadcast("attn_mask", x, problem.scores_shape, "the scores' shape")
 
 
-def alibi_slopes(x, problem):
+def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of one for each batch entry and query head."""
     shape = (*problem.batch_shape, problem.num_heads_q)
     return _per_head("alibi_slopes", x, shape, problem.query.dtype)
 
 
-def sinks(x, problem):
+def sinks(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of one for each query head."""
     return _per_head("sinks", x, (problem.num_heads_q,), problem.query.dtype)
 
 
-def segment_ids(x, problem):
+def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarray]:
     """Views (batch..., L) and (batch..., S) of the ids of queries and of keys, of one dtype.
 
     Of packed sequences (total_q,) and (total_k,).
@@ -186,18 +190,18 @@ def segment_ids(x, problem):
     )
 
 
-def _ids(x):
+def _ids(x: Any) -> np.ndarray:
     return ints("segment_ids", x, "an array of ints, or a pair of them", kinds="iub")
 
 
-def ints(name, x, expected, kinds="iu"):
-    x = as_array(name, x, expected, of_floats=False)
-    if x.dtype.kind not in kinds or not x.dtype.isnative:
-        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
-    return x
+def ints(name: str, x: Any, expected: str, kinds: str = "iu") -> np.ndarray:
+    y = as_array(name, x, expected, of_floats=False)
+    if y.dtype.kind not in kinds or not y.dtype.isnative:
+        raise TypeError(f"{name}: expected {expected}, got {y.dtype!r}")
+    return y
 
 
-def _per_head(name, x, shape, dtype):
+def _per_head(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A view of `shape`, which ends in the query heads, of floats of query's dtype."""
     x = as_array(name, x)
     if x.dtype not in (np.float32, dtype):
@@ -206,18 +210,18 @@ def _per_head(name, x, shape, dtype):
     return broadcast(name, x.astype(dtype, copy=False), shape, "one for each query head", last=True)
 
 
-def _of_dtypes(name, x, *dtypes):
-    x = as_array(name, x)
-    if x.dtype not in dtypes:
+def _of_dtypes(name: str, x: Any, *dtypes: np.dtype) -> np.ndarray:
+    y = as_array(name, x)
+    if y.dtype not in dtypes:
         expected = " or ".join(dict.fromkeys(dtype.name for dtype in dtypes))
-        raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
-    return x
+        raise TypeError(f"{name}: expected {expected} in native byte order, got {y.dtype!r}")
+    return y
 
 
 # ------------------------------------------------------------------ packed sequences
 
 
-def cumulative(name, x, total):
+def cumulative(name: str, x: Any, total: int) -> tuple[np.ndarray, int]:
     """Where packed sequences begin and end, and the length of the longest.
 
     The first as int64, our own, (number of sequences + 1,).
@@ -238,7 +242,7 @@ def cumulative(name, x, total):
     return starts, max_seqlen
 
 
-def _longest_step(x):
+def _longest_step(x: np.ndarray) -> int | None:
     """The largest difference of neighbours; None where numbers decrease.
 
     Piece by piece: there may be so many sequences that arrays beside them would be large.

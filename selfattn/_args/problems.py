@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from .. import _core
+from .._core import AttentionProblem, SumProblem
 from . import options, table
 from .arrays import array, same_dtype
 from .shapes import broadcast_shapes
 
+Shapes = dict[str, tuple[int, ...]]  # of arrays by name, the query first
+
 NO_VALUE = object()  # the scores or the weights alone are asked for
 
 
-def attention_problem(query, key, value, enable_gqa=False, **values):
+def attention_problem(
+    query: Any, key: Any, value: Any, enable_gqa: Any = False, **values: Any
+) -> AttentionProblem:
     """The problem that the kernels solve; values of options come by their names in `table.py`."""
     enable_gqa = enable_gqa is not False and options.enable_gqa(enable_gqa)
     problem = _core.fast_problem(query, key, value, value is not NO_VALUE)
@@ -21,7 +30,7 @@ def attention_problem(query, key, value, enable_gqa=False, **values):
     return problem
 
 
-def _any_problem(query, key, value, enable_gqa):
+def _any_problem(query: Any, key: Any, value: Any, enable_gqa: bool) -> AttentionProblem:
     """The problem of arrays of whatever kind and shape."""
     query, key = array("query", query), array("key", key)
     same_dtype("key", key, "query", query)
@@ -31,10 +40,18 @@ def _any_problem(query, key, value, enable_gqa):
         value = array("value", value)
         same_dtype("value", value, "query", query)
     leading = _leading(_shapes(query, key, value), enable_gqa)
-    return _core.AttentionProblem(query, key, value, *leading)
+    return AttentionProblem(query, key, value, *leading)
 
 
-def varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, enable_gqa=False, **values):
+def varlen_problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    cu_seqlens_q: Any,
+    cu_seqlens_k: Any,
+    enable_gqa: Any = False,
+    **values: Any,
+) -> AttentionProblem:
     """That of packed sequences: each is a batch entry, and its arrays are (H, total, E) views."""
     query, key, value = array("query", query), array("key", key), array("value", value)
     for name, x in (("query", query), ("key", key), ("value", value)):
@@ -60,14 +77,14 @@ def varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, enable_gqa=Fal
             f"{cu_seqlens_k.size}"
         )
     batch_shape = (cu_seqlens_q.size - 1,)
-    problem = _core.AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv)
+    problem = AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv)
     problem.set_sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     if values:
         table.set_options(problem, values)
     return problem
 
 
-def sum_problem(weights, value, enable_gqa):
+def sum_problem(weights: Any, value: Any, enable_gqa: Any) -> SumProblem:
     """The problem of `weights @ value`: its scores are given, so it has no query and no key."""
     weights, value = array("weights", weights), array("value", value)
     same_dtype("value", value, "weights", weights)
@@ -79,10 +96,10 @@ def sum_problem(weights, value, enable_gqa):
             f"value: expected {weights.shape[-1]} rows, one for each of weights' last axis, "
             f"got shape {value.shape}"
         )
-    return _core.SumProblem(weights, value, batch_shape, heads_q, heads_kv)
+    return SumProblem(weights, value, batch_shape, heads_q, heads_kv)
 
 
-def merge_operands(out_a, lse_a, out_b, lse_b):
+def merge_operands(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[np.ndarray, ...]:
     """Arrays of one dtype: two of one shape (..., L, E), and (..., L) for each."""
     arrays = {
         name: array(name, x)
@@ -104,7 +121,7 @@ def merge_operands(out_a, lse_a, out_b, lse_b):
 # ------------------------------------------------------------------ the problem, piece by piece
 
 
-def _shapes(query, key, value, rows=-2):
+def _shapes(query: np.ndarray, key: np.ndarray, value: np.ndarray | None, rows: int = -2) -> Shapes:
     """The shapes by name, which agree in head_dim and in the axis of rows."""
     shapes = {"query": query.shape, "key": key.shape}
     if value is not None:
@@ -121,18 +138,18 @@ def _shapes(query, key, value, rows=-2):
     return shapes
 
 
-def _two_axes(shapes):
+def _two_axes(shapes: Shapes) -> None:
     for name, shape in shapes.items():
         if len(shape) < 2:
             raise ValueError(f"{name}: expected 2 or more axes, got shape {shape}")
 
 
-def _leading(shapes, enable_gqa):
+def _leading(shapes: Shapes, enable_gqa: bool) -> tuple[tuple[int, ...], int, int]:
     """(batch_shape, query heads, key/value heads) of named shapes, the query's first."""
     return _batch_shape(shapes), *_heads(shapes, enable_gqa)
 
 
-def _heads(shapes, enable_gqa):
+def _heads(shapes: Shapes, enable_gqa: bool) -> tuple[int, int]:
     """How many query heads and how many key/value heads there are; an axis of 1 broadcasts."""
     heads = {name: shape[-3] if len(shape) > 2 else 1 for name, shape in shapes.items()}
     (query, heads_q), (key, heads_kv), *others = heads.items()
@@ -158,7 +175,7 @@ def _heads(shapes, enable_gqa):
     return heads_q, heads_kv
 
 
-def _batch_shape(shapes):
+def _batch_shape(shapes: Shapes) -> tuple[int, ...]:
     """The broadcast of the axes before the last three."""
     try:
         return broadcast_shapes(*(shape[:-3] for shape in shapes.values()))

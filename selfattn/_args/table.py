@@ -61,20 +61,22 @@ TABLE = (
 _BY_NAME = {option.name: option for option in TABLE}
 
 
-def options_of(function):
+def options_of(function: str) -> tuple[Option, ...]:
     """The rows of what a function takes, in the order of its signature."""
     return tuple(option for option in TABLE if function in option.functions)
 
 
-def set_options(problem, values):
+def set_options(problem: Problem, values: dict[str, Any]) -> None:
     """Check the values of options, by name, and set them; a new problem has the defaults."""
     for name, x in values.items():
         option = _BY_NAME[name]
         if x is not option.default:
+            assert option.check is not None
+            assert option.setter is not None
             option.setter(problem, option.check(x, problem))
 
 
-def _names_and_defaults(function):
+def _names_and_defaults(function: str) -> tuple[tuple[str, ...], tuple[object, ...]]:
     rows = [option for option in options_of(function) if option.check is not None]
     return tuple(option.name for option in rows), tuple(option.default for option in rows)
 
@@ -82,7 +84,7 @@ def _names_and_defaults(function):
 _OF_PROBLEM = {function: _names_and_defaults(function) for function in _FUNCTIONS}
 
 
-def nondefault(function, values):
+def nondefault(function: str, values: tuple[Any, ...]) -> dict[str, Any]:
     """{name: value} of the options that the problem is made of and that differ from their default.
 
     `values` are those of all of the function's options that have a check, in the table's order.

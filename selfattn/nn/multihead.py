@@ -190,13 +190,20 @@ class MultiheadAttention:
         rope_arguments = self._rope_arguments(rope, options, inputs[0])
         leading = _args.layer_leading(*inputs)
         num_threads = options.get("num_threads")
-        rows = self._rows(inputs, rope_arguments, num_threads)
+        query, key, value = self._rows(inputs, rope_arguments, num_threads)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
         result = scaled_dot_product_attention(
-            *rows, enable_gqa=True, return_lse=keep, out=self._heads(merged), **options
+            query,
+            key,
+            value,
+            enable_gqa=True,
+            return_lse=keep,
+            out=self._heads(merged),
+            **options,
         )
         out = project(merged, *self._layout.of_output(self.params), num_threads=num_threads)
         if keep:
+            rows = query, key, value
             self._saved = _Saved(
                 inputs, num_inputs, rows, merged, result[1], rope_arguments, options
             )
@@ -341,12 +348,16 @@ class MultiheadAttention:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_saved": None}  # a pickle or a copy has no call to go back over
 
-    def _inputs(self, x, context):
+    def _inputs(
+        self, x: Array, context: Context | None
+    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
         """What query, key and value are projected from, and as how many arrays it was given."""
         widths = self.embed_dim, self.kdim, self.vdim
         return _args.layer_inputs(x, context, widths, self.dtype)
 
-    def _rope_arguments(self, rope, attention_options, x):
+    def _rope_arguments(
+        self, rope: Mapping[str, Any] | None, attention_options: dict[str, Any], x: np.ndarray
+    ) -> list[dict[str, Any]]:
         """Those of `rope` for queries and for keys; none where it is not asked for."""
         if rope is None:
             return []
@@ -362,19 +373,31 @@ class MultiheadAttention:
         _args.rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
         return [{**of_key, "offset": offset}, of_key]
 
-    def _rows(self, inputs, rope_arguments, num_threads):
+    def _rows(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        rope_arguments: list[dict[str, Any]],
+        num_threads: int | None,
+    ) -> tuple[np.ndarray, ...]:
         """Query, key and, where its input is given, value by heads; the first two rotated."""
         rows = [self._heads(y) for y in self._layout.project(inputs, self.params, num_threads)]
         for n, arguments in enumerate(rope_arguments):
             rows[n] = rope(rows[n], **arguments)
         return tuple(rows)
 
-    def _heads(self, rows):
+    def _heads(self, rows: np.ndarray) -> np.ndarray:
         """(..., L, heads * head_dim) as (..., heads, L, head_dim): a view."""
         heads = rows.shape[-1] // self.head_dim
         return rows.reshape(*rows.shape[:-1], heads, self.head_dim).swapaxes(-3, -2)
 
-    def _write_grads(self, inputs, grad_rows, merged, grad_out, num_threads):
+    def _write_grads(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        grad_rows: list[np.ndarray],
+        merged: np.ndarray,
+        grad_out: np.ndarray,
+        num_threads: int,
+    ) -> None:
         for name, x in self.params.items():
             if name not in self.grads:
                 self.grads[name] = np.empty_like(x)
@@ -384,7 +407,7 @@ class MultiheadAttention:
         write_grads(grad_out, merged, *self._layout.of_output(self.grads), num_threads)
 
 
-def _side_by_side(heads):
+def _side_by_side(heads: np.ndarray) -> np.ndarray:
     """(..., heads, L, head_dim) as (..., L, heads * head_dim): a view of what lies that way."""
     rows = heads.swapaxes(-3, -2)
     return rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])

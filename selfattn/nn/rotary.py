@@ -11,7 +11,7 @@ sines. Called by users and by `multihead.py`; the truth it is tested against is
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -130,12 +130,14 @@ def rope_backward(
     return _rope("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
 
 
-def _rope(name, x, pairing, out, num_threads, is_backward):
-    x = _args.array(name, x)
+def _rope(
+    name: str, given: Any, pairing: tuple[Any, ...], out: Any, num_threads: Any, is_backward: bool
+) -> np.ndarray:
+    x = _args.array(name, given)
     positions, frequencies, is_half = _args.rotary(name, x, *pairing)
     num_threads = _args.num_threads(num_threads)
     inputs = () if out is x else (x,)
-    if x.size == 0:
+    if positions is None or frequencies is None:  # nothing to rotate
         return _args.compute_into(out, x.shape, x, inputs, lambda target: None)
     pairs = frequencies.size
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
@@ -156,7 +158,7 @@ def _rope(name, x, pairing, out, num_threads, is_backward):
     )
 
 
-def _angles(positions, frequencies, dtype):
+def _angles(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The cosines of all pairs, then the sines, for each position: (..., L, 2 * pairs)."""
     if positions.size * max(frequencies.size, 1) > _KEPT_PAIRS:
         return _computed_angles(positions, frequencies, dtype)
@@ -164,16 +166,19 @@ def _angles(positions, frequencies, dtype):
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_angles(positions, shape, frequencies, dtype):
-    positions = np.frombuffer(positions).reshape(shape)
-    return _computed_angles(positions, np.frombuffer(frequencies), dtype)
+def _kept_angles(
+    positions: bytes, shape: tuple[int, ...], frequencies: bytes, dtype: np.dtype
+) -> np.ndarray:
+    return _computed_angles(
+        np.frombuffer(positions).reshape(shape), np.frombuffer(frequencies), dtype
+    )
 
 
-def _computed_angles(positions, frequencies, dtype):
+def _computed_angles(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return _core.in_default_environment(_table, positions, frequencies, dtype)
 
 
-def _table(positions, frequencies, dtype):
+def _table(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     angles = positions[..., None] * frequencies
     table = np.empty((*positions.shape, 2 * frequencies.size), dtype)
     table[..., : frequencies.size] = np.cos(angles)
