@@ -151,7 +151,7 @@ def scaled_dot_product_attention(
     window_size : (int, int)
         (left, right), inclusive, around position `i + query_offset`; -1 is unbounded.
     softcap : float
-        Bend the scores to `softcap * tanh(scores / softcap)`, before all else; 0 does not.
+        Cap the scores at `softcap * tanh(scores / softcap)`, before all else; 0 does not.
     alibi_slopes : array, shape (Hq,) or (..., Hq), optional
         Subtract `slope * abs(i + query_offset - j)` from the scores. Query's dtype or float32.
         A distance that all of a query's keys have in common cancels in the softmax and moves `lse`

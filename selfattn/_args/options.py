@@ -17,6 +17,7 @@ from .arrays import LARGEST, as_array
 from .numbers import finite, integer
 from .shapes import broadcast, unrepeated
 
+_BOOL, _FLOAT32 = np.dtype(bool), np.dtype(np.float32)
 _PIECE = 2**16  # elements that are looked at at once where there may be very many
 MAX_POSITION = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
@@ -143,9 +144,8 @@ def per_batch(
 
 def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of the scores' shape, of bools or floats."""
-    dtypes = np.dtype(bool), np.dtype(np.float32), problem.query.dtype
-    x = _of_dtypes("attn_mask", x, *dtypes)
-    return broadcast("attn_mask", x, problem.scores_shape, "the scores' shape")
+    y = _of_dtypes("attn_mask", x, _BOOL, _FLOAT32, problem.query.dtype)
+    return broadcast("attn_mask", y, problem.scores_shape, "the scores' shape")
 
 
 def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:

@@ -33,6 +33,8 @@ def broadcast(
     name: str, x: np.ndarray, shape: tuple[int, ...], what: str, last: bool = False
 ) -> np.ndarray:
     """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
+    if x.shape == shape:
+        return x
     try:
         if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
             raise ValueError

@@ -58,7 +58,11 @@ TABLE = (
     Option("out", None, _FORWARD | _SCORES | _WEIGHTS),
     Option("num_threads", None, _ALL),
 )
-_BY_NAME = {option.name: option for option in TABLE}
+_SETTERS = {
+    option.name: (option.default, option.check, option.setter)
+    for option in TABLE
+    if option.check and option.setter
+}
 
 
 def options_of(function: str) -> tuple[Option, ...]:
@@ -69,11 +73,9 @@ def options_of(function: str) -> tuple[Option, ...]:
 def set_options(problem: Problem, values: dict[str, Any]) -> None:
     """Check the values of options, by name, and set them; a new problem has the defaults."""
     for name, x in values.items():
-        option = _BY_NAME[name]
-        if x is not option.default:
-            assert option.check is not None
-            assert option.setter is not None
-            option.setter(problem, option.check(x, problem))
+        default, check, setter = _SETTERS[name]
+        if x is not default:
+            setter(problem, check(x, problem))
 
 
 def _names_and_defaults(function: str) -> tuple[tuple[str, ...], tuple[object, ...]]:
