@@ -118,7 +118,8 @@ core = Extension(
         str(path)
         for pattern in ("*.h", "*.def", "simd/*.h", "kernels/*.h", "instance.c")
         for path in Path("csrc").glob(pattern)
-    ),
+    )
+    + sorted(str(path) for path in Path("selfattn").glob("*.pxd")),
 )
 
 setup(

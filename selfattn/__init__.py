@@ -5,7 +5,7 @@ A call travels one way:
     attention.py, varlen.py,
     backward.py, linear.py,
     steps.py                   public functions and their docstrings
-      -> _args/                the only validator: arrays and options -> a plain problem
+      -> _args/                the only validator: arrays and options -> a problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
           -> csrc/forward.c …  the parallel loops over tiles; schedule.c cuts them
             -> csrc/dispatch.c the kernel table of the best instruction set

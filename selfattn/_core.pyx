@@ -1,9 +1,12 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
 """The bridge: fill one C struct, release the GIL, call, map the status to an exception.
 
-No policy: `_args` has made sure of everything that is taken for granted here. For its sake
-`plain_problem` looks at arrays, and says of the usual ones what it would find out, in less time;
-`attend_plainly` does all of a call that asks for nothing else.
+No policy: `_args` has validated what comes here. Two functions validate for it, in less time than
+it takes, arguments of the usual kind, which `_fast_path.pxd` recognises: `fast_problem` makes their
+problem, `fast_path` does the whole of a call that sets no option.
+
+    _core.pxd        declarations: the C library, the extension types
+    _fast_path.pxd   what the fast path accepts
 """
 
 import os
@@ -11,113 +14,17 @@ import threading
 
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
+from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.stdlib cimport getenv
 from libc.string cimport memset
 
+from ._fast_path cimport are_defaults, are_fast_operands, is_default, is_fast_out, overlap
+
 cnp.import_array()
-
-
-cdef extern from "Python.h":
-    unsigned long PyThread_get_thread_ident() noexcept
-
-
-cdef extern from "selfattn.h" nogil:
-    enum: SA_MAX_BATCH_AXES
-    ctypedef enum sa_status:
-        SA_OK, SA_NO_MEMORY, SA_INTERRUPTED
-    ctypedef enum sa_dtype:
-        SA_f32, SA_f64
-    ctypedef struct sa_array:
-        char *data
-        Py_ssize_t *batch
-        Py_ssize_t head, row, col
-    ctypedef enum sa_mask_kind:
-        SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_F32, SA_MASK_F64
-    ctypedef struct sa_interrupt:
-        int (*interrupted)(void *) noexcept nogil
-        void *arg
-    ctypedef struct sa_problem:
-        sa_dtype dtype
-        int batch_axes
-        int64_t *batch_shape
-        int64_t num_heads_q, num_heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v
-        sa_array query, key, value, out, lse
-        double scale, softcap, dropout_p
-        uint64_t dropout_seed
-        sa_array mask, alibi_slopes, sinks, query_segments, key_segments
-        sa_mask_kind mask_kind
-        int segment_size
-        int64_t window_left, window_right, query_offset
-        const int64_t *query_offset_of_batch
-        const int64_t *kv_lengths
-        const int64_t *cu_seqlens_q
-        const int64_t *cu_seqlens_k
-        int num_threads
-        sa_interrupt interrupt
-    ctypedef struct sa_gradients:
-        sa_array out, query, key, value, mask, sinks
-    ctypedef struct sa_rows:
-        char *data
-        Py_ssize_t *stride
-        Py_ssize_t col
-    ctypedef struct sa_row_problem:
-        sa_dtype dtype
-        int axes
-        int64_t *shape
-        int64_t n
-        sa_rows a, b, out, lse_a, lse_b, lse
-        int64_t pairs, step, first, second
-        int num_threads
-        sa_interrupt interrupt
-    ctypedef struct sa_projection:
-        sa_dtype dtype
-        int axes
-        int64_t *shape
-        int64_t n_in, n_out
-        sa_rows x, out
-        char *weight
-        char *bias
-        Py_ssize_t weight_row, weight_col, bias_step
-        int num_threads
-        sa_interrupt interrupt
-    ctypedef struct sa_projection_gradients:
-        sa_rows x
-        char *weight
-        char *bias
-        Py_ssize_t weight_row, weight_col, bias_step
-    ctypedef enum sa_function:
-        SA_EXP2_SCALED, SA_EXP_OF_NEGATIVE, SA_EXP, SA_LOG, SA_TANH
-
-    sa_status sa_attention(const sa_problem *) noexcept
-    sa_status sa_scores(const sa_problem *) noexcept
-    sa_status sa_weights(const sa_problem *) noexcept
-    sa_status sa_sum(const sa_problem *) noexcept
-    sa_status sa_attention_backward(const sa_problem *, const sa_gradients *) noexcept
-    sa_status sa_softmax(const sa_row_problem *) noexcept
-    sa_status sa_merge(const sa_row_problem *) noexcept
-    sa_status sa_rope(const sa_row_problem *) noexcept
-    sa_status sa_project(const sa_projection *) noexcept
-    sa_status sa_project_backward(
-        const sa_projection *, const sa_projection_gradients *
-    ) noexcept
-    int sa_is_serial(const sa_problem *) noexcept
-    int sa_num_cores() noexcept
-    const char *sa_isa_built(int) noexcept
-    const char *sa_isa_supported(int) noexcept
-    int sa_isa_force(const char *) noexcept
-    const char *sa_isa_in_use() noexcept
-    const char *sa_compiler() noexcept
-    void sa_apply(sa_function, sa_dtype, double, const void *, void *, int64_t) noexcept
-
-
-cdef extern from "fp_env.h" nogil:
-    ctypedef struct sa_fp_env:
-        pass
-    sa_fp_env sa_fp_enter() noexcept
-    void sa_fp_leave(sa_fp_env) noexcept
 
 
 # ------------------------------------------------------------------ calls
@@ -138,29 +45,38 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_fork_made_this_the_main_thread)
 
 
-cdef void may_interrupt(sa_interrupt *interrupt, list raised) noexcept:
-    """Have the call ask `interrupted`; `raised` keeps what its signal handlers raise."""
+cdef void may_interrupt(sa_interrupt *interrupt, PyObject **raised) noexcept:
+    """Have the call ask `interrupted`; what its signal handlers raise is owned by `raised`."""
+    raised[0] = NULL
     interrupt.interrupted = NULL
-    interrupt.arg = <void *>raised
+    interrupt.arg = raised
     if PyThread_get_thread_ident() == main_thread:
         interrupt.interrupted = interrupted
 
 
 cdef int interrupted(void *arg) noexcept with gil:
     """Let Python run its signal handlers; keep what they raise for `check`."""
+    cdef PyObject **raised = <PyObject **>arg
     try:
         PyErr_CheckSignals()
         return 0
     except BaseException as error:
-        (<list>arg).append(error)
+        Py_XDECREF(raised[0])
+        Py_INCREF(error)
+        raised[0] = <PyObject *>error
         return 1
 
 
-cdef int check(sa_status status, list raised) except -1:
+cdef int check(sa_status status, PyObject *raised) except -1:
+    """Raise what a status means, or what a signal handler raised, whose reference ends here."""
+    error = None
+    if raised != NULL:
+        error = <object>raised
+        Py_XDECREF(raised)
     if status == SA_NO_MEMORY:
         raise MemoryError("selfattn: no memory for the workspace")
-    if status == SA_INTERRUPTED and raised:
-        raise raised.pop()
+    if status == SA_INTERRUPTED and error is not None:
+        raise error
     if status == SA_INTERRUPTED:
         raise RuntimeError("selfattn: a signal handler forked; its child cannot finish the call")
     return 0
@@ -168,11 +84,6 @@ cdef int check(sa_status status, list raised) except -1:
 
 cdef sa_dtype dtype_of(cnp.ndarray x) noexcept:
     return SA_f32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else SA_f64
-
-
-cdef enum Axes:
-    """What the last axes of an array are; those before them are the batch."""
-    HEAD_ROW_COL, HEAD_ROW, HEAD, ROW
 
 
 cdef void fill(sa_array *a, cnp.ndarray x, Axes axes, int batch_axes) noexcept:
@@ -232,10 +143,7 @@ cdef tuple rows_shape(const sa_problem *p, tuple batch_shape, bint has_heads):
     return (p.seqlen_q,)
 
 
-ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
-
-
-cdef void start(sa_problem *p, int num_threads, list raised) noexcept:
+cdef void start(sa_problem *p, int num_threads, PyObject **raised) noexcept:
     """What belongs to a call; `raised` keeps what its signal handlers raise."""
     p.num_threads = num_threads
     may_interrupt(&p.interrupt, raised)
@@ -246,12 +154,12 @@ cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) 
 
     What has no elements is not computed, however many rows without any there are.
     """
-    cdef list raised = []
+    cdef PyObject *raised
     cdef sa_status status
     if cnp.PyArray_SIZE(out) == 0 and p.lse.data == NULL:
         return 0
     fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
-    start(p, num_threads, raised)
+    start(p, num_threads, &raised)
     with nogil:
         status = compute(p)
     return check(status, raised)
@@ -259,12 +167,6 @@ cdef int solve(sa_problem *p, solver compute, cnp.ndarray out, int num_threads) 
 
 cdef class AttentionProblem:
     """A query, keys and perhaps values, and which keys each query sees: valid, not yet solved."""
-
-    cdef sa_problem problem  # zeros at first, as all of a new object
-    cdef readonly cnp.ndarray query
-    cdef readonly tuple arrays  # all that is read while the problem is solved: out may overlap it
-    cdef readonly tuple lse_shape
-    cdef list keep
 
     def __init__(
         self,
@@ -285,32 +187,18 @@ cdef class AttentionProblem:
         self.query = query
         self.arrays = (query, key) if value is None else (query, key, value)
 
-    def set_scores(self, double scale, double softcap):
-        """scale: NaN for 1 / sqrt(head_dim)."""
-        self.problem.scale = scale
-        self.problem.softcap = softcap
-
-    def set_ranges(self, query_offset, cnp.ndarray kv_lengths, int64_t left, int64_t right):
-        """query_offset: an int, or one for each batch entry, as kv_lengths if not None."""
-        cdef sa_problem *p = &self.problem
-        p.window_left = left
-        p.window_right = right
-        if isinstance(query_offset, cnp.ndarray):
-            p.query_offset_of_batch = self.own(query_offset)
-        else:
-            p.query_offset = query_offset
-        if kv_lengths is not None:
-            p.kv_lengths = self.own(kv_lengths)
-
     def set_sequences(
-        self, cu_seqlens_q, cu_seqlens_k, int64_t longest_q, int64_t longest_k
+        self, cu_seqlens_q, cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k
     ):
         """Each batch entry is a run of rows of arrays (H, total, E), and so is each of results."""
         self.lse_shape = (self.problem.num_heads_q, self.problem.seqlen_q)
+        self.cu_seqlens_k = cu_seqlens_k
         self.problem.cu_seqlens_q = self.own(cu_seqlens_q)
         self.problem.cu_seqlens_k = self.own(cu_seqlens_k)
-        self.problem.seqlen_q = longest_q
-        self.problem.seqlen_k = longest_k
+        self.problem.seqlen_q = max_seqlen_q
+        self.problem.seqlen_k = max_seqlen_k
+
+    # One setter for each option of `_args/table.py`, in its order.
 
     def set_mask(self, cnp.ndarray mask):
         """Bools or floats that broadcast to (batch..., Hq, L, S)."""
@@ -323,26 +211,61 @@ cdef class AttentionProblem:
         )
         self.arrays = (*self.arrays, mask)
 
-    def set_segments(self, cnp.ndarray of_query, cnp.ndarray of_key):
-        """Integers of one size that broadcast to (batch..., L) and (batch..., S)."""
-        fill(&self.problem.query_segments, of_query, ROW, self.problem.batch_axes)
-        fill(&self.problem.key_segments, of_key, ROW, self.problem.batch_axes)
-        self.problem.segment_size = <int>cnp.PyArray_ITEMSIZE(of_query)
-        self.arrays = (*self.arrays, of_query, of_key)
+    def set_dropout_p(self, double p):
+        self.problem.dropout_p = p
 
-    def set_alibi(self, cnp.ndarray slopes):
+    def set_causal(self, bint is_causal):
+        """Causal is a window whose right side is 0, whatever else the window is."""
+        if is_causal:
+            self.problem.window_right = 0
+
+    def set_scale(self, double scale):
+        """NaN for 1 / sqrt(head_dim)."""
+        self.problem.scale = scale
+
+    def set_query_offset(self, query_offset):
+        """An int, or an array with one for each batch entry."""
+        if isinstance(query_offset, cnp.ndarray):
+            self.problem.query_offset_of_batch = self.own(query_offset)
+        else:
+            self.problem.query_offset = query_offset
+
+    def set_kv_lengths(self, cnp.ndarray kv_lengths):
+        """One for each batch entry, or None."""
+        if kv_lengths is not None:
+            self.problem.kv_lengths = self.own(kv_lengths)
+
+    def set_window(self, tuple sides):
+        """(left, right); -1 is unbounded."""
+        left, right = sides
+        self.problem.window_left = left
+        if self.problem.window_right != 0:  # not causal
+            self.problem.window_right = right
+
+    def set_softcap(self, double softcap):
+        self.problem.softcap = softcap
+
+    def set_alibi_slopes(self, cnp.ndarray slopes):
         """Slopes of query's dtype that broadcast to (batch..., Hq)."""
         fill(&self.problem.alibi_slopes, slopes, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, slopes)
-
-    def set_dropout(self, double p, uint64_t seed):
-        self.problem.dropout_p = p
-        self.problem.dropout_seed = seed
 
     def set_sinks(self, cnp.ndarray sinks):
         """Sinks of query's dtype that broadcast to (batch..., Hq)."""
         fill(&self.problem.sinks, sinks, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, sinks)
+
+    def set_segments(self, tuple ids):
+        """(of queries, of keys): integers of one size that broadcast to (batch..., L), (..., S)."""
+        cdef cnp.ndarray of_query, of_key
+        of_query, of_key = ids
+        fill(&self.problem.query_segments, of_query, ROW, self.problem.batch_axes)
+        fill(&self.problem.key_segments, of_key, ROW, self.problem.batch_axes)
+        self.problem.segment_size = <int>cnp.PyArray_ITEMSIZE(of_query)
+        self.arrays = (*self.arrays, of_query, of_key)
+
+    def set_dropout_seed(self, uint64_t seed):
+        self.problem.dropout_seed = seed
 
     cdef const int64_t *own(self, cnp.ndarray x):
         """The numbers of `x`, which lives as long as the problem that points into it."""
@@ -385,7 +308,7 @@ cdef class AttentionProblem:
         The last two may be None; that of the mask is of query's dtype, and is added to zeros.
         """
         cdef sa_gradients g
-        cdef list raised = []
+        cdef PyObject *raised
         cdef sa_status status
         cdef sa_problem *p = &self.problem
         if not any([x is not None and x.size for x in gradients]):
@@ -402,7 +325,7 @@ cdef class AttentionProblem:
             fill(&g.sinks, sinks, HEAD, p.batch_axes)
         fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
         fill(&p.lse, lse, HEAD_ROW, p.batch_axes)
-        start(p, num_threads, raised)
+        start(p, num_threads, &raised)
         with nogil:
             status = sa_attention_backward(p, &g)
         check(status, raised)
@@ -416,44 +339,10 @@ cdef class AttentionProblem:
         solve(&self.problem, sa_weights, out, num_threads)
 
 
-cdef inline bint is_plain(x) noexcept:
-    """Whether it is a NumPy array, no subclass of it, of a dtype that the kernels compute in."""
-    if type(x) is not cnp.ndarray:
-        return False
-    cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
-    return (
-        (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64)
-        and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>x)
-    )
-
-
-cdef inline void bounds(cnp.ndarray x, char **low, char **high) noexcept:
-    """The bytes [low, high) between which all elements lie; none of an empty array."""
-    cdef int i
-    cdef Py_ssize_t reach
-    low[0] = high[0] = <char *>cnp.PyArray_DATA(x)
-    if cnp.PyArray_SIZE(x) == 0:
-        return
-    for i in range(cnp.PyArray_NDIM(x)):
-        reach = (cnp.PyArray_DIMS(x)[i] - 1) * cnp.PyArray_STRIDES(x)[i]
-        if reach < 0:
-            low[0] += reach
-        else:
-            high[0] += reach
-    high[0] += cnp.PyArray_ITEMSIZE(x)
-
-
 def may_overlap(cnp.ndarray out, arrays):
     """Whether the bounds of `out` overlap those of one of the arrays."""
-    cdef char *low
-    cdef char *high
-    cdef char *other_low
-    cdef char *other_high
-    cdef cnp.ndarray x
-    bounds(out, &low, &high)
     for x in arrays:
-        bounds(x, &other_low, &other_high)
-        if low < other_high and other_low < high:
+        if overlap(out, x):
             return True
     return False
 
@@ -471,28 +360,10 @@ def dlpack_dtype(capsule):
     return tensor.code, tensor.bits
 
 
-cdef bint are_plain(query, key, value):
-    """Whether they are the usual arrays: of one dtype, with the same leading axes, one at least."""
-    if not (is_plain(query) and is_plain(key) and is_plain(value)):
-        return False
-    cdef cnp.ndarray q = query, k = key, v = value
-    cdef int i, axes = cnp.PyArray_NDIM(q)
-    cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(q)
-    cdef cnp.npy_intp *shape_k = cnp.PyArray_DIMS(k)
-    cdef cnp.npy_intp *shape_v = cnp.PyArray_DIMS(v)
-    if axes < 3 or cnp.PyArray_NDIM(k) != axes or cnp.PyArray_NDIM(v) != axes:
-        return False
-    if cnp.PyArray_TYPE(k) != cnp.PyArray_TYPE(q) or cnp.PyArray_TYPE(v) != cnp.PyArray_TYPE(q):
-        return False
-    if shape_k[axes - 1] != shape[axes - 1] or shape_v[axes - 2] != shape_k[axes - 2]:
-        return False
-    for i in range(axes - 2):
-        if shape_k[i] != shape[i] or shape_v[i] != shape[i]:
-            return False
-    return True
+# ------------------------------------------------------------------ the usual arguments
 
 
-cdef void fill_plain(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value) noexcept:
+cdef void fill_fast(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value) noexcept:
     cdef int i, axes = cnp.PyArray_NDIM(query)
     cdef cnp.npy_intp *shape = cnp.PyArray_DIMS(query)
     p.batch_axes = axes - 3
@@ -502,67 +373,46 @@ cdef void fill_plain(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndar
     fill_operands(p, query, key, value)
 
 
-def plain_problem(query, key, value):
-    """The problem of the usual arrays.
-
-    None where they are anything else: then the validator looks closer, which takes its time.
-    """
-    if not are_plain(query, key, value):
+def fast_problem(query, key, value, bint has_value):
+    """The problem of the usual arrays; None of any others, at which the validator looks closer."""
+    if not are_fast_operands(query, key, value if has_value else key):
         return None
+    if not has_value:
+        value = None
     cdef AttentionProblem new = AttentionProblem.__new__(AttentionProblem)
-    fill_plain(&new.problem, query, key, value)
+    fill_fast(&new.problem, query, key, value)
     new.keep_arrays(query, key, value)
     new.lse_shape = (<tuple>query.shape)[: query.ndim - 1]
     return new
 
 
-cdef inline bint is_default(x, default):
-    """Whether an option says what its default does; some that do are not recognised."""
-    if type(x) is float and type(default) is float:
-        return <double>x == <double>default
-    return x is default
-
-
-cdef inline bint is_ready(out, cnp.ndarray query, int axes, cnp.npy_intp *shape, tuple inputs):
-    """Whether the result may go into `out` as it is."""
-    if not is_plain(out) or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY):
-        return False
-    cdef cnp.ndarray x = out
-    cdef int i
-    if cnp.PyArray_TYPE(x) != cnp.PyArray_TYPE(query) or cnp.PyArray_NDIM(x) != axes:
-        return False
-    for i in range(axes):
-        if cnp.PyArray_DIMS(x)[i] != shape[i]:
-            return False
-    return not may_overlap(x, inputs)
-
-
-def attend_plainly(
-    query, key, value, out, tuple options, tuple defaults, num_threads, get_num_threads
+def fast_path(
+    query, key, value, out, tuple values, tuple defaults, num_threads, get_num_threads
 ):
-    """Attention of the usual arrays, where no option says anything else than its default.
+    """Attention of the usual arrays, where no option differs from its default; else None.
 
-    None where it is not as simple as that: then there is more to check and to allocate. Where
-    num_threads is None, get_num_threads() tells, which takes longer than a small call may: it is
-    asked only if there is work for more than one.
+    Where num_threads is None, get_num_threads() tells, which takes longer than a small call may: it
+    is asked only if there is work for more than one.
     """
     cdef sa_problem problem
     cdef cnp.npy_intp shape[SA_MAX_BATCH_AXES + 3]
     cdef int i, axes
-    for i in range(len(options)):
-        if not is_default(options[i], defaults[i]):
-            return None
-    if not are_plain(query, key, value) or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>query):
+    if not are_defaults(values, defaults):
+        return None
+    if (
+        not are_fast_operands(query, key, value)
+        or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>query)
+    ):
         return None
     memset(&problem, 0, sizeof(sa_problem))
-    fill_plain(&problem, query, key, value)
+    fill_fast(&problem, query, key, value)
     axes = problem.batch_axes + 3
     for i in range(axes - 1):
         shape[i] = cnp.PyArray_DIMS(<cnp.ndarray>query)[i]
     shape[axes - 1] = problem.head_dim_v
     if out is None:
         out = cnp.PyArray_EMPTY(axes, shape, cnp.PyArray_TYPE(<cnp.ndarray>query), 0)
-    elif not is_ready(out, query, axes, shape, (query, key, value)):
+    elif not is_fast_out(out, query, key, value, axes, shape):
         return None
     if num_threads is None:
         num_threads = 1 if sa_is_serial(&problem) else get_num_threads()
@@ -570,11 +420,23 @@ def attend_plainly(
     return out
 
 
+def nondefault(tuple names, tuple defaults, tuple values):
+    """{name: value} of the options whose value is not recognised as the default."""
+    cdef Py_ssize_t i
+    cdef dict found = {}
+    if not len(names) == len(defaults) == len(values):
+        raise ValueError(f"expected values of {names}, got {len(values)}")
+    for i in range(len(values)):
+        if not is_default(values[i], defaults[i]):
+            found[names[i]] = values[i]
+    return found
+
+
+# ------------------------------------------------------------------ the steps on their own
+
+
 cdef class SumProblem:
     """Weights and values: valid, not yet summed."""
-
-    cdef sa_problem problem
-    cdef readonly tuple arrays, out_shape
 
     def __cinit__(
         self, cnp.ndarray weights, cnp.ndarray value, tuple batch_shape, heads_q, heads_kv
@@ -610,14 +472,11 @@ cdef void fill_rows(sa_rows *a, cnp.ndarray x, int without) noexcept:
             axis += 1
 
 
-ctypedef sa_status (*row_solver)(const sa_row_problem *) noexcept nogil
-
-
 cdef int solve_rows(
     sa_row_problem *p, row_solver compute, cnp.ndarray out, int along, int num_threads
 ) except -1:
     """Solve the problem of rows that lie along an axis of `out`, without the GIL."""
-    cdef list raised = []
+    cdef PyObject *raised
     cdef sa_status status
     cdef int i
     p.dtype = dtype_of(out)
@@ -628,7 +487,7 @@ cdef int solve_rows(
             p.axes += 1
     p.n = cnp.PyArray_DIMS(out)[along]
     p.num_threads = num_threads
-    may_interrupt(&p.interrupt, raised)
+    may_interrupt(&p.interrupt, &raised)
     fill_rows(&p.out, out, along)
     with nogil:
         status = compute(p)
@@ -662,7 +521,7 @@ def merge(
     solve_rows(&p, sa_merge, out, axis, num_threads)
 
 
-def turn(
+def rope(
     cnp.ndarray x,
     cnp.ndarray angles,
     cnp.ndarray out,
@@ -672,7 +531,7 @@ def turn(
     int64_t second,
     int num_threads,
 ):
-    """`x`, elements `i * step + first` and `+ second` of each row turned as a pair, into `out`.
+    """`x`, elements `i * step + first` and `+ second` of each row rotated as a pair, into `out`.
 
     `angles` (..., 2 * pairs) has a row of cosines, then sines, for each of x's; all of one dtype.
     """
@@ -694,7 +553,7 @@ cdef void fill_projection(
     cnp.ndarray bias,
     cnp.ndarray out,
     int num_threads,
-    list raised,
+    PyObject **raised,
 ) noexcept:
     """x (..., n_in) by weight (n_out, n_in) and bias, which may be None, to out (..., n_out)."""
     cdef int i, last = cnp.PyArray_NDIM(x) - 1
@@ -732,9 +591,9 @@ def project(
 ):
     """x @ weight.T + bias, which may be None, into `out`."""
     cdef sa_projection p
-    cdef list raised = []
+    cdef PyObject *raised
     cdef sa_status status
-    fill_projection(&p, x, weight, bias, out, num_threads, raised)
+    fill_projection(&p, x, weight, bias, out, num_threads, &raised)
     with nogil:
         status = sa_project(&p)
     return check(status, raised)
@@ -752,9 +611,9 @@ def project_backward(
     """The gradients of x, weight and bias into those of the arrays that are not None."""
     cdef sa_projection p
     cdef sa_projection_gradients g
-    cdef list raised = []
+    cdef PyObject *raised
     cdef sa_status status
-    fill_projection(&p, x, weight, None, grad_out, num_threads, raised)
+    fill_projection(&p, x, weight, None, grad_out, num_threads, &raised)
     g.x.data = NULL
     if grad_x is not None:
         fill_rows(&g.x, grad_x, cnp.PyArray_NDIM(grad_x) - 1)
@@ -792,9 +651,6 @@ def in_default_environment(compute, *arguments):
 
 
 # ------------------------------------------------------------------ kernel sets
-
-
-ctypedef const char *(*nth_name)(int) noexcept nogil
 
 
 cdef list names(nth_name name):

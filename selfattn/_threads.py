@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from . import _core
 
-MOST = 1024  # threads of one call: more is a slip of the pen
+MAX_THREADS = 1024  # of one call: more than that is taken for a mistake
 
 _in_context: contextvars.ContextVar[int | None] = contextvars.ContextVar("threads", default=None)
 _setting: int | None = None
@@ -93,8 +93,8 @@ def count(name: str, n: int) -> int:
         number = operator.index(n)
     except TypeError:
         raise TypeError(f"{name}: expected an int, got {type(n).__name__}") from None
-    if not 1 <= number <= MOST:
-        raise ValueError(f"{name}: expected 1 to {MOST} threads, got {number}")
+    if not 1 <= number <= MAX_THREADS:
+        raise ValueError(f"{name}: expected 1 to {MAX_THREADS} threads, got {number}")
     return number
 
 
@@ -108,11 +108,11 @@ def _of_environment() -> int | None:
     if text is None:
         return None
     first = text.split(",")[0].strip()
-    return min(int(first), MOST) if first.isdecimal() and int(first) else None
+    return min(int(first), MAX_THREADS) if first.isdecimal() and int(first) else None
 
 
 def _of_machine() -> int:
-    return max(1, math.ceil(min(_cores(), _quota(), MOST)))
+    return max(1, math.ceil(min(_cores(), _quota(), MAX_THREADS)))
 
 
 def _cores() -> int:

@@ -151,7 +151,7 @@ def scaled_dot_product_attention(
     window_size : (int, int)
         (left, right), inclusive, around position `i + query_offset`; -1 is unbounded.
     softcap : float
-        Bend the scores to `softcap * tanh(scores / softcap)`, before all else; 0 does not.
+        Cap the scores at `softcap * tanh(scores / softcap)`, before all else; 0 does not.
     alibi_slopes : array, shape (Hq,) or (..., Hq), optional
         Subtract `slope * abs(i + query_offset - j)` from the scores. Query's dtype or float32.
         A distance that all of a query's keys have in common cancels in the softmax and moves `lse`
@@ -216,53 +216,11 @@ def scaled_dot_product_attention(
     array([[3., 4.],
            [3., 4.]])
     """
-    options = (
+    values = (
         attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
         softcap, alibi_slopes, sinks, segment_ids, dropout_seed, return_lse,
     )  # fmt: skip
-    if num_threads is not None:
-        num_threads = _args.num_threads(num_threads)
-    result = _core.attend_plainly(
-        query, key, value, out, options, _DEFAULTS, num_threads, _args.num_threads
-    )
-    if result is not None:
-        return result
-    num_threads = _args.num_threads(num_threads)
-    dropout = _args.dropout(dropout_p, dropout_seed)
-    problem = _args.attention_problem(
-        query,
-        key,
-        value,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        segment_ids,
-    )
-    problem.set_dropout(*dropout)
-    with_lse = _args.flag("return_lse", return_lse)
-    lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
-    result = _args.compute_into(
-        out,
-        problem.out_shape,
-        problem.query,
-        problem.arrays,
-        lambda target: problem.attend(target, lse, num_threads),
-    )
-    return result if lse is None else (result, lse)
-
-
-# Of all options but the last, out and num_threads, in their order.
-_DEFAULTS = (
-    *(scaled_dot_product_attention.__defaults__ or ()),
-    *tuple((scaled_dot_product_attention.__kwdefaults__ or {}).values())[:-2],
-)
+    return _args.attend(query, key, value, out, values, num_threads)
 
 
 def merge_states(

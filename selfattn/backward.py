@@ -109,34 +109,22 @@ def scaled_dot_product_attention_backward(
     array([[-0.626,  0.626],
            [-0.626,  0.626]])
     """
-    dropout = _args.dropout(dropout_p, dropout_seed)
-    problem = _args.attention_problem(
-        query,
-        key,
-        value,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        segment_ids,
-    )
-    problem.set_dropout(*dropout)
-    given = _args.given(problem, problem.out_shape, grad_out, out, lse)
-    wanted = _args.wanted(problem, attn_mask, sinks, mask_grad, sinks_grad)
-    problem.differentiate(*given, wanted, _args.num_threads(num_threads))
-    of_query, of_key, of_value, of_mask, of_sinks = wanted
+    values = (
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+    )  # fmt: skip
+    options = _args.nondefault("scaled_dot_product_attention_backward", values)
+    problem = _args.attention_problem(query, key, value, **options)
+    inputs = _args.backward_inputs(problem, problem.out_shape, grad_out, out, lse)
+    gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
+    problem.differentiate(*inputs, gradients, _args.num_threads(num_threads))
+    of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(
         of_query,
         of_key,
         of_value,
-        _args.finished(of_mask, attn_mask),
-        _args.finished(of_sinks, sinks),
+        _args.in_dtype_of(of_mask, attn_mask),
+        _args.in_dtype_of(of_sinks, sinks),
     )
 
 
@@ -198,41 +186,27 @@ def varlen_attention_backward(
     >>> gradients.key.shape
     (5, 1, 4)
     """
-    dropout = _args.dropout(dropout_p, dropout_seed)
-    problem = _args.varlen_problem(
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        segment_ids,
-    )
-    problem.set_dropout(*dropout)
+    values = (
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+    )  # fmt: skip
+    options = _args.nondefault("varlen_attention_backward", values)
+    problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
     heads, total, head_dim_v = problem.out_shape
-    given = _args.given(problem, (total, heads, head_dim_v), grad_out, out, lse)
-    wanted = _args.wanted(problem, attn_mask, sinks, mask_grad, sinks_grad)
+    inputs = _args.backward_inputs(problem, (total, heads, head_dim_v), grad_out, out, lse)
+    gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
     problem.differentiate(
-        given[0].swapaxes(0, 1),
-        given[1].swapaxes(0, 1),
-        given[2],
-        wanted,
+        inputs[0].swapaxes(0, 1),
+        inputs[1].swapaxes(0, 1),
+        inputs[2],
+        gradients,
         _args.num_threads(num_threads),
     )
-    of_query, of_key, of_value, of_mask, of_sinks = wanted
+    of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(
         of_query.swapaxes(0, 1),
         of_key.swapaxes(0, 1),
         of_value.swapaxes(0, 1),
-        _args.finished(of_mask, attn_mask),
-        _args.finished(of_sinks, sinks),
+        _args.in_dtype_of(of_mask, attn_mask),
+        _args.in_dtype_of(of_sinks, sinks),
     )

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     if not _config.wrong_isa:
-        return arguments.run(arguments)
+        status: int = arguments.run(arguments)
+        return status
     if arguments.run is _info:  # it says which there are
         _info(arguments)
     return _fail(_config.wrong_isa)

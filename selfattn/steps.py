@@ -50,22 +50,12 @@ def scaled_dot_product(
     array([[  3., -inf],
            [  0.,   3.]])
     """
-    problem = _args.attention_problem(
-        query,
-        key,
-        _args.NO_VALUE,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        None,
-        segment_ids,
-    )
+    values = (
+        attn_mask, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size, softcap,
+        alibi_slopes, segment_ids,
+    )  # fmt: skip
+    options = _args.nondefault("scaled_dot_product", values)
+    problem = _args.attention_problem(query, key, _args.NO_VALUE, **options)
     num_threads = _args.num_threads(num_threads)
     return _args.compute_into(
         out,
@@ -207,22 +197,12 @@ def attention_weights(
     array([[1.  , 0.  ],
            [0.33, 0.67]])
     """
-    problem = _args.attention_problem(
-        query,
-        key,
-        _args.NO_VALUE,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        segment_ids,
-    )
+    values = (
+        attn_mask, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size, softcap,
+        alibi_slopes, sinks, segment_ids,
+    )  # fmt: skip
+    options = _args.nondefault("attention_weights", values)
+    problem = _args.attention_problem(query, key, _args.NO_VALUE, **options)
     num_threads = _args.num_threads(num_threads)
     return _args.compute_into(
         out,

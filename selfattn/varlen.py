@@ -163,26 +163,12 @@ def varlen_attention(
     >>> np.array_equal(out[2:, 0], alone)
     True
     """
-    dropout = _args.dropout(dropout_p, dropout_seed)
-    problem = _args.varlen_problem(
-        query,
-        key,
-        value,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        attn_mask,
-        is_causal,
-        scale,
-        enable_gqa,
-        query_offset,
-        kv_lengths,
-        window_size,
-        softcap,
-        alibi_slopes,
-        sinks,
-        segment_ids,
-    )
-    problem.set_dropout(*dropout)
+    values = (
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+    )  # fmt: skip
+    options = _args.nondefault("varlen_attention", values)
+    problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
     num_threads = _args.num_threads(num_threads)
     with_lse = _args.flag("return_lse", return_lse)
     lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None

@@ -244,7 +244,7 @@ def to_out(f, **options):
 
 def turned(*places):
     """The kernel of rotary positions as a function of arrays alone."""
-    return lambda x, angles, out: _core.turn(x, angles, out, *places, 1)
+    return lambda x, angles, out: _core.rope(x, angles, out, *places, 1)
 
 
 def run_all(dtype):

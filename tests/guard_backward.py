@@ -37,10 +37,7 @@ def backward(options, names=(), is_turned=False):
             if name not in names:
                 gradients.insert(i, None)
         more = options_of(names, arrays[6:count])
-        dropout = options.get("dropout_p", 0.0), options.get("dropout_seed", 0)
-        others = {name: x for name, x in options.items() if not name.startswith("dropout")}
-        problem = _args.attention_problem(query, key, value, **others, **more)
-        problem.set_dropout(*dropout)
+        problem = _args.attention_problem(query, key, value, **options, **more)
         problem.differentiate(grad_out, out, lse, tuple(gradients), 1)
 
     return call

@@ -1,31 +1,17 @@
-"""A call of the usual arrays and no options goes a shorter way: to the same bits, and it alone."""
+"""Usual arrays without options take the fast path, to the same bits; no other call does."""
 
 from __future__ import annotations
-
-import inspect
 
 import numpy as np
 import pytest
 
 import selfattn
-from selfattn import _core, attention
-
-OPTIONS = list(inspect.signature(selfattn.scaled_dot_product_attention).parameters)[3:-2]
+from selfattn import _core
+from selfattn._args import attention
 
 
 def arrays(dtype="f4"):
     return np.random.default_rng(0).standard_normal((3, 2, 3, 7, 5)).astype(dtype)
-
-
-def test_the_defaults_are_in_the_order_of_the_options():
-    parameters = inspect.signature(selfattn.scaled_dot_product_attention).parameters
-    assert tuple(parameters[name].default for name in OPTIONS) == attention._DEFAULTS
-
-
-@pytest.mark.parametrize("name", OPTIONS)
-def test_no_option_is_overlooked(name):
-    with pytest.raises((TypeError, ValueError), match=name):
-        selfattn.scaled_dot_product_attention(*arrays(), **{name: object()})
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
@@ -34,12 +20,26 @@ def test_same_bits_as_the_long_way(dtype, with_out):
     query, key, value = arrays(dtype)
     value = value[..., :4]
     out = np.empty_like(query[..., :4], order="C") if with_out else None
-    plain = _core.attend_plainly(query, key, value, out, (), (), 1, None)
+    plain = _core.fast_path(query, key, value, out, (), (), 1, None)
     assert plain is out if with_out else plain is not None
     long, _ = selfattn.scaled_dot_product_attention(query, key, value, return_lse=True)
     assert plain.tobytes() == long.tobytes()
     usual = selfattn.scaled_dot_product_attention(query, key, value)
     assert usual.tobytes() == long.tobytes()
+
+
+def test_the_public_function_takes_it(monkeypatch):
+    """Its own defaults are those that the fast path knows."""
+
+    def validated(*operands, **options):
+        raise RuntimeError("the validator was asked")
+
+    monkeypatch.setattr(attention, "attention_problem", validated)
+    query, key, value = arrays()
+    out = selfattn.scaled_dot_product_attention(query, key, value)
+    selfattn.scaled_dot_product_attention(query, key, value, out=out, num_threads=1)
+    with pytest.raises(RuntimeError, match="the validator was asked"):
+        selfattn.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
 def unusual_outs(query):
@@ -57,7 +57,7 @@ def unusual_outs(query):
 def test_what_is_not_plain_goes_the_long_way():
     query, key, value = arrays()
     for out in unusual_outs(query):
-        assert _core.attend_plainly(query, key, value, out, (), (), 1, None) is None
+        assert _core.fast_path(query, key, value, out, (), (), 1, None) is None
     unusual = [
         (query.swapaxes(-1, -2).copy().swapaxes(-1, -2), key, value),
         (query[0, 0], key[0, 0], value[0, 0]),
@@ -68,11 +68,11 @@ def test_what_is_not_plain_goes_the_long_way():
         (query.tolist(), key, value),
     ]
     for operands in unusual:
-        assert _core.attend_plainly(*operands, None, (), (), 1, None) is None
+        assert _core.fast_path(*operands, None, (), (), 1, None) is None
     for option in (object(), 1.0, True, -1):
         for default in (None, 0.0, False, 0, (-1, -1)):
             call = (query, key, value, None, (option,), (default,), 1, None)
-            assert _core.attend_plainly(*call) is None
+            assert _core.fast_path(*call) is None
 
 
 def test_the_number_of_threads_is_asked_for_where_there_is_work():
@@ -85,7 +85,7 @@ def test_the_number_of_threads_is_asked_for_where_there_is_work():
 
     for length, times in ((4, 0), (300, 1)):
         x = np.ones((1, 2, length, 16), "f4")
-        _core.attend_plainly(x, x, x, None, (), (), None, number)
+        _core.fast_path(x, x, x, None, (), (), None, number)
         assert len(asked) == times
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,21 @@ def test_the_public_modules():
         pytest.skip("no source folder")
     status, said = mypy("selfattn", cwd=folder)
     assert status == 0, said
+
+
+def test_no_public_module_is_exempt():
+    """Strict is strict: only what users do not import is left out, and no line is ignored."""
+    folder = HERE.parent
+    if not (folder / "pyproject.toml").exists() or not (folder / "selfattn").exists():
+        pytest.skip("no source folder")
+    settings = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["mypy"]
+    overrides = settings.pop("overrides")
+    assert settings == {"strict": True}
+    loosened = {name for entry in overrides for name in entry["module"]}
+    assert loosened == {"selfattn.demo.*", "selfattn.reference.*", "safetensors.*"}
+    for path in (folder / "selfattn").rglob("*.py*"):
+        if path.suffix in (".py", ".pyi"):
+            assert "type: ignore" not in path.read_text()
 
 
 def test_the_sample_runs(capsys):

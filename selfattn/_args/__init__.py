@@ -4,9 +4,11 @@
     foreign.py     arrays of other libraries
     numbers.py     what an int and what a finite number is
     shapes.py      shapes that broadcast
-    options.py     each option on its own
+    table.py       attention's options, one a row
+    options.py     the check of each option
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
+    attention.py   a call of attention: the fast path, or a problem and its result
     projections.py rows, a matrix and a bias
     rotary.py      rotary positions
     layers.py      layers: their sizes, inputs and weights
@@ -14,12 +16,13 @@
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
 `varlen.py`, `backward.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to `_core`,
-which checks nothing but whether arrays are the usual ones (`plain_problem`, which `problems.py`
-asks first).
+which checks nothing but whether a call is a usual one: `fast_path`, which `attention.py` asks
+first, and `fast_problem`, which `problems.py` does.
 """
 
 from .arrays import array, compute_into, same_dtype
-from .gradients import finished, given, wanted
+from .attention import attend
+from .gradients import backward_inputs, in_dtype_of, new_gradients
 from .layers import (
     layer_dtype,
     layer_input,
@@ -30,7 +33,7 @@ from .layers import (
     layer_sizes,
     layer_state,
 )
-from .options import axis, dropout, flag, num_threads
+from .options import axis, flag, num_threads
 from .problems import (
     NO_VALUE,
     attention_problem,
@@ -40,18 +43,19 @@ from .problems import (
 )
 from .projections import gradient_of, projection
 from .rotary import rotary, rotary_offset
+from .table import nondefault, options_of
 
 __all__ = [
     "NO_VALUE",
     "array",
+    "attend",
     "attention_problem",
     "axis",
+    "backward_inputs",
     "compute_into",
-    "dropout",
-    "finished",
     "flag",
-    "given",
     "gradient_of",
+    "in_dtype_of",
     "layer_dtype",
     "layer_input",
     "layer_inputs",
@@ -61,12 +65,14 @@ __all__ = [
     "layer_sizes",
     "layer_state",
     "merge_operands",
+    "new_gradients",
+    "nondefault",
     "num_threads",
+    "options_of",
     "projection",
     "rotary",
     "rotary_offset",
     "same_dtype",
     "sum_problem",
     "varlen_problem",
-    "wanted",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 
@@ -19,19 +21,18 @@ LARGEST = {
 DTYPES = tuple(LARGEST)
 
 
-def array(name, x):
+def array(name: str, x: Any) -> np.ndarray:
     """`x` as a NumPy array of a dtype that the kernels compute in, without a copy."""
-    if type(x) is not np.ndarray:
-        x = as_array(name, x)
-    dtype = x.dtype
+    y: np.ndarray = x if type(x) is np.ndarray else as_array(name, x)
+    dtype = y.dtype
     if dtype in DTYPES:
-        return x
+        return y
     if dtype.name in PLANNED_DTYPES and dtype.isnative:
         raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
     raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
 
 
-def as_array(name, x, expected="an array", of_floats=True):
+def as_array(name: str, x: Any, expected: str = "an array", of_floats: bool = True) -> np.ndarray:
     """`x` as a NumPy array of any dtype, without a copy.
 
     `of_floats`: whether half precision is to be taken there one day.
@@ -45,13 +46,13 @@ def as_array(name, x, expected="an array", of_floats=True):
         return x.view(np.ndarray)
     if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
         raise TypeError(f"{name}: expected {expected}, got {given}")
-    x = to_numpy(name, x, expected, of_floats)
-    if x.dtype == object:
+    y = to_numpy(name, x, expected, of_floats)
+    if y.dtype == object:
         raise TypeError(f"{name}: expected {expected}, got {given}")
-    return x
+    return y
 
 
-def _is_masked(x):
+def _is_masked(x: object) -> bool:
     """Whether it is a masked array that masks an element.
 
     `numpy.ma` is not imported for it: without it there are none, and importing it asks `finfo`.
@@ -60,12 +61,18 @@ def _is_masked(x):
     return ma is not None and isinstance(x, ma.MaskedArray) and bool(ma.is_masked(x))
 
 
-def same_dtype(name, x, other_name, other):
+def same_dtype(name: str, x: np.ndarray, other_name: str, other: np.ndarray) -> None:
     if x.dtype != other.dtype:
         raise TypeError(f"{name}: expected {other.dtype}, {other_name}'s dtype, got {x.dtype}")
 
 
-def compute_into(out, shape, like, inputs, compute):
+def compute_into(
+    out: np.ndarray | None,
+    shape: tuple[int, ...],
+    like: np.ndarray,
+    inputs: Iterable[np.ndarray],
+    compute: Callable[[np.ndarray], None],
+) -> np.ndarray:
     """The result of `compute(target)`, which fills an array of `shape` and of like's dtype.
 
     `target` is `out`, a new array with the layout of `like`, or a temporary where `out` overlaps
@@ -82,13 +89,15 @@ def compute_into(out, shape, like, inputs, compute):
     return out
 
 
-def _new(shape, like):
+def _new(shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     if like.flags.c_contiguous or like.ndim != len(shape):
         return np.empty(shape, like.dtype)
     return np.empty_like(like, shape=shape, subok=False)
 
 
-def _checked(out, shape, like, inputs):
+def _checked(
+    out: Any, shape: tuple[int, ...], like: np.ndarray, inputs: Iterable[np.ndarray]
+) -> np.ndarray:
     """`out`, or a temporary where it overlaps an input."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out: expected a NumPy array, got {type(out).__name__}")
@@ -104,7 +113,7 @@ def _checked(out, shape, like, inputs):
     return out
 
 
-def _may_overlap_itself(x):
+def _may_overlap_itself(x: np.ndarray) -> bool:
     """Whether two elements could share a byte: each stride must step over all that is inside it."""
     reach = x.itemsize
     for stride, length in sorted((abs(s), n) for s, n in zip(x.strides, x.shape, strict=True)):

@@ -6,6 +6,8 @@ those who copy numbers: `layers.py`, `nn/files.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from .. import _core
@@ -15,7 +17,7 @@ _DLPACK_DTYPES = {(2, 16): "float16", (4, 16): "bfloat16"}  # by its codes and n
 _DLPACK_CPU = 1
 
 
-def to_numpy(name, x, expected, of_floats):
+def to_numpy(name: str, x: Any, expected: str, of_floats: bool) -> np.ndarray:
     """`x` as a NumPy array, by `__array__`, the buffer protocol or DLPack, without a copy."""
     try:
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
@@ -25,12 +27,12 @@ def to_numpy(name, x, expected, of_floats):
         raise _refusal(name, x, expected, of_floats, error) from error
 
 
-def without_gradient(x):
+def without_gradient(x: Any) -> Any:
     """`x`, or the numbers of a tensor that requires grad: for those who copy them."""
     return x.detach() if getattr(x, "requires_grad", False) is True else x
 
 
-def numbers_of(x):
+def numbers_of(x: Any) -> Any:
     """The same, in a dtype that NumPy has: bfloat16 widens to float32, which holds all of it."""
     x = without_gradient(x)
     if isinstance(x, np.ndarray):
@@ -40,7 +42,7 @@ def numbers_of(x):
     return x
 
 
-def _refusal(name, x, expected, of_floats, error):
+def _refusal(name: str, x: Any, expected: str, of_floats: bool, error: Exception) -> Exception:
     """The exception that says why `x` could not be read: by our words where the reason is known."""
     given, dtype = type(x).__name__, _dtype_of(x)
     if getattr(x, "requires_grad", False) is True:
@@ -60,7 +62,7 @@ def _refusal(name, x, expected, of_floats, error):
     return kind(f"{name}: expected {expected} that NumPy can read, got {given}: {error}")
 
 
-def _dtype_of(x):
+def _dtype_of(x: Any) -> str | None:
     """The name of x's dtype, None if it has none: of `torch.bfloat16` the last word."""
     dtype = getattr(x, "dtype", None)
     if dtype is not None:
@@ -74,7 +76,7 @@ def _dtype_of(x):
     return _DLPACK_DTYPES.get((code, bits), f"DLPack's type {code} of {bits} bits")
 
 
-def _is_of_numpy(dtype):
+def _is_of_numpy(dtype: str) -> bool:
     """Whether NumPy itself has a dtype of that name; others may have registered theirs."""
     try:
         return np.dtype(dtype).isbuiltin == 1
@@ -82,7 +84,7 @@ def _is_of_numpy(dtype):
         return False
 
 
-def _device_of(x):
+def _device_of(x: Any) -> str | None:
     """Where x is, None if on the CPU or if that is not known."""
     device = getattr(x, "device", None)
     if device is not None:

@@ -1,15 +1,24 @@
-"""Gradients: the one that is given, what the forward pass left, and arrays for those wanted."""
+"""The backward pass: its inputs beside the problem, and arrays that gradients are written to."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
+from .._core import AttentionProblem
 from . import options
 from .arrays import array, as_array, same_dtype
 
 
-def given(problem, out_shape, grad_out, out, lse):
-    """The three as arrays of query's dtype; `out_shape` is the user's, the problem's or packed."""
+def backward_inputs(
+    problem: AttentionProblem, out_shape: tuple[int, ...], grad_out: Any, out: Any, lse: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """grad_out, out and lse as arrays of query's dtype.
+
+    `out_shape` is that of the user's out: the problem's, or that of packed sequences.
+    """
     query, shapes = problem.query, (out_shape, out_shape, problem.lse_shape)
     arrays = []
     for (name, x), shape in zip(
@@ -20,13 +29,16 @@ def given(problem, out_shape, grad_out, out, lse):
         if x.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
         arrays.append(x)
-    return arrays
+    of_out, out, lse = arrays
+    return of_out, out, lse
 
 
-def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
+def new_gradients(
+    problem: AttentionProblem, attn_mask: Any, sinks: Any, mask_grad: Any, sinks_grad: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Arrays for the gradients of query, key, value, mask and sinks, the last two if asked for.
 
-    Those of mask and sinks are zeros of query's dtype; `finished` gives them their own.
+    Those of mask and sinks are zeros of query's dtype; `in_dtype_of` gives them their own.
     """
     of_mask = of_sinks = None
     if options.flag("mask_grad", mask_grad):
@@ -41,15 +53,16 @@ def wanted(problem, attn_mask, sinks, mask_grad, sinks_grad):
         of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), problem.query.dtype)
     # Where there are no rows of scores, nothing is written.
     new = np.zeros if 0 in problem.lse_shape else np.empty
-    return *(_like(x, new) for x in problem.arrays[:3]), of_mask, of_sinks
+    query, key, value = (_like(x, new) for x in problem.arrays[:3])
+    return query, key, value, of_mask, of_sinks
 
 
-def finished(gradient, x):
+def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
     """The gradient of `x` in its own dtype; None where there is none."""
     return gradient if gradient is None else gradient.astype(as_array("", x).dtype, copy=False)
 
 
-def _like(x, new):
+def _like(x: np.ndarray, new: Callable[..., np.ndarray]) -> np.ndarray:
     """An array that lies in memory as `x` does, if each of its rows lies in one piece."""
     rows_in_one_piece = x.strides[-1:] == (x.itemsize,)
     if x.flags.c_contiguous or not rows_in_one_piece or 0 in x.strides:

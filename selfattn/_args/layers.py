@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from .foreign import numbers_of
 from .numbers import integer
 from .shapes import broadcast_shapes
 
-_MOST_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
+_MAX_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
 
 
-def layer_sizes(embed_dim, num_heads, num_heads_kv, kdim, vdim):
+def layer_sizes(
+    embed_dim: Any, num_heads: Any, num_heads_kv: Any, kdim: Any, vdim: Any
+) -> tuple[int, int, int, int, int]:
     """The five as ints that fit together; what is None is as without the option."""
     embed_dim, num_heads = _size("embed_dim", embed_dim), _size("num_heads", num_heads)
     if embed_dim % num_heads:
@@ -32,17 +35,17 @@ def layer_sizes(embed_dim, num_heads, num_heads_kv, kdim, vdim):
     return embed_dim, num_heads, num_heads_kv, kdim, vdim
 
 
-def _size(name, n):
-    n = integer(name, n)
-    if n < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {n}")
-    return n
+def _size(name: str, n: Any) -> int:
+    size = integer(name, n)
+    if size < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {size}")
+    return size
 
 
-def layer_dtype(dtype):
+def layer_dtype(dtype: Any) -> np.dtype:
     """float32 or float64."""
     try:
-        found = None if dtype is None else np.dtype(dtype)
+        found: np.dtype | None = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
     if found is None or found not in DTYPES:
@@ -50,7 +53,7 @@ def layer_dtype(dtype):
     return found
 
 
-def layer_rng(name, seed):
+def layer_rng(name: str, seed: Any) -> np.random.Generator:
     """A generator of random numbers."""
     try:
         return np.random.default_rng(seed)
@@ -59,47 +62,49 @@ def layer_rng(name, seed):
         raise kind(f"{name}: expected what default_rng takes, got {seed!r}") from error
 
 
-def layer_input(name, x, width, dtype):
+def layer_input(name: str, x: Any, width: int, dtype: np.dtype) -> np.ndarray:
     """An array (..., rows, width) of the layer's dtype."""
-    x = array(name, x)
-    if x.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype}, the layer's dtype, got {x.dtype}")
-    if x.ndim < 2 or x.shape[-1] != width:
-        raise ValueError(f"{name}: expected shape (..., rows, {width}), got {x.shape}")
-    if x.ndim > _MOST_AXES:
-        raise ValueError(f"{name}: expected up to {_MOST_AXES} axes, got {x.ndim}")
-    return x
+    rows = array(name, x)
+    if rows.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}, the layer's dtype, got {rows.dtype}")
+    if rows.ndim < 2 or rows.shape[-1] != width:
+        raise ValueError(f"{name}: expected shape (..., rows, {width}), got {rows.shape}")
+    if rows.ndim > _MAX_AXES:
+        raise ValueError(f"{name}: expected up to {_MAX_AXES} axes, got {rows.ndim}")
+    return rows
 
 
-def layer_inputs(x, context, widths, dtype):
+def layer_inputs(
+    x: Any, context: Any, widths: tuple[int, int, int], dtype: np.dtype
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """What query, key and value come from, and as how many arrays: x alone, a context, a pair."""
     width, kdim, vdim = widths
     x = layer_input("x", x, width, dtype)
     if context is None:
-        context, given = (x, x), 1
+        context, count = (x, x), 1
     elif isinstance(context, (tuple, list)):
-        given = 3
+        count = 3
         if len(context) != 2:
             raise ValueError(f"context: expected an array or a pair, got {len(context)} of them")
     else:
-        context, given = (context, context), 2
-    if given < 3 and (kdim != vdim or (given == 1 and kdim != width)):
+        context, count = (context, context), 2
+    if count < 3 and (kdim != vdim or (count == 1 and kdim != width)):
         raise ValueError(
             f"context: expected a pair of arrays (..., rows, {kdim}) and (..., rows, {vdim}), got "
-            f"{'none' if given == 1 else 'one array'}"
+            f"{'none' if count == 1 else 'one array'}"
         )
-    names = ("context[0]", "context[1]") if given == 3 else ("context", "context")
+    names = ("context[0]", "context[1]") if count == 3 else ("context", "context")
     of_key = layer_input(names[0], context[0], kdim, dtype)
-    of_value = of_key if given < 3 else layer_input(names[1], context[1], vdim, dtype)
+    of_value = of_key if count < 3 else layer_input(names[1], context[1], vdim, dtype)
     if of_key.shape[-2] != of_value.shape[-2]:
         raise ValueError(
             f"context: expected a pair of as many rows, got {of_key.shape[-2]} and "
             f"{of_value.shape[-2]}"
         )
-    return (x, of_key, of_value), given
+    return (x, of_key, of_value), count
 
 
-def layer_leading(x, *contexts):
+def layer_leading(x: np.ndarray, *contexts: np.ndarray) -> tuple[int, ...]:
     """The broadcast of all axes before the rows."""
     leading = x.shape[:-2]
     for context in contexts:
@@ -113,17 +118,19 @@ def layer_leading(x, *contexts):
     return leading
 
 
-def layer_options(what, given, names):
+def layer_options(what: str, options: Any, names: tuple[str, ...]) -> dict[str, Any]:
     """Keywords of another function, by name; those that it has not are refused."""
-    if not isinstance(given, Mapping):
-        raise TypeError(f"{what}: expected a mapping, got {type(given).__name__}")
-    for name in given:
+    if not isinstance(options, Mapping):
+        raise TypeError(f"{what}: expected a mapping, got {type(options).__name__}")
+    for name in options:
         if name not in names:
             raise TypeError(f"{what}: expected options among {', '.join(names)}, got {name!r}")
-    return dict(given)
+    return dict(options)
 
 
-def layer_state(state, shapes, dtype):
+def layer_state(
+    state: Any, shapes: Mapping[str, tuple[int, ...]], dtype: np.dtype
+) -> dict[str, np.ndarray]:
     """The arrays of `state` by name: just those of `shapes`, each of its shape, as new floats.
 
     New, because a state may hold the arrays that it is going to be written to.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+from typing import Any
 
 import numpy as np
 
 
-def integer(name, x):
+def integer(name: str, x: Any) -> int:
     """`x` as an int; a bool is none."""
     try:
         if isinstance(x, (bool, np.bool_)):
@@ -18,7 +19,7 @@ def integer(name, x):
         raise TypeError(f"{name}: expected an int, got {type(x).__name__}") from None
 
 
-def finite(name, x):
+def finite(name: str, x: Any) -> float:
     """`x` as a float that is neither infinite nor NaN; a bool or a text is none."""
     try:
         if isinstance(x, (str, bytes, bytearray, bool, np.bool_)):

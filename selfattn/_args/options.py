@@ -1,27 +1,33 @@
-"""Options, each on its own: numbers, flags, ranges of keys, masks, segments, what a head has."""
+"""Checks of options, each on its own: what a user gave -> what the kernels take, or an error.
+
+Those of attention, under the options' names, are called with the problem that they are options of:
+`table.py` says which is which. The others are called where their functions are.
+"""
 
 from __future__ import annotations
 
-import math
 import operator
+from typing import Any
 
 import numpy as np
 
 from .. import _threads
+from .._core import AttentionProblem
 from .arrays import LARGEST, as_array
 from .numbers import finite, integer
-from .shapes import broadcast
+from .shapes import broadcast, unrepeated
 
+_BOOL, _FLOAT32 = np.dtype(bool), np.dtype(np.float32)
 _PIECE = 2**16  # elements that are looked at at once where there may be very many
-FARTHEST = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
+MAX_POSITION = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
 
-def num_threads(n=None):
+def num_threads(n: Any = None) -> int:
     """The number of threads of this call."""
     return _threads.get_num_threads() if n is None else _threads.count("num_threads", n)
 
 
-def axis(name, n, x):
+def axis(name: str, n: Any, x: np.ndarray) -> int:
     """An axis of `x`, counted from 0."""
     number = integer(name, n)
     if not -x.ndim <= number < x.ndim:
@@ -29,66 +35,95 @@ def axis(name, n, x):
     return number % x.ndim
 
 
-def scale_of(scale, dtype):
-    """A float that `dtype` can hold, or NaN where the kernels are to take 1 / sqrt(head_dim)."""
-    if scale is None:
-        return math.nan
-    scale = finite("scale", scale)
-    if abs(scale) > LARGEST[dtype]:
-        raise ValueError(f"scale: expected a number that {dtype} can hold, got {scale}")
-    return scale
-
-
-def softcap_of(softcap):
-    """A finite float of 0 or more; 0 is none."""
-    softcap = finite("softcap", softcap)
-    if softcap < 0:
-        raise ValueError(f"softcap: expected 0 or more, got {softcap}")
-    return softcap
-
-
-def dropout(dropout_p, dropout_seed):
-    """A probability, and a seed as a word of 64 bits."""
-    plain = type(dropout_p) is float and type(dropout_seed) is int
-    if plain and dropout_p == 0.0 and dropout_seed == 0:
-        return 0.0, 0
-    p = finite("dropout_p", dropout_p)
-    if not 0.0 <= p <= 1.0:
-        raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {dropout_p}")
-    seed = integer("dropout_seed", dropout_seed)
-    if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"dropout_seed: expected an int of 64 bits, got {seed}")
-    return p, seed % 2**64
-
-
-def flag(name, x):
+def flag(name: str, x: Any) -> bool:
     if x is True or x is False or isinstance(x, np.bool_):
         return bool(x)
     raise TypeError(f"{name}: expected a bool, got {type(x).__name__}")
 
 
-def window(window_size):
-    if type(window_size) is tuple and window_size == (-1, -1):
-        return -1, -1
+# ------------------------------------------------------------------ attention's: numbers and ranges
+
+
+def dropout_p(x: Any, problem: AttentionProblem) -> float:
+    """A probability."""
+    p = finite("dropout_p", x)
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"dropout_p: expected a probability from 0 to 1, got {x}")
+    return p
+
+
+def dropout_seed(x: Any, problem: AttentionProblem) -> int:
+    """A word of 64 bits."""
+    seed = integer("dropout_seed", x)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"dropout_seed: expected an int of 64 bits, got {seed}")
+    return seed % 2**64
+
+
+def is_causal(x: Any, problem: AttentionProblem) -> bool:
+    return flag("is_causal", x)
+
+
+def enable_gqa(x: Any, problem: AttentionProblem | None = None) -> bool:
+    return flag("enable_gqa", x)
+
+
+def scale(x: Any, problem: AttentionProblem) -> float:
+    """A float that query's dtype can hold."""
+    number, dtype = finite("scale", x), problem.query.dtype
+    if abs(number) > LARGEST[dtype]:
+        raise ValueError(f"scale: expected a number that {dtype} can hold, got {number}")
+    return number
+
+
+def softcap(x: Any, problem: AttentionProblem) -> float:
+    """A finite float of 0 or more; 0 is none."""
+    number = finite("softcap", x)
+    if number < 0:
+        raise ValueError(f"softcap: expected 0 or more, got {number}")
+    return number
+
+
+def window_size(x: Any, problem: AttentionProblem) -> tuple[int, int]:
+    """Its sides as ints."""
     try:
-        if not isinstance(window_size, (tuple, list, np.ndarray)):
+        if not isinstance(x, (tuple, list, np.ndarray)):
             raise TypeError
-        if any(isinstance(side, (bool, np.bool_)) for side in window_size):
+        if any(isinstance(side, (bool, np.bool_)) for side in x):
             raise TypeError
-        sides = [operator.index(side) for side in window_size]
+        sides = [operator.index(side) for side in x]
     except TypeError:
-        raise TypeError(
-            f"window_size: expected two ints (left, right), got {window_size!r}"
-        ) from None
+        raise TypeError(f"window_size: expected two ints (left, right), got {x!r}") from None
     if len(sides) != 2:
-        raise ValueError(f"window_size: expected two ints (left, right), got {window_size!r}")
+        raise ValueError(f"window_size: expected two ints (left, right), got {x!r}")
     left, right = sides
     if left < -1 or right < -1:
-        raise ValueError(f"window_size: expected sides of -1 or more, got {window_size!r}")
-    return min(left, FARTHEST), min(right, FARTHEST)
+        raise ValueError(f"window_size: expected sides of -1 or more, got {x!r}")
+    return min(left, MAX_POSITION), min(right, MAX_POSITION)
 
 
-def per_batch(name, x, batch_shape, low, high):
+def query_offset(x: Any, problem: AttentionProblem) -> int | np.ndarray:
+    """An int, or an array with one for each batch entry."""
+    if type(x) is int and abs(x) <= MAX_POSITION:
+        return x
+    offsets = per_batch("query_offset", x, problem.batch_shape, -MAX_POSITION, MAX_POSITION)
+    if 0 in problem.lse_shape:
+        return 0  # no query, though there may be very many batch entries
+    different = unrepeated(offsets)
+    return different.item() if different.size == 1 else np.ascontiguousarray(offsets)
+
+
+def kv_lengths(x: Any, problem: AttentionProblem) -> np.ndarray | None:
+    """An array with one for each batch entry; None where there is no query to see keys."""
+    starts = problem.cu_seqlens_k
+    most = problem.scores_shape[-1] if starts is None else np.diff(starts)
+    lengths = per_batch("kv_lengths", x, problem.batch_shape, 0, most)
+    return None if 0 in problem.lse_shape else np.ascontiguousarray(lengths)
+
+
+def per_batch(
+    name: str, x: Any, batch_shape: tuple[int, ...], low: int, high: int | np.ndarray
+) -> np.ndarray:
     """An int64 view of `batch_shape`, whose values must be from `low` to `high`, each or all."""
     expected = "an int or an array of ints"
     if isinstance(x, int) and not isinstance(x, bool):
@@ -97,62 +132,76 @@ def per_batch(name, x, batch_shape, low, high):
         x = np.asarray(x)
     x = np.array(ints(name, x, expected))  # our own: the user's may change later
     view = broadcast(name, x, batch_shape, "the axes before the heads")
-    wrong = (x < low) | (x > high)  # of x as it was given, which may be less than the view
-    if wrong.any():
-        x, high = (np.broadcast_to(y, wrong.shape)[wrong][0] for y in (x, high))
+    is_beyond = (x < low) | (x > high)  # of x as it was given, which may be less than the view
+    if is_beyond.any():
+        x, high = (np.broadcast_to(y, is_beyond.shape)[is_beyond][0] for y in (x, high))
         raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
     return np.broadcast_to(x.astype(np.int64, copy=False), view.shape)
 
 
-# ------------------------------------------------------------------ arrays beside the scores
+# ------------------------------------------------------------------ attention's: arrays
 
 
-def mask(attn_mask, scores_shape, dtype):
+def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of the scores' shape, of bools or floats."""
-    x = _of_dtypes("attn_mask", attn_mask, np.dtype(bool), np.dtype(np.float32), dtype)
-    return broadcast("attn_mask", x, scores_shape, "the scores' shape")
+    y = _of_dtypes("attn_mask", x, _BOOL, _FLOAT32, problem.query.dtype)
+    return broadcast("attn_mask", y, problem.scores_shape, "the scores' shape")
 
 
-def segments(segment_ids, batch_shape, seqlen_q, seqlen_k):
-    """Views (batch..., L) and (batch..., S) of the ids of queries and of keys, of one dtype."""
-    if isinstance(segment_ids, (tuple, list)):
-        if len(segment_ids) != 2:
-            raise ValueError(
-                f"segment_ids: expected one array or a pair, got {len(segment_ids)} of them"
-            )
-        of_query, of_key = (_ids(x) for x in segment_ids)
+def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:
+    """A view of one for each batch entry and query head."""
+    shape = (*problem.batch_shape, problem.num_heads_q)
+    return _per_head("alibi_slopes", x, shape, problem.query.dtype)
+
+
+def sinks(x: Any, problem: AttentionProblem) -> np.ndarray:
+    """A view of one for each query head."""
+    return _per_head("sinks", x, (problem.num_heads_q,), problem.query.dtype)
+
+
+def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarray]:
+    """Views (batch..., L) and (batch..., S) of the ids of queries and of keys, of one dtype.
+
+    Of packed sequences (total_q,) and (total_k,).
+    """
+    query, key, *_ = problem.arrays
+    seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
+    if isinstance(x, (tuple, list)):
+        if len(x) != 2:
+            raise ValueError(f"segment_ids: expected one array or a pair, got {len(x)} of them")
+        of_query, of_key = (_ids(ids) for ids in x)
         if of_query.dtype != of_key.dtype:
             raise TypeError(
                 f"segment_ids: expected a pair of one dtype, got {of_query.dtype!r} and "
                 f"{of_key.dtype!r}"
             )
     else:
-        of_query = of_key = _ids(segment_ids)
+        of_query = of_key = _ids(x)
         if seqlen_q != seqlen_k:
             raise ValueError(
                 f"segment_ids: expected a pair where there are {seqlen_q} queries and {seqlen_k} "
                 "keys, got one array"
             )
+    batch_shape = problem.lse_shape[:-2]
+    shape_q, shape_k = (*batch_shape, seqlen_q), (*batch_shape, seqlen_k)
     return (
-        broadcast(
-            "segment_ids", of_query, (*batch_shape, seqlen_q), "one for each query", last=True
-        ),
-        broadcast("segment_ids", of_key, (*batch_shape, seqlen_k), "one for each key", last=True),
+        broadcast("segment_ids", of_query, shape_q, "one for each query", last=True),
+        broadcast("segment_ids", of_key, shape_k, "one for each key", last=True),
     )
 
 
-def _ids(x):
+def _ids(x: Any) -> np.ndarray:
     return ints("segment_ids", x, "an array of ints, or a pair of them", kinds="iub")
 
 
-def ints(name, x, expected, kinds="iu"):
-    x = as_array(name, x, expected, of_floats=False)
-    if x.dtype.kind not in kinds or not x.dtype.isnative:
-        raise TypeError(f"{name}: expected {expected}, got {x.dtype!r}")
-    return x
+def ints(name: str, x: Any, expected: str, kinds: str = "iu") -> np.ndarray:
+    y = as_array(name, x, expected, of_floats=False)
+    if y.dtype.kind not in kinds or not y.dtype.isnative:
+        raise TypeError(f"{name}: expected {expected}, got {y.dtype!r}")
+    return y
 
 
-def per_head(name, x, shape, dtype):
+def _per_head(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """A view of `shape`, which ends in the query heads, of floats of query's dtype."""
     x = as_array(name, x)
     if x.dtype not in (np.float32, dtype):
@@ -161,35 +210,39 @@ def per_head(name, x, shape, dtype):
     return broadcast(name, x.astype(dtype, copy=False), shape, "one for each query head", last=True)
 
 
-def _of_dtypes(name, x, *dtypes):
-    x = as_array(name, x)
-    if x.dtype not in dtypes:
+def _of_dtypes(name: str, x: Any, *dtypes: np.dtype) -> np.ndarray:
+    y = as_array(name, x)
+    if y.dtype not in dtypes:
         expected = " or ".join(dict.fromkeys(dtype.name for dtype in dtypes))
-        raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
-    return x
+        raise TypeError(f"{name}: expected {expected} in native byte order, got {y.dtype!r}")
+    return y
 
 
-def cumulative(name, x, total):
-    """Where packed sequences begin and end, and the longest.
+# ------------------------------------------------------------------ packed sequences
+
+
+def cumulative(name: str, x: Any, total: int) -> tuple[np.ndarray, int]:
+    """Where packed sequences begin and end, and the length of the longest.
 
     The first as int64, our own, (number of sequences + 1,).
     """
-    given = ints(name, x, "an array of ints")
-    if given.ndim != 1 or given.size == 0:
-        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {given.shape}")
+    numbers = ints(name, x, "an array of ints")
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {numbers.shape}")
     # Our own: the user's may change while the kernels read it. A number beyond int64 is negative
     # here, and so less than the one before it.
-    x = np.array(given, np.int64)
-    longest = _longest_step(x) if x[0] == 0 and x[-1] == total else None
-    if longest is None:
+    starts = np.array(numbers, np.int64)
+    is_right = starts[0] == 0 and starts[-1] == total
+    max_seqlen = _longest_step(starts) if is_right else None
+    if max_seqlen is None:
         raise ValueError(
             f"{name}: expected numbers that start at 0, never decrease and end at {total}, the "
-            f"number of rows, got {given}"
+            f"number of rows, got {numbers}"
         )
-    return x, longest
+    return starts, max_seqlen
 
 
-def _longest_step(x):
+def _longest_step(x: np.ndarray) -> int | None:
     """The largest difference of neighbours; None where numbers decrease.
 
     Piece by piece: there may be so many sequences that arrays beside them would be large.

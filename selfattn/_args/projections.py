@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from .arrays import array, same_dtype
 
 
-def projection(x, weight, bias):
+def projection(
+    x: Any, weight: Any, bias: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, tuple[int, ...]]:
     """The three as arrays, the last one or None, and the shape of the result."""
     rows, matrix = array("x", x), array("weight", weight)
     same_dtype("weight", matrix, "x", rows)
@@ -23,7 +29,7 @@ def projection(x, weight, bias):
     return rows, matrix, offset, shape
 
 
-def gradient_of(name, x, shape, like):
+def gradient_of(name: str, x: Any, shape: tuple[int, ...], like: np.ndarray) -> np.ndarray:
     """The gradient of a result of that shape and of like's dtype, as an array."""
     grad = array(name, x)
     same_dtype(name, grad, "x", like)

@@ -1,8 +1,10 @@
-"""Rotary positions: where rows stand, which elements pair up, how fast each pair turns."""
+"""Rotary positions: where rows stand, which elements pair up, the frequency of each pair."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +15,24 @@ from .options import ints, per_batch
 from .shapes import broadcast, unrepeated
 
 _LAYOUTS = ("half", "interleaved")
-_FARTHEST = 2**53  # the integers up to here are float64s, as angles need
-_FASTEST = 2.0**900  # radians a position: the angles of all positions are finite then
+_MAX_POSITION = 2**53  # the integers up to here are float64s, as angles need
+_MAX_FREQUENCY = 2.0**900  # radians a position: the angles of all positions are finite then
 
 
-def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
+def rotary(
+    name: str,
+    x: np.ndarray,
+    offset: Any,
+    positions: Any,
+    layout: Any,
+    theta: Any,
+    rotary_dim: Any,
+    frequencies: Any,
+) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
     """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
 
     Returns float64 arrays of both, and whether pairs are halves. Where x has no elements nothing
-    is turned: the first two are None, for there may be no memory for so many.
+    is rotated: the first two are None, for there may be no memory for so many.
     """
     if x.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
@@ -37,14 +48,16 @@ def rotary(name, x, offset, positions, layout, theta, rotary_dim, frequencies):
     return positions(), frequencies, layout == "half"
 
 
-def rotary_offset(name, offset, batch_shape, length=1):
+def rotary_offset(
+    name: str, offset: Any, batch_shape: tuple[int, ...], length: int = 1
+) -> np.ndarray:
     """Positions of the first of `length` rows: one int for all, or one for each batch entry."""
     if isinstance(offset, int):
         batch_shape = ()
-    return per_batch(name, offset, batch_shape, -_FARTHEST, _FARTHEST + 1 - max(length, 1))
+    return per_batch(name, offset, batch_shape, -_MAX_POSITION, _MAX_POSITION + 1 - max(length, 1))
 
 
-def _rotary_dim(name, rotary_dim, head_dim):
+def _rotary_dim(name: str, rotary_dim: Any, head_dim: int) -> int:
     if rotary_dim is None:
         if head_dim % 2:
             raise ValueError(
@@ -52,55 +65,57 @@ def _rotary_dim(name, rotary_dim, head_dim):
                 "(rotary_dim turns a part of it)"
             )
         return head_dim
-    rotary_dim = integer("rotary_dim", rotary_dim)
-    if not 0 <= rotary_dim <= head_dim or rotary_dim % 2:
+    number = integer("rotary_dim", rotary_dim)
+    if not 0 <= number <= head_dim or number % 2:
         raise ValueError(
-            f"rotary_dim: expected an even number from 0 to head_dim, {head_dim}, got {rotary_dim}"
+            f"rotary_dim: expected an even number from 0 to head_dim, {head_dim}, got {number}"
         )
-    return rotary_dim
+    return number
 
 
-def _frequencies(frequencies, theta, rotary_dim, is_empty):
+def _frequencies(frequencies: Any, theta: Any, rotary_dim: int, is_empty: bool) -> np.ndarray:
     """Those of all pairs, float64; of the last pair alone where they are only to be checked."""
     theta = finite("theta", theta)
     if theta <= 0:
         raise ValueError(f"theta: expected a number above 0, got {theta}")
     if frequencies is None:
-        frequencies = _geometric(theta, rotary_dim, rotary_dim - 2 if is_empty else 0)
-        if frequencies.max(initial=0) > _FASTEST:
+        powers = _geometric(theta, rotary_dim, rotary_dim - 2 if is_empty else 0)
+        if powers.max(initial=0) > _MAX_FREQUENCY:
             raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
-        return frequencies
-    frequencies = as_array("frequencies", frequencies, of_floats=False)
-    if frequencies.dtype not in (np.float32, np.float64):
-        raise TypeError(f"frequencies: expected float32 or float64, got {frequencies.dtype!r}")
-    if frequencies.shape != (rotary_dim // 2,):
+        return powers
+    own = as_array("frequencies", frequencies, of_floats=False)
+    if own.dtype not in (np.float32, np.float64):
+        raise TypeError(f"frequencies: expected float32 or float64, got {own.dtype!r}")
+    if own.shape != (rotary_dim // 2,):
         raise ValueError(
-            f"frequencies: expected shape ({rotary_dim // 2},), one for each pair, got "
-            f"{frequencies.shape}"
+            f"frequencies: expected shape ({rotary_dim // 2},), one for each pair, got {own.shape}"
         )
-    frequencies = frequencies.astype(np.float64)
-    if not (np.abs(frequencies) <= _FASTEST).all():
-        raise ValueError(f"frequencies: expected finite numbers up to 2**900, got {frequencies}")
-    return frequencies
+    own = own.astype(np.float64)
+    if not (np.abs(own) <= _MAX_FREQUENCY).all():
+        raise ValueError(f"frequencies: expected finite numbers up to 2**900, got {own}")
+    return own
 
 
 @functools.lru_cache(maxsize=16)
-def _geometric(theta, rotary_dim, first):
+def _geometric(theta: float, rotary_dim: int, first: int) -> np.ndarray:
     return _core.in_default_environment(_powers, theta, rotary_dim, first)
 
 
-def _powers(theta, rotary_dim, first):
+def _powers(theta: float, rotary_dim: int, first: int) -> np.ndarray:
     with np.errstate(over="ignore"):
-        return theta ** (-np.arange(max(first, 0), rotary_dim, 2) / max(rotary_dim, 1))
+        powers: np.ndarray = theta ** (
+            -np.arange(max(first, 0), rotary_dim, 2) / max(rotary_dim, 1)
+        )
+    return powers
 
 
-def _positions(offset, positions, x):
+def _positions(offset: Any, positions: Any, x: np.ndarray) -> Callable[[], np.ndarray]:
     """A function that makes them, checked, if they are needed.
 
     float64, (L,), or (..., 1, L) with one axis for all heads: no more than what differs.
     """
     batch_shape, length = x.shape[:-3], x.shape[-2]
-    if type(offset) is int and positions is None and abs(offset) <= _FARTHEST - length:
+    if type(offset) is int and positions is None and abs(offset) <= _MAX_POSITION - length:
         return lambda: np.arange(offset, offset + length, dtype=np.float64)
     starts = rotary_offset("offset", offset, batch_shape, length)
     if positions is None:
@@ -108,16 +123,16 @@ def _positions(offset, positions, x):
     if unrepeated(starts).any():
         raise ValueError(f"offset: expected none beside positions, got {offset}")
     positions = ints("positions", positions, "an array of ints")
-    beyond = (positions < -_FARTHEST) | (positions > _FARTHEST)
+    beyond = (positions < -_MAX_POSITION) | (positions > _MAX_POSITION)
     if beyond.any():
         raise ValueError(
-            f"positions: expected values from {-_FARTHEST} to {_FARTHEST}, got "
+            f"positions: expected values from {-_MAX_POSITION} to {_MAX_POSITION}, got "
             f"{positions[beyond][0]}"
         )
     broadcast("positions", positions, (*batch_shape, length), "one for each row", last=True)
     return lambda: _over_heads(positions)
 
 
-def _over_heads(positions):
+def _over_heads(positions: np.ndarray) -> np.ndarray:
     positions = positions.astype(np.float64)
     return positions if positions.ndim == 1 else positions[..., None, :]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def broadcast_shapes(*shapes):
+def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that all broadcast to, a tuple; ValueError where there is none.
 
     `np.broadcast_shapes` knows 32 axes, of the 64 that arrays may have, and under torch.compile
@@ -16,7 +16,7 @@ def broadcast_shapes(*shapes):
     return tuple(_common(lengths) for lengths in zip(*padded, strict=True))
 
 
-def _common(lengths):
+def _common(lengths: tuple[int, ...]) -> int:
     """The one length that is not 1, if there is any."""
     others = set(lengths) - {1}
     if len(others) > 1:
@@ -24,13 +24,17 @@ def _common(lengths):
     return others.pop() if others else 1
 
 
-def unrepeated(x):
+def unrepeated(x: np.ndarray) -> np.ndarray:
     """What a broadcast view has of its array: nothing twice."""
     return x[tuple(slice(None) if stride else slice(0, 1) for stride in x.strides)]
 
 
-def broadcast(name, x, shape, what, last=False):
+def broadcast(
+    name: str, x: np.ndarray, shape: tuple[int, ...], what: str, last: bool = False
+) -> np.ndarray:
     """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
+    if x.shape == shape:
+        return x
     try:
         if last and (x.ndim == 0 or x.shape[-1] != shape[-1]):
             raise ValueError

@@ -14,7 +14,7 @@ import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -131,17 +131,17 @@ def load(path: str | os.PathLike[str], *, strict: bool = True) -> dict[str, np.n
         raise ValueError(f"path: expected a .safetensors file, got {checked}: {error}") from error
 
 
-def _path(path):
+def _path(given: str | os.PathLike[str]) -> Path:
     try:
-        path = Path(path)
+        path = Path(given)
     except TypeError:
-        raise TypeError(f"path: expected a str or a path, got {type(path).__name__}") from None
+        raise TypeError(f"path: expected a str or a path, got {type(given).__name__}") from None
     if path.suffix not in _SUFFIXES:
         raise ValueError(f"path: expected a name that ends in .npz or .safetensors, got {path}")
     return path
 
 
-def _arrays(state, suffix):
+def _arrays(state: Any, suffix: str) -> dict[str, np.ndarray]:
     """The arrays, each in one piece, and nothing that would come back as something else."""
     if not isinstance(state, Mapping):
         raise TypeError(f"state: expected a mapping of arrays, got {type(state).__name__}")
@@ -167,11 +167,11 @@ def _arrays(state, suffix):
     return arrays
 
 
-def _write_npz(arrays, path):
+def _write_npz(arrays: dict[str, Any], path: Path) -> None:
     np.savez(path, **arrays)
 
 
-def _read_npz(file, path):
+def _read_npz(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     try:
         if not zipfile.is_zipfile(file):
             raise ValueError("it is not a zip file")
@@ -189,13 +189,13 @@ def _read_npz(file, path):
         raise ValueError(f"path: expected a .npz file, got {path}: {error}") from error
 
 
-def _write_safetensors(arrays, path):
+def _write_safetensors(arrays: dict[str, np.ndarray], path: Path) -> None:
     from safetensors.numpy import save_file
 
     save_file(arrays, path)
 
 
-def _new_file(target):
+def _new_file(target: Path) -> Path:
     """The path of a new, empty file beside `target`, with the permissions that new files get."""
     name = f".{target.stem[:40]}.{secrets.token_hex(8)}{target.suffix}"
     temporary = target.with_name(name)

@@ -30,25 +30,26 @@ if TYPE_CHECKING:
     Context = Array | tuple[Array, Array]
 
 
-def _names_of(function, *but):
-    return tuple(name for name in inspect.signature(function).parameters if name not in but)
-
-
-_OF_LAYER = ("query", "key", "value", "enable_gqa", "out")
-_ATTENTION = _names_of(scaled_dot_product_attention, *_OF_LAYER, "return_lse")
-_WEIGHTS = _names_of(attention_weights, *_OF_LAYER)
-_ROPE = _names_of(rope, "x", "offset", "out", "num_threads")
+_ATTENTION, _WEIGHTS = (
+    tuple(option.name for option in _args.options_of(f"MultiheadAttention.{method}"))
+    for method in ("forward", "attention_weights")
+)
+_ROPE = tuple(
+    name
+    for name in inspect.signature(rope).parameters
+    if name not in ("x", "offset", "out", "num_threads")
+)
 
 
 class _Saved(NamedTuple):
     """What `forward` leaves for `backward`."""
 
     inputs: tuple[np.ndarray, ...]  # of query, of key, of value
-    given: int  # as how many arrays: 1 for x alone, 2 with a context, 3 with a pair
+    num_inputs: int  # as how many arrays: 1 for x alone, 2 with a context, 3 with a pair
     rows: tuple[np.ndarray, ...]  # query, key, value by heads
     merged: np.ndarray  # what attention returned, heads side by side
     lse: np.ndarray
-    turns: list[dict[str, Any]]  # what rope got for query and for key; nothing without it
+    rope: list[dict[str, Any]]  # its arguments for query and for key; empty without it
     options: dict[str, Any]
 
 
@@ -167,9 +168,9 @@ class MultiheadAttention:
             What keys and values are projected from; a pair has one for each. The leading axes of
             all broadcast.
         rope : mapping, optional
-            Turn queries and keys by their positions, with these options of `nn.rope`; {} has none.
-            Keys stand at 0 to S - 1 and queries from `query_offset` (where it is an array, one over
-            x's own leading axes), or both at `positions`.
+            Rotate queries and keys by their positions, with these options of `nn.rope`; {} for
+            its defaults. Keys stand at 0 to S - 1 and queries from `query_offset` (where it is an
+            array, one over x's own leading axes), or both at `positions`.
         requires_grad : bool
             Keep what `backward` needs, by reference: x, context, parameters and arrays among the
             options must stay as they are until then. False keeps nothing, and a call then changes
@@ -185,18 +186,27 @@ class MultiheadAttention:
         """
         keep = _args.flag("requires_grad", requires_grad)
         options = _args.layer_options("attention_options", attention_options, _ATTENTION)
-        inputs, given = self._inputs(x, context)
-        turns = self._turns(rope, options, inputs[0])
+        inputs, num_inputs = self._inputs(x, context)
+        rope_arguments = self._rope_arguments(rope, options, inputs[0])
         leading = _args.layer_leading(*inputs)
         num_threads = options.get("num_threads")
-        rows = self._rows(inputs, turns, num_threads)
+        query, key, value = self._rows(inputs, rope_arguments, num_threads)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
         result = scaled_dot_product_attention(
-            *rows, enable_gqa=True, return_lse=keep, out=self._heads(merged), **options
+            query,
+            key,
+            value,
+            enable_gqa=True,
+            return_lse=keep,
+            out=self._heads(merged),
+            **options,
         )
         out = project(merged, *self._layout.of_output(self.params), num_threads=num_threads)
         if keep:
-            self._saved = _Saved(inputs, given, rows, merged, result[1], turns, options)
+            rows = query, key, value
+            self._saved = _Saved(
+                inputs, num_inputs, rows, merged, result[1], rope_arguments, options
+            )
         return out
 
     def __call__(self, x: Array, context: Context | None = None, **options: Any) -> np.ndarray:
@@ -232,7 +242,7 @@ class MultiheadAttention:
         """
         if self._saved is None:
             raise RuntimeError("backward: expected a forward(..., requires_grad=True) before it")
-        inputs, given, rows, merged, lse, turns, options = self._saved
+        inputs, num_inputs, rows, merged, lse, rope_arguments, options = self._saved
         grad = _args.layer_input("grad_out", grad_out, self.embed_dim, self.dtype)
         if grad.shape != merged.shape:
             raise ValueError(f"grad_out: expected shape {merged.shape}, got {grad.shape}")
@@ -252,8 +262,8 @@ class MultiheadAttention:
             **options,
         )
         grad_rows = [gradients.query, gradients.key, gradients.value]
-        for n, turn in enumerate(turns):
-            grad_rows[n] = rope_backward(grad_rows[n], **turn)
+        for n, arguments in enumerate(rope_arguments):
+            grad_rows[n] = rope_backward(grad_rows[n], **arguments)
         grad_rows = [_side_by_side(rows) for rows in grad_rows]
         self._write_grads(inputs, grad_rows, merged, grad, num_threads)
         for name in ("attn_mask", "sinks"):
@@ -265,10 +275,10 @@ class MultiheadAttention:
             grad_of_input(grad_of_rows, weight, num_threads)
             for grad_of_rows, (weight, _) in zip(grad_rows, of_inputs, strict=True)
         )
-        if given == 3:
+        if num_inputs == 3:
             return of_query, (of_key, of_value)
         of_key += of_value
-        if given == 2:
+        if num_inputs == 2:
             return of_query, of_key
         of_query += of_key
         return of_query
@@ -293,8 +303,8 @@ class MultiheadAttention:
         options = _args.layer_options("attention_options", attention_options, _WEIGHTS)
         inputs, _ = self._inputs(x, context)
         _args.layer_leading(*inputs)
-        turns = self._turns(rope, options, inputs[0])
-        query, key = self._rows(inputs[:2], turns, options.get("num_threads"))
+        rope_arguments = self._rope_arguments(rope, options, inputs[0])
+        query, key = self._rows(inputs[:2], rope_arguments, options.get("num_threads"))
         return attention_weights(query, key, enable_gqa=True, **options)
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -338,13 +348,17 @@ class MultiheadAttention:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_saved": None}  # a pickle or a copy has no call to go back over
 
-    def _inputs(self, x, context):
+    def _inputs(
+        self, x: Array, context: Context | None
+    ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
         """What query, key and value are projected from, and as how many arrays it was given."""
         widths = self.embed_dim, self.kdim, self.vdim
         return _args.layer_inputs(x, context, widths, self.dtype)
 
-    def _turns(self, rope, attention_options, x):
-        """What `rope` gets for queries and for keys; nothing where it is not asked for."""
+    def _rope_arguments(
+        self, rope: Mapping[str, Any] | None, attention_options: dict[str, Any], x: np.ndarray
+    ) -> list[dict[str, Any]]:
+        """Those of `rope` for queries and for keys; none where it is not asked for."""
         if rope is None:
             return []
         of_key = _args.layer_options("rope", rope, _ROPE)
@@ -359,19 +373,31 @@ class MultiheadAttention:
         _args.rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
         return [{**of_key, "offset": offset}, of_key]
 
-    def _rows(self, inputs, turns, num_threads):
-        """Query, key and, where its input is given, value by heads, turned."""
+    def _rows(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        rope_arguments: list[dict[str, Any]],
+        num_threads: int | None,
+    ) -> tuple[np.ndarray, ...]:
+        """Query, key and, where its input is given, value by heads; the first two rotated."""
         rows = [self._heads(y) for y in self._layout.project(inputs, self.params, num_threads)]
-        for n, turn in enumerate(turns):
-            rows[n] = rope(rows[n], **turn)
+        for n, arguments in enumerate(rope_arguments):
+            rows[n] = rope(rows[n], **arguments)
         return tuple(rows)
 
-    def _heads(self, rows):
+    def _heads(self, rows: np.ndarray) -> np.ndarray:
         """(..., L, heads * head_dim) as (..., heads, L, head_dim): a view."""
         heads = rows.shape[-1] // self.head_dim
         return rows.reshape(*rows.shape[:-1], heads, self.head_dim).swapaxes(-3, -2)
 
-    def _write_grads(self, inputs, grad_rows, merged, grad_out, num_threads):
+    def _write_grads(
+        self,
+        inputs: tuple[np.ndarray, ...],
+        grad_rows: list[np.ndarray],
+        merged: np.ndarray,
+        grad_out: np.ndarray,
+        num_threads: int,
+    ) -> None:
         for name, x in self.params.items():
             if name not in self.grads:
                 self.grads[name] = np.empty_like(x)
@@ -381,7 +407,7 @@ class MultiheadAttention:
         write_grads(grad_out, merged, *self._layout.of_output(self.grads), num_threads)
 
 
-def _side_by_side(heads):
+def _side_by_side(heads: np.ndarray) -> np.ndarray:
     """(..., heads, L, head_dim) as (..., L, heads * head_dim): a view of what lies that way."""
     rows = heads.swapaxes(-3, -2)
     return rows.reshape(*rows.shape[:-2], rows.shape[-2] * rows.shape[-1])

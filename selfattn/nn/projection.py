@@ -85,7 +85,9 @@ class Layout:
         """The weight and the bias (or None) of the output."""
         return arrays["out_proj.weight"], arrays.get("out_proj.bias")
 
-    def project(self, inputs, params, num_threads) -> list[np.ndarray]:
+    def project(
+        self, inputs: tuple[np.ndarray, ...], params: dict[str, np.ndarray], num_threads: int | None
+    ) -> list[np.ndarray]:
         """Query, key and value rows of three inputs, or query and key rows of two.
 
         One product where the inputs are one array.
@@ -93,9 +95,9 @@ class Layout:
         x, *others = inputs
         count = len(inputs)
         if self.is_packed and all(other is x for other in others):
-            wanted = slice(0, self.rows[count - 1].stop)
-            bias = params["in_proj_bias"][wanted] if self.bias else None
-            y = project(x, params["in_proj_weight"][wanted], bias, num_threads=num_threads)
+            in_use = slice(0, self.rows[count - 1].stop)
+            bias = params["in_proj_bias"][in_use] if self.bias else None
+            y = project(x, params["in_proj_weight"][in_use], bias, num_threads=num_threads)
             return [y[..., rows] for rows in self.rows[:count]]
         return [
             project(x, weight, bias, num_threads=num_threads)
@@ -103,14 +105,20 @@ class Layout:
         ]
 
 
-def grad_of_input(grad_y, weight, num_threads) -> np.ndarray:
+def grad_of_input(grad_y: np.ndarray, weight: np.ndarray, num_threads: int) -> np.ndarray:
     """dx of the formulas above."""
     grad_x = np.empty((*grad_y.shape[:-1], weight.shape[1]), grad_y.dtype)
     _core.project_backward(grad_y, grad_x, weight, grad_x, None, None, num_threads)
     return grad_x
 
 
-def write_grads(grad_y, x, grad_weight, grad_bias, num_threads) -> None:
+def write_grads(
+    grad_y: np.ndarray,
+    x: np.ndarray,
+    grad_weight: np.ndarray,
+    grad_bias: np.ndarray | None,
+    num_threads: int,
+) -> None:
     """dW, and db where it is not None, are written.
 
     A row whose gradient is all 0, as that of a masked key, adds nothing, whatever x holds there.

@@ -1,16 +1,17 @@
-"""Rotary positions: each pair of elements of a row is turned by an angle that its position gives.
+"""Rotary positions: each pair of elements of a row is rotated by an angle that its position gives.
 
     (a, b) -> (a cos t - b sin t, b cos t + a sin t),   t = position * frequency of the pair
 
 so that a query's product with a key depends on the distance between the two, not on where they
-stand. Its backward is the turn the other way. The kernel turns; the angles are NumPy's. Called by
-users and by `multihead.py`; the truth it is tested against is `reference/rotary.py`.
+stand. Its backward is the rotation by -t. The kernel rotates; NumPy makes the table of cosines and
+sines. Called by users and by `multihead.py`; the truth it is tested against is
+`reference/rotary.py`.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def rope(
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """Turn queries or keys by their positions: rotary position embedding.
+    """Rotate queries or keys by their positions: rotary position embedding.
 
     Parameters
     ----------
@@ -49,9 +50,9 @@ def rope(
         Which elements make a pair: i and `i + rotary_dim / 2` (GPT-NeoX, Llama in Hugging Face's
         transformers), or 2i and 2i + 1 (GPT-J, Llama as published).
     theta : float
-        Pair i turns by `theta ** (-2 i / rotary_dim)` radians a position.
+        Pair i rotates by `theta ** (-2 i / rotary_dim)` radians a position.
     rotary_dim : int, optional
-        Turn only the first so many elements of a row, an even number; E unless given.
+        Rotate only the first so many elements of a row, an even number; E unless given.
     frequencies : array, shape (rotary_dim / 2,), optional
         Radians a position of each pair, in place of `theta`: for a scaled context.
     out : array of x's shape and dtype, optional
@@ -89,7 +90,7 @@ def rope(
     np.True_
     """
     pairing = offset, positions, layout, theta, rotary_dim, frequencies
-    return _turned("x", x, pairing, out, num_threads, is_backward=False)
+    return _rope("x", x, pairing, out, num_threads, is_backward=False)
 
 
 def rope_backward(
@@ -104,7 +105,7 @@ def rope_backward(
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
-    """The gradient of `sum(grad_out * rope(x, ...))` by x: the turn back.
+    """The gradient of `sum(grad_out * rope(x, ...))` by x: the rotation back.
 
     Parameters and errors are those of `rope`, and must be what that call was given.
 
@@ -126,19 +127,21 @@ def rope_backward(
     True
     """
     pairing = offset, positions, layout, theta, rotary_dim, frequencies
-    return _turned("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
+    return _rope("grad_out", grad_out, pairing, out, num_threads, is_backward=True)
 
 
-def _turned(name, x, pairing, out, num_threads, is_backward):
-    x = _args.array(name, x)
+def _rope(
+    name: str, given: Any, pairing: tuple[Any, ...], out: Any, num_threads: Any, is_backward: bool
+) -> np.ndarray:
+    x = _args.array(name, given)
     positions, frequencies, is_half = _args.rotary(name, x, *pairing)
     num_threads = _args.num_threads(num_threads)
     inputs = () if out is x else (x,)
-    if x.size == 0:
+    if positions is None or frequencies is None:  # nothing to rotate
         return _args.compute_into(out, x.shape, x, inputs, lambda target: None)
     pairs = frequencies.size
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
-    if is_backward:  # with its elements in the other order a pair turns the other way
+    if is_backward:  # with its elements in the other order a pair rotates by -t
         first, second = second, first
     angles = np.broadcast_to(_angles(positions, frequencies, x.dtype), (*x.shape[:-1], 2 * pairs))
     # Rows in the order of memory: heads may lie side by side.
@@ -149,13 +152,13 @@ def _turned(name, x, pairing, out, num_threads, is_backward):
         x.shape,
         x,
         inputs,
-        lambda target: _core.turn(
+        lambda target: _core.rope(
             rows, angles, target.transpose(axes), pairs, step, first, second, num_threads
         ),
     )
 
 
-def _angles(positions, frequencies, dtype):
+def _angles(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The cosines of all pairs, then the sines, for each position: (..., L, 2 * pairs)."""
     if positions.size * max(frequencies.size, 1) > _KEPT_PAIRS:
         return _computed_angles(positions, frequencies, dtype)
@@ -163,16 +166,19 @@ def _angles(positions, frequencies, dtype):
 
 
 @functools.lru_cache(maxsize=4)
-def _kept_angles(positions, shape, frequencies, dtype):
-    positions = np.frombuffer(positions).reshape(shape)
-    return _computed_angles(positions, np.frombuffer(frequencies), dtype)
+def _kept_angles(
+    positions: bytes, shape: tuple[int, ...], frequencies: bytes, dtype: np.dtype
+) -> np.ndarray:
+    return _computed_angles(
+        np.frombuffer(positions).reshape(shape), np.frombuffer(frequencies), dtype
+    )
 
 
-def _computed_angles(positions, frequencies, dtype):
+def _computed_angles(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return _core.in_default_environment(_table, positions, frequencies, dtype)
 
 
-def _table(positions, frequencies, dtype):
+def _table(positions: np.ndarray, frequencies: np.ndarray, dtype: np.dtype) -> np.ndarray:
     angles = positions[..., None] * frequencies
     table = np.empty((*positions.shape, 2 * frequencies.size), dtype)
     table[..., : frequencies.size] = np.cos(angles)

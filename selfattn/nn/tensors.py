@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def is_kept(dtype: np.dtype, suffix: str) -> bool:
     return dtype.name in _REAL or (of_others and suffix == ".safetensors")
 
 
-def read(library, content: bytes, strict: bool) -> dict[str, np.ndarray]:
+def read(library: Any, content: bytes, strict: bool) -> dict[str, np.ndarray]:
     """The arrays of a file, by name; TypeError for one of no dtype here, if `strict`.
 
     ValueError, or the library's own, where it is no such file.
@@ -77,7 +78,7 @@ def read(library, content: bytes, strict: bool) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _without_newer_dtypes(content):
+def _without_newer_dtypes(content: bytes) -> tuple[bytes, dict[str, tuple[str, list[int]]]]:
     """The file with arrays of such dtypes as bytes; and what they are, by name: dtype, shape."""
     start = 8 + int.from_bytes(content[:8], "little")
     newer = {}
@@ -96,14 +97,14 @@ def _without_newer_dtypes(content):
     return len(text).to_bytes(8, "little") + text + content[start:], newer
 
 
-def _array(data, dtype, shape):
+def _array(data: bytes, dtype: np.dtype, shape: list[int]) -> np.ndarray:
     try:
         return np.frombuffer(data, dtype).reshape(shape)
     except TypeError as error:  # a shape that is none
         raise ValueError(str(error)) from error
 
 
-def _dtype_of(code):
+def _dtype_of(code: str) -> np.dtype | None:
     """The dtype that a file calls `code`; None where there is none here.
 
     F4 and F6, of which several numbers share a byte, have none anywhere.

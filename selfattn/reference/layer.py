@@ -14,8 +14,8 @@ import numpy as np
 from .attention import scaled_dot_product_attention
 from .axes import narrow, wide
 from .backward import scaled_dot_product_attention_backward
-from .rotary import rope as turned
-from .rotary import rope_backward as turned_back
+from .rotary import rope as rotate
+from .rotary import rope_backward as rotate_back
 from .steps import project
 
 
@@ -43,7 +43,7 @@ def multihead_attention_backward(
     **options,
 ):
     """The gradients of `sum(grad_out * out)`: of the inputs, as they were given, and by name."""
-    rows, turns, inputs = _rows(params, x, context, num_heads, num_heads_kv, rope, options)
+    rows, rope_arguments, inputs = _rows(params, x, context, num_heads, num_heads_kv, rope, options)
     out, lse = scaled_dot_product_attention(*rows, enable_gqa=True, return_lse=True, **options)
     grad_merged, *of_out = _project_backward(
         wide(grad_out), _side_by_side(out), wide(params["out_proj.weight"])
@@ -59,8 +59,8 @@ def multihead_attention_backward(
         **options,
     )
     of_heads = list(gradients[:3])
-    for n, turn in enumerate(turns):
-        of_heads[n] = turned_back(of_heads[n], **turn)
+    for n, arguments in enumerate(rope_arguments):
+        of_heads[n] = rotate_back(of_heads[n], **arguments)
     of_inputs, of_weights, of_biases = zip(
         *(
             _project_backward(_side_by_side(grad), given, weight)
@@ -88,7 +88,7 @@ def multihead_attention_backward(
 
 
 def _rows(params, x, context, num_heads, num_heads_kv, rope, options):
-    """Query, key and value by heads; what turned the first two; what all were projected from."""
+    """Query, key and value by heads; what rotated the first two; what all were projected from."""
     context = x if context is None else context
     of_key, of_value = context if isinstance(context, (tuple, list)) else (context, context)
     inputs = [wide(given) for given in (x, of_key, of_value)]
@@ -99,13 +99,13 @@ def _rows(params, x, context, num_heads, num_heads_kv, rope, options):
             inputs, _projections(params), (num_heads, heads_kv, heads_kv), strict=True
         )
     ]
-    turns = []
+    rope_arguments = []
     if rope is not None:
         offset = 0 if rope.get("positions") is not None else options.get("query_offset", 0)
-        turns = [{"offset": offset, **rope}, rope]
-    for n, turn in enumerate(turns):
-        rows[n] = turned(rows[n], **turn)
-    return rows, turns, inputs
+        rope_arguments = [{"offset": offset, **rope}, rope]
+    for n, arguments in enumerate(rope_arguments):
+        rows[n] = rotate(rows[n], **arguments)
+    return rows, rope_arguments, inputs
 
 
 def _projections(params):

@@ -1,8 +1,8 @@
-"""Rotary positions: a pair of elements is a complex number, and its position turns it.
+"""Rotary positions: a pair of elements is a complex number, and its position rotates it.
 
     (a + ib) -> (a + ib) e^{it},   t = position * theta^(-2 pair / rotary_dim)
 
-The gradient is turned back, by -t.
+The gradient is rotated back, by -t.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def rope(
     rotary_dim=None,
     frequencies=None,
 ):
-    """Queries or keys (..., H, L, E), turned by their positions."""
+    """Queries or keys (..., H, L, E), rotated by their positions."""
     count = (x.shape[-1] if rotary_dim is None else rotary_dim) // 2
     if positions is None:
         at = over_heads(offset)[..., 0] if np.ndim(offset) else offset
@@ -31,11 +31,11 @@ def rope(
         positions = np.expand_dims(positions, -2)
     if frequencies is None:
         frequencies = theta ** (-np.arange(count) / max(count, 1))
-    turn = np.exp(1j * wide(positions)[..., None] * wide(frequencies))
+    rotation = np.exp(1j * wide(positions)[..., None] * wide(frequencies))
     first, second = _pairs(count, layout)
     y = wide(x).copy()
-    turned = (y[..., first] + 1j * y[..., second]) * turn
-    y[..., first], y[..., second] = turned.real, turned.imag
+    rotated = (y[..., first] + 1j * y[..., second]) * rotation
+    y[..., first], y[..., second] = rotated.real, rotated.imag
     return narrow(y, x.dtype)
 
 
