@@ -2,13 +2,12 @@
 
 import os
 
-import arrays
-import layers
 import numpy as np
 import pytest
 
 import selfattn
 from selfattn import _core
+from support import arrays, layers
 
 # CI runs the suite once for each set, by SELFATTN_ISA; without it one run tests them all.
 ISAS = [os.environ["SELFATTN_ISA"]] if os.environ.get("SELFATTN_ISA") else selfattn.isas()

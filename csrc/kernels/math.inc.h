@@ -11,7 +11,7 @@
  *
  * The first is of u = 1; the second a bound for every u: .94, of which .5 is the last rounding, .29
  * those of q, .12 that of f and .03 the polynomial; more where the result is subnormal, and rounded
- * once more. The others were found. tests/test_math.py asks for 1 of all.
+ * once more. The others were found. tests/numerics/test_math.py asks for 1 of all.
  *
  * q, t and the series of atanh are minimax fits of the relative error; the polynomial's error is
  * .025 ulp in 2^f, .05 ulp in e^r, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and

@@ -83,7 +83,8 @@ extern const sa_kernels SA_GEMV_BY_ROWS_OF;
 /* The loops, and whoever called them, use no more than the lowest part of a vector's register,
  * which is slow while there is something in the rest. So whatever is called through the table
  * clears that in the end (v_zeroupper). Compilers do so by themselves, but gcc 12 takes a function
- * that was given a vector, and returns none, to have cleared it. tests/test_registers.py. */
+ * that was given a vector, and returns none, to have cleared it:
+ * tests/runtime/test_registers.py. */
 const sa_kernels SA_TABLE = {
     .lanes = LANES,
     .prefill = {.rows = NR_BEST * LANES,
