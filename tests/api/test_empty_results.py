@@ -1,8 +1,8 @@
 """Empty results are no work, however many rows without elements or empty sequences there are.
 
-Arrays of no elements may have axes of any length. Each function is called with such ones in a
-process of its own, whose time would run out if it walked them, or whose memory would if it made a
-table of them.
+Fault 49. Arrays of no elements may have axes of any length. Each function is called with such ones
+in a process of its own, whose time would run out if it walked them, or whose memory would if it
+made a table of them.
 """
 
 import itertools

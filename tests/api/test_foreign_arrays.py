@@ -1,7 +1,7 @@
 """Arrays of other libraries that cannot be read are refused by name, in words of ours.
 
-By objects that act as tensors do, in the place of every array; by PyTorch's own where it is
-installed.
+Fault 48. By objects that act as tensors do, in the place of every array; by PyTorch's own where it
+is installed.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""Arrays of up to 64 axes, as many as NumPy has: the bits of those of fewer, or a clear error."""
+"""Arrays of up to 64 axes, as many as NumPy has: the bits of those of fewer, or a clear error.
+
+Fault 49.
+"""
 
 import numpy as np
 import pytest

@@ -1,6 +1,6 @@
 """Under torch.compile, which reads our Python as it runs, tensors are taken as they are without it.
 
-What it cannot read it leaves, so that the kernels run as ever: the same bits.
+Fault 50. What it cannot read it leaves, so that the kernels run as ever: the same bits.
 """
 
 import numpy as np

@@ -1,4 +1,7 @@
-"""Type checkers: a user's typed code passes `mypy --strict`, and so do the public modules."""
+"""Type checkers: a user's typed code passes `mypy --strict`, and so do the public modules.
+
+Fault 55.
+"""
 
 import os
 import subprocess

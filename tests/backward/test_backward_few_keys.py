@@ -1,7 +1,7 @@
 """Gradients of queries that see few keys: exactly 0 where there is one, else its rounding alone.
 
-With one key its weight is 1 and the output its value, so nothing that query or key do changes it
-(flash-attention 443). How large the error is beside PyTorch's is told by test_backward_torch.py.
+Fault 39. With one key its weight is 1 and the output its value, so no change of query or key
+changes it. test_backward_torch.py compares the error with PyTorch's.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
 """Gradients by pieces of keys, each from the out and lse of all of them, as ring attention needs.
 
-A weight is e^(score - lse), so it is off by what lse was rounded by, at most |lse| u of itself, as
-the scores are, and no more (attention-gym 200, flash-attention 1936).
+Faults 37 and 47. A weight is e^(score - lse), so it is off by what lse was rounded by, at most
+|lse| u of itself, as the scores are, and no more.
 """
 
 import numpy as np

@@ -1,6 +1,7 @@
 """A sequence's bits in a layer: the same alone, in a batch, padded, as a prefix; threads and sets.
 
-Of the result and of the gradient of x: projections, heads and attention each promise it of rows.
+Fault 42. Of the result and of the gradient of x: projections, heads and attention each promise it
+of rows.
 """
 
 import itertools

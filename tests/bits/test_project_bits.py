@@ -1,6 +1,6 @@
 """Bits of a projection's rows: the same whatever is beside them, on any threads, in every set.
 
-And of the gradients: those of x as of rows, those of weight and bias for the same rows.
+Fault 42. And of the gradients: those of x as of rows, those of weight and bias for the same rows.
 """
 
 import numpy as np

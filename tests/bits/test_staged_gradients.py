@@ -1,7 +1,7 @@
-"""Keys, values and their gradients that lie apart are brought together: only time may tell.
+"""Strided keys and values, and their gradients, are staged as in the forward pass.
 
-As test_staged_keys.py has it for the forward pass; here three tiles of 96 rows make it worth while.
-The bits must be those of contiguous copies, whose gradients grow where they lie.
+See test_staged_keys.py; here three tiles of 96 rows are enough for staging. The bits must be those
+of contiguous copies, whose gradients are added up in place.
 """
 
 from itertools import pairwise

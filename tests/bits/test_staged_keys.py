@@ -1,7 +1,8 @@
-"""Keys and values that lie apart are brought together for a head's tiles: only time may tell.
+"""Keys and values whose rows are strided are staged: copied to one place for all tiles of a head.
 
-The heads of a model lie behind their positions. The bits must be those of contiguous copies, which
-are read in place. Rows and heads are so many that four tiles of a head come to a thread at once.
+Fault 53. In BSHD layout a head's rows are strided. The bits must be those of contiguous copies,
+which are read in place. There are enough rows and heads for a thread to compute four tiles of one
+head, from where on staging begins.
 """
 
 from itertools import pairwise

@@ -1,6 +1,6 @@
 """The command `selfattn` where something is wrong: one line, a status that is not 0, no traceback.
 
-It is run as a shell runs it, with its streams where a user may have them.
+Fault 54. It is run as a shell runs it, with its streams where a user may have them.
 """
 
 import importlib.util

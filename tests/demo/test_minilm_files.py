@@ -1,4 +1,7 @@
-"""The encoder's files: found without running their package, and known by their digests."""
+"""The encoder's files: found without running their package, and known by their digests.
+
+Fault 56.
+"""
 
 import hashlib
 import sys

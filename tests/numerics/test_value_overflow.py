@@ -1,6 +1,7 @@
 """Values so large that their sum overflows, though their mean does not: the mean is right.
 
-The mean is taken of values divided by a power of 2, in float64 (float32's) or in the same dtype.
+Fault 45. What is expected is the mean of values divided by a power of 2, in float64 for float32, or
+in the same dtype.
 """
 
 import numpy as np

@@ -1,8 +1,8 @@
 """Flags of the environment that let a compiler compute something else are taken back or refused.
 
-What setup.py tells it after them (exact_flags.py) must leave the same instructions as if they were
-not there, and nothing at the start of the process that flushes denormals; and where nobody takes
-them back, csrc/strict_math.h stops the build. Each compiler that is here is asked.
+Fault 36. What setup.py adds after them (exact_flags.py) must leave the same instructions as if they
+were not there, and nothing at the start of the process that flushes denormals; and where nobody
+takes them back, csrc/strict_math.h stops the build. Each compiler of this machine is tried.
 """
 
 import functools

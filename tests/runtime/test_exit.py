@@ -1,7 +1,7 @@
 """The interpreter ends while daemon threads are inside of calls: exit status 0, never a crash.
 
-PyTorch had this one (pytorch 38228). CPython ends such a thread where it asks for the GIL; helpers
-would go on working on its stack.
+Fault 34. CPython ends such a thread where it asks for the GIL; the pool's helpers would go on
+working on its stack.
 """
 
 import pytest

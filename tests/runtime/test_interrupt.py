@@ -1,8 +1,8 @@
 """Ctrl-C during a long call: KeyboardInterrupt within 100 ms, and the next call is right.
 
-Fault 29. Each case is a process of its own, to which a thread of it sends SIGINT. What is measured
-is the work that the call goes on with, in CPU time of each of its threads: a machine that is busy
-with something else takes longer, and does no more.
+Faults 29 and 35. Each case is a process of its own, to which a thread of it sends SIGINT. What is
+measured is the work that the call goes on with, in CPU time of each of its threads: a machine that
+is busy with something else takes longer, and does no more.
 """
 
 import sys

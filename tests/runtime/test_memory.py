@@ -1,6 +1,6 @@
 """Memory: nothing leaks, the workspace does not grow with the problem, sizes are of 64 bits.
 
-Faults 15 and 28. Sizes of the process are read from /proc, in processes of their own.
+Faults 13, 15, 26 and 28. Sizes of the process are read from /proc, in processes of their own.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """How many threads a call uses: who decides, and what the machine allows.
 
-Fault 25: a cgroup's quota, or an affinity mask, that is ignored makes a call far slower.
+Fault 25: a cgroup's quota, or an affinity mask, that is ignored makes a call far slower. Fault 40:
+the number follows a fork, a new affinity and a new environment.
 """
 
 import asyncio

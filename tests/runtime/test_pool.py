@@ -1,4 +1,7 @@
-"""The pool's helpers: where they may run, when they end, and that they are all woken."""
+"""The pool's helpers: where they may run, when they end, and that they are all woken.
+
+Faults 40 and 41.
+"""
 
 import os
 import sys

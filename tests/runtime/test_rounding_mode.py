@@ -1,7 +1,7 @@
 """A first call under another rounding mode than the usual leaves nothing of it for later ones.
 
-NumPy before 2.4 computes `np.finfo` when it is first asked and keeps it for the process, and so do
-tables of ours; either would have the bits of that moment's mode.
+Fault 51. NumPy before 2.4 computes `np.finfo` when it is first asked and keeps it for the process,
+and so do selfattn's tables; either would have the bits of that moment's mode.
 """
 
 import platform

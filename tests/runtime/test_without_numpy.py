@@ -2,7 +2,8 @@
 
 Processors older than those that NumPy runs on are emulated by qemu-user, which stops at an
 instruction that the model does not have (fault 23; test_older_cpu.py has those that NumPy does run
-on). And ThreadSanitizer watches the threads, who find out the instruction set all at once.
+on). And ThreadSanitizer watches the threads, who all find out the instruction set at once (fault
+52).
 """
 
 import os
