@@ -27,12 +27,12 @@ def each_isa():
     """A generator of the names of the sets, each in use while its name is the current one."""
     before = _core.isa()
 
-    def turns():
+    def sets():
         for name in ISAS:
             assert _core.force_isa(name)
             yield name
 
-    yield turns
+    yield sets
     assert _core.force_isa(before)
 
 

@@ -40,8 +40,8 @@ CALLS = {
     "the steps": """
         assert selfattn.scaled_dot_product(x, x[..., :0, :]).shape == (*shape[:-1], 0)
         assert selfattn.attention_weights(x, x[..., :0, :]).shape == (*shape[:-1], 0)
-        turned = x.swapaxes(-1, -2)
-        assert selfattn.weighted_sum(x, turned[..., :0]).shape == (*shape[:-1], 0)
+        transposed = x.swapaxes(-1, -2)
+        assert selfattn.weighted_sum(x, transposed[..., :0]).shape == (*shape[:-1], 0)
         weight = np.empty((0, shape[-1]), "f4")
         y = selfattn.project(x, weight)
         assert y.shape == (*shape[:-1], 0)

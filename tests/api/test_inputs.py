@@ -5,12 +5,12 @@ import pytest
 
 import selfattn
 from support.array_likes import KINDS, OfArray, OfDLPack
-from support.arrays import normal, plain, same_bits
+from support.arrays import normal, one_head, same_bits
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_array_likes(kind, dtype):
-    query, key, value = plain(5, 9, 8, dtype=dtype)
+    query, key, value = one_head(5, 9, 8, dtype=dtype)
     want = selfattn.scaled_dot_product_attention(query, key, value)
     like = KINDS[kind]
     got = selfattn.scaled_dot_product_attention(like(query), like(key), like(value))
@@ -51,12 +51,12 @@ def test_an_error_in_array_is_the_callers(dtype):
 
 def test_torch_tensors(dtype):
     torch = pytest.importorskip("torch")
-    query, key, value = plain(5, 9, 8, dtype=dtype)
+    query, key, value = one_head(5, 9, 8, dtype=dtype)
     tensors = [torch.from_numpy(x.copy()) for x in (query, key, value)]
     want = selfattn.scaled_dot_product_attention(query, key, value)
     assert same_bits(selfattn.scaled_dot_product_attention(*tensors), want)
-    turned = [x.T.contiguous().T for x in tensors]
-    assert same_bits(selfattn.scaled_dot_product_attention(*turned), want)
+    transposed = [x.T.contiguous().T for x in tensors]
+    assert same_bits(selfattn.scaled_dot_product_attention(*transposed), want)
     with pytest.raises(NotImplementedError, match=r"(query|value): float16 is not built yet"):
         selfattn.scaled_dot_product_attention(*(x.half() for x in tensors))
     with pytest.raises(TypeError, match=r"(query|value): expected .*int64"):

@@ -10,16 +10,16 @@ import selfattn
 from selfattn import nn
 from support.arrays import normal, same_bits
 
-MOST = 64
+MAX_AXES = 64  # NumPy's
 
 
-def stretched(x, axes):
+def with_axes(x, axes):
     """The same with axes of length 1 after the first."""
     return x.reshape(x.shape[0], *[1] * (axes - x.ndim), *x.shape[1:])
 
 
 def flat(results):
-    """Results with those axes taken out again."""
+    """Results without their axes of length 1."""
     arrays = results if isinstance(results, tuple) else (results,)
     return tuple(np.squeeze(x) for x in arrays if x is not None)
 
@@ -32,11 +32,11 @@ def attention(x, key, options, **more):
     return (out, lse, *gradients)
 
 
-@pytest.mark.parametrize("axes", [32, 33, 63, MOST])
+@pytest.mark.parametrize("axes", [32, 33, 63, MAX_AXES])
 def test_attention(dtype, axes):
     x, key = normal(2, 3, 5, 4, dtype=dtype), normal(1, 3, 6, 4, dtype=dtype)
     of_entries = (2, *[1] * (axes - 4))
-    for options, stretch in (
+    for options, per_entry in (
         ({}, ()),
         ({"is_causal": True, "kv_lengths": np.array([4, 2])}, ("kv_lengths",)),
         ({"attn_mask": normal(2, 1, 5, 6, dtype=dtype), "softcap": 2.0}, ("attn_mask",)),
@@ -45,15 +45,15 @@ def test_attention(dtype, axes):
         ({"segment_ids": (np.zeros(5, int), np.arange(6) % 2)}, ()),
     ):
         many = dict(options)
-        for name in stretch:
+        for name in per_entry:
             given = options[name]
-            many[name] = given.reshape(of_entries) if given.ndim == 1 else stretched(given, axes)
-        got = attention(stretched(x, axes), stretched(key, axes), many)
+            many[name] = given.reshape(of_entries) if given.ndim == 1 else with_axes(given, axes)
+        got = attention(with_axes(x, axes), with_axes(key, axes), many)
         assert got[0].ndim == axes
         assert same_bits(flat(got), flat(attention(x, key, options))), options
 
 
-@pytest.mark.parametrize("axes", [33, MOST])
+@pytest.mark.parametrize("axes", [33, MAX_AXES])
 def test_steps(dtype, axes):
     x, key = normal(2, 3, 5, 4, dtype=dtype), normal(1, 3, 6, 4, dtype=dtype)
     weight, bias = normal(7, 4, dtype=dtype), normal(7, dtype=dtype)
@@ -64,14 +64,14 @@ def test_steps(dtype, axes):
         summed = selfattn.weighted_sum(weights, key)
         out, lse = selfattn.scaled_dot_product_attention(x, key, key, return_lse=True)
         merged = selfattn.merge_states(out, lse, out, lse)
-        turned = nn.rope(x, np.arange(2).reshape(2, *[1] * (x.ndim - 4)))
-        back = nn.rope_backward(x, positions=np.arange(5))
+        rotated = nn.rope(x, np.arange(2).reshape(2, *[1] * (x.ndim - 4)))
+        rotated_back = nn.rope_backward(x, positions=np.arange(5))
         projected = selfattn.project(x, weight, bias)
         of_projection = selfattn.project_backward(projected, x, weight, bias)
-        steps = scores, weights, summed, *merged, turned, back, selfattn.softmax(x, 0)
+        steps = scores, weights, summed, *merged, rotated, rotated_back, selfattn.softmax(x, 0)
         return *steps, projected, *of_projection
 
-    got = steps(stretched(x, axes), stretched(key, axes))
+    got = steps(with_axes(x, axes), with_axes(key, axes))
     assert got[0].ndim == axes
     assert same_bits(flat(got), flat(steps(x, key)))
 
@@ -79,20 +79,20 @@ def test_steps(dtype, axes):
 def test_a_layer_has_an_axis_more(dtype):
     layer, x = nn.MultiheadAttention(4, 2, dtype=dtype, seed=0), normal(2, 5, 4, dtype=dtype)
     options = {"rope": {}, "is_causal": True}
-    wide = stretched(x, MOST - 1)
+    wide = with_axes(x, MAX_AXES - 1)
     got = layer.forward(wide, **options), layer.backward(wide)
     assert same_bits(flat(got), flat((layer.forward(x, **options), layer.backward(x))))
     message = "expected up to 63 axes, got 64$"
     for arguments, name in (
-        ((stretched(x, MOST),), "x"),
-        ((x, stretched(x, MOST)), "context"),
-        ((x, (x, stretched(x, MOST))), r"context\[1\]"),
+        ((with_axes(x, MAX_AXES),), "x"),
+        ((x, with_axes(x, MAX_AXES)), "context"),
+        ((x, (x, with_axes(x, MAX_AXES))), r"context\[1\]"),
     ):
         for call in (layer.forward, layer.attention_weights):
             with pytest.raises(ValueError, match=f"^{name}: {message}"):
                 call(*arguments)
     with pytest.raises(ValueError, match=f"^grad_out: {message}"):
-        layer.backward(stretched(x, MOST))
+        layer.backward(with_axes(x, MAX_AXES))
 
 
 def test_leading_axes_that_do_not_broadcast():

@@ -15,8 +15,8 @@ import pytest
 import selfattn
 from selfattn import merge_states, reference
 from support.array_likes import KINDS
-from support.arrays import normal, plain, qkv, same_bits
-from support.compare import assert_close, largest, score_size, unit_of, wide
+from support.arrays import normal, one_head, qkv, same_bits
+from support.compare import assert_close, largest, score_size, unit_roundoff, wide
 
 attend = selfattn.scaled_dot_product_attention
 INF, NAN = np.inf, np.nan
@@ -36,7 +36,7 @@ def check(out_a, lse_a, out_b, lse_b, context=""):
     assert out.dtype == lse.dtype == out_a.dtype, context
     assert (out.shape, lse.shape) == (out_a.shape, lse_a.shape), context
     want, want_lse = wide(reference.merge_states, out_a, lse_a, out_b, lse_b)
-    u = unit_of(out_a.dtype)
+    u = unit_roundoff(out_a.dtype)
     finite = [largest(x[np.isfinite(x)]) for x in (out_a, out_b)]
     assert_close(out, want, 16 * u * max(finite), f"out {context}")
     bound = np.nan_to_num(6 * u + 3 * u * np.abs(want_lse), nan=0.0)
@@ -55,7 +55,7 @@ def check_split(query, key, value, cut, **options):
     )
     # The bounds of compare.py for each side; what their lse are off by moves a weight by half of
     # that, and out by as much of the larger value; and those of the merge.
-    u, size = unit_of(query.dtype), score_size(query, key)
+    u, size = unit_roundoff(query.dtype), score_size(query, key)
     plain_sum = key.shape[-2] / 4 if query.dtype == np.float64 else 0
     off = 6 * (1 + size) + 3 * max(largest(x[1][np.isfinite(x[1])]) for x in parts)
     bound = u * (8 + 3 * size + plain_sum + off + 16) * largest(value)
@@ -71,7 +71,7 @@ def check_split(query, key, value, cut, **options):
 def test_any_cut(isa, dtype, rows):
     """Each number of keys from 0 to 12, cut at each place; a side without keys is one."""
     for seqlen_k in range(13):
-        arrays = plain(rows, seqlen_k, 4, 3, dtype=dtype)
+        arrays = one_head(rows, seqlen_k, 4, 3, dtype=dtype)
         for cut in range(seqlen_k + 1):
             check_split(*arrays, cut)
 
@@ -79,7 +79,7 @@ def test_any_cut(isa, dtype, rows):
 @pytest.mark.parametrize("cut", [1, 127, 128, 129, 500, 512, 513, 699])
 def test_cuts_at_blocks_and_splits(isa, dtype, cut):
     for rows in (1, 3, 33):
-        check_split(*plain(rows, 700, 16, dtype=dtype), cut)
+        check_split(*one_head(rows, 700, 16, dtype=dtype), cut)
 
 
 def test_heads_and_batch(isa, dtype):
@@ -94,7 +94,7 @@ def test_causal_chunks(isa, dtype):
 
     What a query does not see of a chunk has lse -inf, and adds nothing.
     """
-    query, key, value = plain(50, 50, 8, dtype=dtype)
+    query, key, value = one_head(50, 50, 8, dtype=dtype)
     for bounds in ((0, 50), (0, 1, 50), (0, 20, 20, 35, 50), tuple(range(51))):
         out, lse = np.full((50, 8), NAN, dtype), np.full(50, -INF, dtype)
         for begin, end in itertools.pairwise(bounds):
@@ -114,7 +114,7 @@ def test_causal_chunks(isa, dtype):
             return_lse=True,
         )
         # As for one cut, once for each merge.
-        u, size, merges = unit_of(dtype), score_size(query, key), len(bounds) - 1
+        u, size, merges = unit_roundoff(dtype), score_size(query, key), len(bounds) - 1
         off = 6 * (1 + size) + 3 * largest(want_lse) + merges * (6 + 3 * largest(want_lse))
         bound = u * (8 + 3 * size + 50 / 4 + off + 16 * merges) * largest(value)
         assert_close(out, want, bound, bounds)
@@ -131,7 +131,7 @@ def test_a_sink_on_one_side(isa, dtype):
         ),
         *(query, key, value),
     )
-    u, size = unit_of(dtype), score_size(query, key)
+    u, size = unit_roundoff(dtype), score_size(query, key)
     off = 6 * (1 + size) + 3 * largest(want_lse) + 2 * largest(sinks)
     for side in (0, 1):
         given = [{"sinks": sinks} if side == n else {} for n in (0, 1)]
@@ -157,7 +157,7 @@ def test_packed_sequences(isa, dtype):
         out, lse = merge_states(a[0].swapaxes(0, 1), a[1], b[0].swapaxes(0, 1), b[1])
         want, want_lse = selfattn.varlen_attention(query, keys, value, cu, cu, return_lse=True)
         # Both are off: the bound of check_split, twice.
-        u = unit_of(dtype)
+        u = unit_roundoff(dtype)
         size = score_size(query.swapaxes(0, 1), keys.swapaxes(0, 1))
         off = 6 * (1 + size) + 3 * largest(want_lse)
         bound = 2 * u * (8 + 3 * size + off + 16) * largest(value)
@@ -217,9 +217,9 @@ def test_equal_sides(isa, dtype):
     out_a, lse_a, out_b, _ = states(50, 9, dtype=dtype, size=20.0)
     out, _ = merge_states(out_a, lse_a, out_b, lse_a)
     exact = (out_a.astype(np.float64) + out_b) / 2
-    assert_close(out, exact, 2 * unit_of(dtype) * (np.abs(out_a) + np.abs(out_b)))
+    assert_close(out, exact, 2 * unit_roundoff(dtype) * (np.abs(out_a) + np.abs(out_b)))
     out, _ = merge_states(out_a, lse_a, out_a, lse_a + 1)
-    assert_close(out, out_a, 4 * unit_of(dtype) * np.abs(out_a))
+    assert_close(out, out_a, 4 * unit_roundoff(dtype) * np.abs(out_a))
 
 
 # ------------------------------------------------------------------ sides that add nothing
@@ -285,11 +285,11 @@ def test_nan_and_inf_of_a_live_side(isa, dtype):
 
 
 def test_strides(isa, dtype):
-    """Any strides, and the same bits: apart, backwards, transposed, broadcast, unaligned."""
+    """Any strides, and the same bits: strided, backwards, transposed, broadcast, unaligned."""
     given = states(2, 3, 8, 4, dtype=dtype)
     want = merge_states(*given)
 
-    def apart(x):
+    def strided(x):
         whole = np.full(tuple(2 * n for n in x.shape), NAN, dtype)
         whole[tuple(np.s_[::2] for _ in x.shape)] = x
         return whole[tuple(np.s_[::2] for _ in x.shape)]
@@ -300,17 +300,17 @@ def test_strides(isa, dtype):
         view[...] = x
         return view
 
-    for turn in (
-        apart,
+    for layout in (
+        strided,
         unaligned,
         lambda x: np.ascontiguousarray(x[::-1])[::-1],
         lambda x: np.ascontiguousarray(x.T).T,
         lambda x: np.ascontiguousarray(x.swapaxes(0, 2)).swapaxes(0, 2),
     ):
-        assert same_bits(merge_states(*map(turn, given)), want)
+        assert same_bits(merge_states(*map(layout, given)), want)
         for n in range(4):
             assert same_bits(
-                merge_states(*(turn(x) if m == n else x for m, x in enumerate(given))), want
+                merge_states(*(layout(x) if m == n else x for m, x in enumerate(given))), want
             )
     shapes = [x.shape for x in given]
     few = [x[:1, :, :1] for x in given]
@@ -319,7 +319,7 @@ def test_strides(isa, dtype):
     assert same_bits(merge_states(*broadcast), merge_states(*whole))
 
 
-def test_bits_do_not_depend_on_the_company(isa, dtype):
+def test_bits_do_not_depend_on_the_other_rows(isa, dtype):
     """Fault 30: each row alone, and a slice of the rows."""
     given = states(3, 70, 9, dtype=dtype)
     out, lse = merge_states(*given)

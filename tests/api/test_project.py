@@ -27,13 +27,13 @@ def test_at_every_tail(isa, dtype):
         check(*arrays(n, 10, 11, dtype))
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_weights_larger_than_caches(isa, dtype, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_larger_than_caches(isa, dtype, transposed):
     """More rows are few there: it is read at the speed of memory anyway."""
     n_in, n_out = (1500, 1463) if dtype == np.float32 else (1100, 1063)
     _, weight, bias = arrays(1, n_in, n_out, dtype)
     assert weight.nbytes > 8 << 20
-    weight = np.asfortranarray(weight) if turned else weight
+    weight = np.asfortranarray(weight) if transposed else weight
     for rows in (*range(1, 10), 17):
         check(normal(rows, n_in, dtype=dtype), weight, bias, num_threads=2)
 
@@ -124,10 +124,10 @@ def test_out_is_untouched_by_an_error(dtype):
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 60, 150])
-@pytest.mark.parametrize("turned", [False, True])
-def test_poison_stays_in_its_row(isa, dtype, rows, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_poison_stays_in_its_row(isa, dtype, rows, transposed):
     x, weight, bias = arrays(rows, 131, 30, dtype)
-    weight = np.asfortranarray(weight) if turned else weight
+    weight = np.asfortranarray(weight) if transposed else weight
     want = selfattn.project(x, weight, bias)
     for at, poison in zip((0, 64, 130), POISON, strict=True):
         for row in {0, rows // 2, rows - 1}:

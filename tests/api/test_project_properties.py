@@ -1,4 +1,4 @@
-"""Projections drawn at random, and their gradients: shapes, layouts, dtypes, threads."""
+"""Random projections, and their gradients: shapes, layouts, dtypes, threads."""
 
 import numpy as np
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Drawn at random (strategies.py): shapes, strides, dtypes and combinations of options."""
+"""Random problems (strategies.py): shapes, strides, dtypes and combinations of options."""
 
 import numpy as np
 from hypothesis import given

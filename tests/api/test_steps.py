@@ -5,8 +5,8 @@ import pytest
 
 import selfattn
 from selfattn import reference
-from support.arrays import normal, plain, qkv
-from support.compare import assert_close, check_scores, largest, unit_of, wide
+from support.arrays import normal, one_head, qkv
+from support.compare import assert_close, check_scores, largest, unit_roundoff, wide
 
 
 def check_sum(weights, value, **options):
@@ -15,7 +15,7 @@ def check_sum(weights, value, **options):
     want = wide(reference.weighted_sum, weights, value, **options)
     size = wide(reference.weighted_sum, np.abs(weights), np.abs(value), **options)
     assert got.dtype == weights.dtype
-    assert_close(got, want, 8 * unit_of(weights.dtype) * size, (weights.shape, value.shape))
+    assert_close(got, want, 8 * unit_roundoff(weights.dtype) * size, (weights.shape, value.shape))
 
 
 def check_softmax(x, axis=-1):
@@ -26,17 +26,17 @@ def check_softmax(x, axis=-1):
     below = x.max(axis, keepdims=True).astype(np.float64) - x if x.size else x
     places = 2.5 + below + x.shape[axis] / 16
     assert got.dtype == x.dtype
-    bound = 2 * unit_of(x.dtype) * places * want + float(np.finfo(x.dtype).smallest_subnormal)
+    bound = 2 * unit_roundoff(x.dtype) * places * want + float(np.finfo(x.dtype).smallest_subnormal)
     assert_close(got, want, bound, (x.shape, axis))
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9, 40])
 def test_scores_and_weights_at_every_tail(isa, dtype, rows):
     for n in [*range(1, 70), 127, 128, 129, 130]:
-        check_scores(*plain(rows, n, 5, dtype=dtype)[:2])
-        check_scores(*plain(rows, 21, n, dtype=dtype)[:2])
+        check_scores(*one_head(rows, n, 5, dtype=dtype)[:2])
+        check_scores(*one_head(rows, 21, n, dtype=dtype)[:2])
     for n in (255, 257, 511, 513, 1030):
-        check_scores(*plain(rows, n, 16, dtype=dtype)[:2])
+        check_scores(*one_head(rows, n, 16, dtype=dtype)[:2])
 
 
 def test_scores_and_weights_of_many_heads(isa, dtype):
@@ -49,7 +49,7 @@ def test_scores_and_weights_of_many_heads(isa, dtype):
 
 def test_weights_sum_to_one_and_make_the_fused_result(isa, dtype):
     """The fused call is these steps, and differs by roundings."""
-    query, key, value = plain(40, 300, 16, dtype=dtype)
+    query, key, value = one_head(40, 300, 16, dtype=dtype)
     seen = {"is_causal": True, "query_offset": 100}
     weights = selfattn.attention_weights(query, key, **seen)
     eps = np.finfo(dtype).eps
@@ -122,5 +122,5 @@ def test_project(dtype, leading):
         assert got.dtype == dtype
         assert got.shape == (*leading, 5)
         size = 7 * largest(x) * largest(weight) + largest(bias)
-        assert_close(got, wide(reference.project, *given), 8 * unit_of(dtype) * size)
+        assert_close(got, wide(reference.project, *given), 8 * unit_roundoff(dtype) * size)
         assert all(map(np.array_equal, given, before))

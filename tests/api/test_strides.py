@@ -26,7 +26,7 @@ def calls(query, key, value):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=["few", "tile"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["decode", "prefill"])
 def test_layouts(isa, dtype, name, shape):
     """Faults 10 and 19: one array at a time, then all."""
     arrays = qkv(shape, seqlen_k=141, head_dim_v=19, dtype=dtype)
@@ -37,7 +37,7 @@ def test_layouts(isa, dtype, name, shape):
         assert same_bits(calls(*moved), want), which
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["few", "tile"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["decode", "prefill"])
 def test_unaligned(isa, dtype, shape):
     """Fault 19: every offset from an aligned address, of bytes and not of elements."""
     arrays = qkv(shape, seqlen_k=35, dtype=dtype)

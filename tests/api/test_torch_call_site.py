@@ -14,7 +14,7 @@ import pytest
 import selfattn
 from support.array_likes import OfArray, OfDLPack
 from support.arrays import normal, qkv, same_bits
-from support.compare import assert_close, largest, score_size, unit_of
+from support.compare import assert_close, largest, score_size, unit_roundoff
 
 BATCH, HEADS, SEQLEN_Q, SEQLEN_K, HEAD_DIM = 2, 4, 6, 9, 8
 
@@ -79,7 +79,7 @@ def tensors(*arrays):
 
 def bound_of(query, key, value, mask=None, scale=None):
     """Both may be as far from the truth as compare.py says, where a mask is added too."""
-    u, size = 2 * unit_of(query.dtype), score_size(query, key, scale)
+    u, size = 2 * unit_roundoff(query.dtype), score_size(query, key, scale)
     moved = 0.0
     if mask is not None and mask.dtype != bool:
         usual = mask[mask > np.finfo(mask.dtype).min]
@@ -196,7 +196,7 @@ def test_least_numbers(isa, dtype):
 # ------------------------------------------------------------------ other arrays
 
 
-def turned(x):
+def reversed_axes(x):
     """A tensor whose axes lie in memory in the opposite order."""
     backwards = np.ascontiguousarray(x.transpose())
     return torch().from_numpy(backwards).permute(*reversed(range(x.ndim)))
@@ -204,7 +204,7 @@ def turned(x):
 
 LIKES = {
     "torch": lambda x: torch().from_numpy(x.copy()),
-    "torch, other strides": turned,
+    "torch, other strides": reversed_axes,
     "__array__": OfArray,
     "DLPack": OfDLPack,
     "buffer": memoryview,

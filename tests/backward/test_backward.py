@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from selfattn import scaled_dot_product_attention as attend
-from support.arrays import BROADCASTS, normal, plain, qkv
+from support.arrays import BROADCASTS, normal, one_head, qkv
 from support.compare_gradients import check_each_gradient, check_gradients
 from support.gradients import backward, grad_of
 
 # Few rows, a tile of many, and more than one tile.
-FEW, MANY = 2, 37
+DECODE, PREFILL = 2, 37  # rows for either kernel
 
 
 def check(each_isa, *arrays, **options):
@@ -28,23 +28,23 @@ def check(each_isa, *arrays, **options):
 def test_every_small_shape_at_every_offset(each_isa, dtype):
     """Fault 8: causal, all L and S up to 9, from no key seen to all of them."""
     for rows, seqlen_k in itertools.product(range(1, 10), repeat=2):
-        arrays = plain(rows, seqlen_k, 3, 2, dtype=dtype)
+        arrays = one_head(rows, seqlen_k, 3, 2, dtype=dtype)
         for offset in range(-rows, seqlen_k + 1):
             check(each_isa, *arrays, is_causal=True, query_offset=offset)
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 def test_every_head_dim(each_isa, dtype, rows):
     """Fault 12: tails of E in the gradients of queries and keys."""
     for head_dim in range(1, 131):
-        check(each_isa, *plain(rows, 37, head_dim, 5, dtype=dtype))
+        check(each_isa, *one_head(rows, 37, head_dim, 5, dtype=dtype))
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 def test_every_head_dim_v(each_isa, dtype, rows):
     """Fault 12: tails of Ev in the gradient of values, and in delta."""
     for head_dim_v in range(1, 131):
-        check(each_isa, *plain(rows, 37, 8, head_dim_v, dtype=dtype))
+        check(each_isa, *one_head(rows, 37, 8, head_dim_v, dtype=dtype))
 
 
 LENGTHS = [1, 8, 16, 24, 95, 96, 97, 127, 128, 129, 192, 300, 513]
@@ -54,41 +54,41 @@ LENGTHS = [1, 8, 16, 24, 95, 96, 97, 127, 128, 129, 192, 300, 513]
 def test_lengths(each_isa, dtype, seqlen_k):
     """Around the edges of tiles of rows, and of blocks and splits of keys."""
     for rows in LENGTHS:
-        check(each_isa, *plain(rows, seqlen_k, 6, 5, dtype=dtype))
+        check(each_isa, *one_head(rows, seqlen_k, 6, 5, dtype=dtype))
 
 
 @pytest.mark.parametrize("seqlen_k", [24, 96, 129, 300, 513])
 def test_lengths_and_causal(each_isa, dtype, seqlen_k):
     """Fault 8: aligned at the first query and at the last, and one off."""
     for rows in LENGTHS:
-        arrays = plain(rows, seqlen_k, 6, 5, dtype=dtype)
+        arrays = one_head(rows, seqlen_k, 6, 5, dtype=dtype)
         for offset in {0, seqlen_k - rows, seqlen_k - rows - 1}:
             check(each_isa, *arrays, is_causal=True, query_offset=offset)
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 def test_every_seqlen_k(each_isa, dtype, rows):
     near = [n + d for n in (128, 512, 640) for d in (-1, 0, 1, 3)]
     for seqlen_k in [*range(1, 71), *near]:
-        check(each_isa, *plain(rows, seqlen_k, 7, 3, dtype=dtype))
+        check(each_isa, *one_head(rows, seqlen_k, 7, 3, dtype=dtype))
 
 
 def test_every_seqlen_q(each_isa, dtype):
     near = [n + d for n in (128, 192, 256) for d in (-1, 0, 1, 3)]
     for rows in [*range(1, 71), *near]:
-        check(each_isa, *plain(rows, 19, 6, 5, dtype=dtype))
+        check(each_isa, *one_head(rows, 19, 6, 5, dtype=dtype))
 
 
 def test_grid_of_shapes(each_isa, dtype):
     for rows, seqlen_k in itertools.product((1, 5, 33, 130), (1, 17, 129, 530)):
         for head_dim, head_dim_v in ((1, 64), (64, 1), (16, 16), (65, 33), (130, 64)):
-            check(each_isa, *plain(rows, seqlen_k, head_dim, head_dim_v, dtype=dtype))
+            check(each_isa, *one_head(rows, seqlen_k, head_dim, head_dim_v, dtype=dtype))
 
 
 def test_long_and_wide(each_isa, dtype):
     """Many splits, many tiles; a head_dim of many chunks."""
     for shape in ((3, 3000, 16), (20, 2100, 16), (2000, 20, 16), (3, 40, 1000, 700), (70, 9, 700)):
-        check(each_isa, *plain(*shape, dtype=dtype))
+        check(each_isa, *one_head(*shape, dtype=dtype))
 
 
 # ------------------------------------------------------------------ axes and heads
@@ -141,14 +141,14 @@ def test_a_sum_over_many(each_isa, dtype):
 
 @pytest.mark.parametrize("scale", [0, 0.0, 1, -1.0, 0.3, -0.07, 4.0, np.float32(0.5)])
 def test_scale(each_isa, dtype, scale):
-    for rows in (FEW, MANY):
-        check(each_isa, *plain(rows, 140, 24, dtype=dtype), scale=scale)
+    for rows in (DECODE, PREFILL):
+        check(each_isa, *one_head(rows, 140, 24, dtype=dtype), scale=scale)
 
 
 def test_scale_of_zero(isa, dtype):
     """The scores do not depend on queries and keys: their gradients are 0."""
-    for rows in (FEW, MANY):
-        arrays = plain(rows, 140, 24, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        arrays = one_head(rows, 140, 24, dtype=dtype)
         got = backward(grad_of(*arrays), *arrays, scale=0.0)
         assert not got["query"].any()
         assert not got["key"].any()
@@ -158,8 +158,8 @@ def test_scale_of_zero(isa, dtype):
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 30.0])
 def test_size_of_the_inputs(each_isa, dtype, size):
     """Scores so small that all weights are alike, and so large that one takes all."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 300, 16, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 300, 16, dtype=dtype)
         check(each_isa, query * dtype(size), key * dtype(size), value)
         check(each_isa, query * dtype(size), key, value)
         grad_out = grad_of(query, key, value) * dtype(size)
@@ -189,7 +189,7 @@ def test_gradients_are_of_the_sum(dtype):
 
 @pytest.mark.parametrize("dropout_p", [0.0, 1e-9, 0.1, 0.5, 0.99, 1.0, 1])
 def test_dropout(each_isa, dtype, dropout_p):
-    for rows in (1, 3, MANY, 150):
+    for rows in (1, 3, PREFILL, 150):
         arrays = qkv((2, 4, rows, 8), 2, 150, 5, dtype=dtype)
         for seed in (0, -1, 2**63 + 12345):
             options = {"dropout_p": dropout_p, "dropout_seed": seed, "enable_gqa": True}
@@ -199,7 +199,7 @@ def test_dropout(each_isa, dtype, dropout_p):
 
 def test_all_dropped(isa, dtype):
     """dropout_p = 1: nothing depends on any input, and no 1 / 0 is anywhere."""
-    for rows in (FEW, MANY):
+    for rows in (DECODE, PREFILL):
         arrays = qkv((2, 4, rows, 8), 2, 150, 5, dtype=dtype)
         sinks = normal(4, dtype=dtype)
         bias = normal(rows, 150, dtype=dtype)

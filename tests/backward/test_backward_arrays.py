@@ -139,12 +139,12 @@ def test_gradients_lie_as_their_inputs_do(isa, dtype, order):
     arrays = qkv((2, 4, 20, 12), 2, 9, 5, dtype=dtype)
     for which in itertools.product((False, True), repeat=3):
         moved = [
-            np.ascontiguousarray(x.transpose(order)).transpose(back) if turned else x
-            for x, turned in zip(arrays, which, strict=True)
+            np.ascontiguousarray(x.transpose(order)).transpose(back) if transposed else x
+            for x, transposed in zip(arrays, which, strict=True)
         ]
         got = backward(grad_of(*arrays), *moved, enable_gqa=True)
-        for gradient, turned in zip(got.values(), which, strict=True):
-            assert gradient.transpose(order if turned else (0, 1, 2, 3)).flags.c_contiguous
+        for gradient, transposed in zip(got.values(), which, strict=True):
+            assert gradient.transpose(order if transposed else (0, 1, 2, 3)).flags.c_contiguous
 
 
 def in_one_piece(x):

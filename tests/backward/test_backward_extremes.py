@@ -10,8 +10,8 @@ import pytest
 
 from selfattn import reference
 from selfattn.reference.axes import summed_to
-from support.arrays import normal, plain, qkv
-from support.compare import assert_close, unit_of
+from support.arrays import normal, one_head, qkv
+from support.compare import assert_close, unit_roundoff
 from support.gradients import ROWS, assert_same, backward, expected, grad_of, packed_backward
 from support.nonfinite import INF
 from support.option_arrays import bool_mask
@@ -37,7 +37,7 @@ def inputs_of(rows, seqlen_k, dtype, heads=2):
 @np.errstate(under="ignore")
 def bounds(grad_out, query, key, value, *, scale, **options):
     """How far each gradient may be off, by name: in each sum, a part of the sizes of its terms."""
-    u, least = unit_of(query.dtype), float(np.finfo(query.dtype).smallest_subnormal)
+    u, least = unit_roundoff(query.dtype), float(np.finfo(query.dtype).smallest_subnormal)
     g, q, k, v = (x.astype(np.float64) for x in (grad_out, query, key, value))
     weights = reference.attention_weights(q, k, scale=scale, **options)
     _, lse = reference.scaled_dot_product_attention(
@@ -69,7 +69,7 @@ def check(inputs, context="", **options):
     got, want = backward(*inputs, **options), expected(*inputs, **options)
     for name, bound in bounds(*inputs, **options).items():
         if got[name].dtype != inputs[0].dtype:  # that of a mask of float32 beside float64
-            bound = bound + unit_of(np.float32) * np.abs(want[name])
+            bound = bound + unit_roundoff(np.float32) * np.abs(want[name])
         assert_close(got[name], want[name], bound, f"{name} {context}")
     return got
 
@@ -205,7 +205,7 @@ def test_large_sinks(isa, dtype, rows, size):
 
 def test_huge_scales(isa, dtype):
     """Section 5, scale: the largest that the dtype holds leave one key a row, and never NaN."""
-    query, key, value = plain(40, 140, 6, dtype=dtype)
+    query, key, value = one_head(40, 140, 6, dtype=dtype)
     grad_out = normal(40, 6, dtype=dtype)
     top = (query.astype(np.float64) @ key.T.astype(np.float64)).argmax(-1)
     one = np.arange(140) == top[:, None]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import DTYPES, normal, plain, qkv
+from support.arrays import DTYPES, normal, one_head, qkv
 from support.gradients import DROPOUT, ROWS, assert_same, backward, by_kind, expected, grad_of
 from support.nonfinite import INF, NAN, POISON, is_masked
 from support.option_arrays import bool_mask, option
@@ -116,7 +116,7 @@ def test_every_seqlen_k_of_nothing_but_minus_infinity(isa, dtype):
         for rows in (1, 4, 40):
             if rows == 40 and seqlen_k % 3:
                 continue
-            query, key, value = plain(rows, seqlen_k, 3, dtype=dtype)
+            query, key, value = one_head(rows, seqlen_k, 3, dtype=dtype)
             grad_out = normal(rows, 3, dtype=dtype)
             grad_out[0] = query[0] = NAN
             for seen in (dtype(0), True):

@@ -9,7 +9,7 @@ import itertools
 import numpy as np
 import pytest
 
-from support.arrays import normal, plain, qkv
+from support.arrays import normal, one_head, qkv
 from support.compare_gradients import check_each_gradient, check_gradients
 from support.gradients import assert_same, backward, grad_of
 from support.option_arrays import (
@@ -69,7 +69,7 @@ def test_a_float_mask_under_other_options(each_isa, dtype):
 
 def test_float32_mask_of_a_float64_call(isa):
     """Its gradient is of its own dtype, as the gradient of every input is."""
-    arrays = plain(MANY, 150, 8, dtype=np.float64)
+    arrays = one_head(MANY, 150, 8, dtype=np.float64)
     for shape in ((MANY, 150), (1, 150), (MANY, 1), ()):
         mask = np.asarray(float_mask(*shape), np.float32)
         got = check_gradients(grad_of(*arrays), *arrays, attn_mask=mask)["attn_mask"]
@@ -81,7 +81,7 @@ def test_float32_mask_of_a_float64_call(isa):
 
 def test_the_gradient_of_what_is_masked(isa, dtype):
     """Exactly 0, where the mask itself masks and where anything else does."""
-    arrays = plain(MANY, 300, 8, dtype=dtype)
+    arrays = one_head(MANY, 300, 8, dtype=dtype)
     mask = float_mask(MANY, 300, dtype=dtype)
     seen = range_mask(MANY, 300, is_causal=True, query_offset=150)
     got = backward(grad_of(*arrays), *arrays, attn_mask=mask, is_causal=True, query_offset=150)
@@ -116,7 +116,7 @@ def test_sinks_of_every_number_of_axes(each_isa, dtype, leading):
 def test_size_of_a_sink(each_isa, dtype, sink):
     """Above all scores it leaves no weight to them; below, it has none."""
     for rows, size in itertools.product((FEW, MANY), (0.01, 1, 30)):
-        query, key, value = plain(rows, 300, 16, dtype=dtype)
+        query, key, value = one_head(rows, 300, 16, dtype=dtype)
         sinks = np.array([sink], dtype)
         check(each_isa, query * dtype(size), key, value, sinks=sinks)
         check(each_isa, query * dtype(size), key, value, sinks=sinks, dropout_p=0.5)
@@ -125,7 +125,7 @@ def test_size_of_a_sink(each_isa, dtype, sink):
 def test_sink_as_one_more_key(isa, dtype):
     """Not by the reference: the gradients of a key whose score is the sink and whose value is 0."""
     for rows in (FEW, MANY):
-        query, key, value = plain(rows, 300, 8, 5, dtype=dtype)
+        query, key, value = one_head(rows, 300, 8, 5, dtype=dtype)
         grad_out = grad_of(query, key, value)
         more = [np.concatenate([x, np.zeros_like(x[:1])]) for x in (key, value)]
         for sink in (-1.0, 2.5, 9.0):
@@ -157,7 +157,7 @@ def test_options(each_isa, dtype, kind, rows):
 def test_softcap(each_isa, dtype, softcap):
     """Scores that are bent until nothing of them is left, and scores that are not bent."""
     for rows, size in itertools.product((FEW, MANY), (0.1, 1, 8)):
-        query, key, value = plain(rows, 140, 8, 5, dtype=dtype)
+        query, key, value = one_head(rows, 140, 8, 5, dtype=dtype)
         check(each_isa, query * dtype(size), key, value, softcap=softcap)
         check(each_isa, query * dtype(size), key, value, softcap=softcap, is_causal=True)
 
@@ -183,7 +183,7 @@ def test_ranges(each_isa, dtype, rows):
 @pytest.mark.parametrize("rows", [3, MANY, MORE])
 def test_holes(each_isa, dtype, rows):
     """Whole blocks, tiles and rows that nothing sees, or all, or some."""
-    arrays = plain(rows, 300, 6, 4, dtype=dtype)
+    arrays = one_head(rows, 300, 6, 4, dtype=dtype)
     i, j = np.arange(rows)[:, None], np.arange(300)
     for mask in (
         (i + j) % 2 == 0,
@@ -206,7 +206,7 @@ def test_holes(each_isa, dtype, rows):
 @pytest.mark.parametrize("rows", [3, MANY, MORE])
 def test_rows_that_see_no_key_beside_others(each_isa, dtype, rows):
     """Faults 1 and 7: their gradients are 0, and they add nothing to those of keys and values."""
-    arrays = plain(rows, 300, 6, dtype=dtype)
+    arrays = one_head(rows, 300, 6, dtype=dtype)
     grad_out = grad_of(*arrays)
     blind = np.arange(rows) % 3 == 0
     mask = bool_mask(rows, 300, share=0.6)
@@ -229,7 +229,7 @@ def test_rows_that_see_no_key_beside_others(each_isa, dtype, rows):
 
 def test_least_numbers_beside_others(each_isa, dtype):
     """Fault 2: finfo.min masks all but exactly, where there is another number in the row."""
-    arrays = plain(MANY, 300, 6, 5, dtype=dtype)
+    arrays = one_head(MANY, 300, 6, 5, dtype=dtype)
     mask = np.where(bool_mask(MANY, 300), dtype(0), np.finfo(dtype).min)
     check(each_isa, *arrays, attn_mask=mask)
 
@@ -239,7 +239,7 @@ def test_least_numbers_beside_others(each_isa, dtype):
 def test_size_of_lse(each_isa, dtype, size, sign):
     """Up to 512 the weights come from lse, beyond it not: it has lost too many of its places."""
     for rows in (FEW, MANY):
-        arrays = plain(rows, 300, 6, 5, dtype=dtype)
+        arrays = one_head(rows, 300, 6, 5, dtype=dtype)
         mask = normal(rows, 300, dtype=dtype)
         large = mask + dtype(sign * size)
         check(each_isa, *arrays, attn_mask=large)

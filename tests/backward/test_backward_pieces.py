@@ -66,7 +66,7 @@ def test_pieces(isa, dtype, ends, options, size):
 
 @pytest.mark.parametrize("size", [1, 200, 20000])
 def test_an_lse_of_these_keys_alone(isa, dtype, size):
-    """Of whatever size, its last bit is no part of the error: rows are counted again."""
+    """Of whatever size, its last bit is no part of the error: rows are recomputed."""
     query, key, value = qkv((2, 60, 16), seqlen_k=1200, dtype=dtype)
     query = query * dtype(size)
     grad_out = grad_of(query, key, value)
@@ -96,8 +96,8 @@ def test_a_piece_that_no_query_sees_or_that_weighs_nothing(isa, dtype):
         assert not any(x.any() for x in got[:3])
 
 
-def test_bits_of_counted_rows_over_splits(isa, dtype):
-    """Keys in many splits: rows counted again have the forward's own lse, to the bit, and so do
+def test_bits_of_recomputed_rows_over_splits(isa, dtype):
+    """Keys in many splits: rows recomputed have the forward's own lse, to the bit, and so do
     rows alone."""
     query, key, value = qkv((1, 130, 16), seqlen_k=2300, dtype=dtype)
     query = query * dtype(300)

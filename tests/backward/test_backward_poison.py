@@ -10,7 +10,7 @@ import itertools
 import numpy as np
 import pytest
 
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.gradients import DROPOUT, ROWS, assert_same, backward, by_kind, expected, grad_of
 from support.nonfinite import INF, NAN, POISON
 from support.option_arrays import float_mask, option
@@ -154,7 +154,7 @@ def test_a_poisoned_query_at_every_seqlen_k(isa, dtype):
     """Fault 4: it reaches every key that it sees, at every S, and its row alone."""
     for seqlen_k in range(1, 71):
         for rows, bad in ((1, 0), (3, 1), (40, 17)):
-            query, key, value = plain(rows, seqlen_k, 8, dtype=dtype)
+            query, key, value = one_head(rows, seqlen_k, 8, dtype=dtype)
             grad_out = normal(rows, 8, dtype=dtype)
             want = backward(grad_out, query, key, value)
             query[bad, 5] = NAN
@@ -174,7 +174,7 @@ def test_a_poisoned_query_at_every_seqlen_k(isa, dtype):
 def test_poison_in_a_float_mask(isa, dtype, rows, poison):
     """It makes NaN of the row that attends to the key, of the keys that it sees, and no other."""
     for seqlen_k in (1, 17, 140):
-        arrays = plain(rows, seqlen_k, 8, dtype=dtype)
+        arrays = one_head(rows, seqlen_k, 8, dtype=dtype)
         inputs = normal(rows, 8, dtype=dtype), *arrays
         mask = float_mask(rows, seqlen_k, dtype=dtype)
         clean = backward(*inputs, attn_mask=mask)
@@ -192,7 +192,7 @@ def test_poison_in_a_float_mask(isa, dtype, rows, poison):
 @pytest.mark.parametrize("rows", ROWS)
 def test_poison_in_a_mask_where_another_rule_masks(isa, dtype, rows):
     """NaN and +inf of a float mask count only where they are attended; their gradient is 0."""
-    arrays = plain(rows, 200, 8, dtype=dtype)
+    arrays = one_head(rows, 200, 8, dtype=dtype)
     inputs = normal(rows, 8, dtype=dtype), *arrays
     ids_k = np.arange(200) % 3
     for options, unseen in (

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 import selfattn
 from support.compare_gradients import check_each_gradient
-from support.gradients import asked, assert_same, backward
+from support.gradients import assert_same, backward, wanted_grads
 from support.option_arrays import described
 from support.strategies import backward_problems, repeatable
 
@@ -53,7 +53,7 @@ def test_inputs_are_never_written(problem):
         inputs += [ids] if np.ndim(ids) else []
     before = [x.copy() for x in inputs]
     gradients = selfattn.scaled_dot_product_attention_backward(
-        grad_out, *arrays, out, lse, **asked(options), **options
+        grad_out, *arrays, out, lse, **wanted_grads(options), **options
     )
     assert all(map(np.array_equal, inputs, before))
     gradients = [x for x in gradients if x is not None]

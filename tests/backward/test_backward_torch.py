@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from support import oracle
-from support.arrays import normal, plain, qkv
+from support.arrays import normal, one_head, qkv
 from support.compare_gradients import assert_near, gradient_bounds
-from support.gradients import asked, backward, grad_of
+from support.gradients import backward, grad_of, wanted_grads
 from support.option_arrays import KINDS, option
 
 torch = pytest.importorskip("torch")
@@ -85,7 +85,7 @@ def torch_attention(
 
 def torch_gradients(grad_out, query, key, value, options):
     inputs = {"query": tensor(query), "key": tensor(key), "value": tensor(value)}
-    more, options = asked(options), dict(options)
+    more, options = wanted_grads(options), dict(options)
     mask = options.get("attn_mask")
     if mask is not None:
         options["attn_mask"] = torch.from_numpy(mask) if mask.dtype == bool else tensor(mask)
@@ -186,7 +186,7 @@ def test_error_beside_torchs(dtype, shape, is_causal):
     """
     ours, theirs = ([], [], []), ([], [], [])
     for seed in range(100 if shape[0] * shape[1] < 5_000 else 40):
-        arrays = plain(*shape, dtype=dtype, seed=100 * seed)
+        arrays = one_head(*shape, dtype=dtype, seed=100 * seed)
         grad_out = normal(shape[0], shape[3], dtype=dtype, seed=100 * seed + 7)
         want = formulas(grad_out, *arrays, is_causal=is_causal)
         for errors, got in (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 
 
 def attend(*arrays, **options):
@@ -31,7 +31,7 @@ def rows(result, index):
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-@pytest.mark.parametrize("shape", [(2, 4, 70, 20), (2, 4, 3, 20)], ids=["tile", "few"])
+@pytest.mark.parametrize("shape", [(2, 4, 70, 20), (2, 4, 3, 20)], ids=["prefill", "decode"])
 def test_threads(isa, dtype, options, shape):
     arrays = qkv(shape, 2, 530, dtype=dtype)
     want = attend(*arrays, enable_gqa=True, num_threads=1, **options)
@@ -46,7 +46,7 @@ def test_threads_that_share_the_splits_of_a_row(isa, dtype, seqlen_q):
 
     Large enough that a call wakes eight; several times, since who takes which split is chance.
     """
-    arrays = plain(seqlen_q, 5000, 64, dtype=dtype)
+    arrays = one_head(seqlen_q, 5000, 64, dtype=dtype)
     for options in ({}, {"is_causal": True, "query_offset": 4000}, {"window_size": (700, 2000)}):
         want = attend(*arrays, num_threads=1, **options)
         for n in [*THREADS[1:], 16] * (3 if seqlen_q < 40 else 1):
@@ -71,7 +71,7 @@ def test_batch_and_head_slices(isa, dtype, options, seqlen_q):
 @pytest.mark.parametrize("head_dim", [5, 64, 72, 130])
 def test_a_row_alone(isa, dtype, head_dim):
     """Decode against prefill: each row, and each run of rows, as a call of its own."""
-    query, key, value = plain(70, 260, head_dim, 20, dtype=dtype)
+    query, key, value = one_head(70, 260, head_dim, 20, dtype=dtype)
     for options in ({}, {"is_causal": True}, {"window_size": (60, 9)}):
         whole = attend(query, key, value, query_offset=150, **options)
         for count in (1, 2, 7, 8, 9, 17, 64):
@@ -107,7 +107,7 @@ def test_right_padding(isa, dtype, seqlen_q):
 @pytest.mark.parametrize("seqlen_q", [1, 40])
 def test_keys_in_front_that_nobody_sees(isa, dtype, seqlen_q):
     """Whole masked blocks of 128 are skipped: no bit tells that they were there."""
-    query, key, value = plain(seqlen_q, 300, 12, dtype=dtype)
+    query, key, value = one_head(seqlen_q, 300, 12, dtype=dtype)
     for blocks in (
         1,
         4,
@@ -151,7 +151,7 @@ def test_instruction_sets(each_isa, dtype, seqlen_q):
     """Fused multiply-add, fixed orders and our own exp2 and log: no set differs from another."""
     shapes = [(60, 7, 5), (530, 64, 64), (700, 130, 33), (90, 300, 80)]
     for seqlen_k, head_dim, head_dim_v in shapes:
-        arrays = plain(seqlen_q, seqlen_k, head_dim, head_dim_v, dtype=dtype)
+        arrays = one_head(seqlen_q, seqlen_k, head_dim, head_dim_v, dtype=dtype)
         for options in ({}, {"is_causal": True, "query_offset": 9}, {"scale": 3.0}):
             results = [(isa, attend(*arrays, **options)) for isa in each_isa()]
             for isa, result in results[1:]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.option_arrays import KINDS, bool_mask, option, part_of, range_mask, runs, without_sinks
 
 STEPS = [selfattn.scaled_dot_product, selfattn.attention_weights]
@@ -27,7 +27,7 @@ def score(step, *arrays, **options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", [70, 3], ids=["tile", "few"])
+@pytest.mark.parametrize("rows", [70, 3], ids=["prefill", "decode"])
 def test_threads(isa, dtype, kind, rows):
     arrays = qkv((1, 4, rows, 20), 2, 530, dtype=dtype)
     options = option(kind, 1, 4, rows, 530, dtype) | {"enable_gqa": True}
@@ -199,7 +199,7 @@ def test_right_padding(isa, dtype, kind, rows):
 @pytest.mark.parametrize("rows", [1, 40])
 def test_masked_keys_in_front(isa, dtype, rows):
     """Whole masked blocks are skipped: no bit tells that they were there, by mask or by segment."""
-    query, key, value = plain(rows, 300, 12, dtype=dtype)
+    query, key, value = one_head(rows, 300, 12, dtype=dtype)
     for blocks in (1, 4, 8):  # all fits one split of 512 keys, or whole ones are in front
         before = 128 * blocks
         front = normal(before, 12, dtype=dtype, seed=9) * 1000
@@ -235,7 +235,7 @@ def test_tiles_that_see_nothing_where_the_first_splits_are_left_out(isa, threads
     assert not out[1].any()
     assert (lse[1] == -np.inf).all()
 
-    query, key, value = plain(240, 1100, 64)
+    query, key, value = one_head(240, 1100, 64)
     options = {"window_size": (10, -1), "query_offset": 1000}
     want = attend(query, key, value, num_threads=1, **options)
     assert same_bits(attend(query, key, value, num_threads=threads, **options), want)

@@ -22,11 +22,11 @@ def gradients(grad_out, *given, **options):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("turned", [False, True])
-def test_rows_alone_and_among_others(isa, dtype, shape, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_rows_alone_and_among_others(isa, dtype, shape, transposed):
     """Any number of them, from the first or to the last, all kernels."""
     x, weight, bias = arrays(145, *shape, dtype)
-    weight = np.asfortranarray(weight) if turned else weight
+    weight = np.asfortranarray(weight) if transposed else weight
     grad_out = grad_of(x, weight)
     want = selfattn.project(x, weight, bias)
     want_x = selfattn.project_backward(grad_out, x, weight).x
@@ -47,7 +47,7 @@ def test_rows_alone_and_among_others(isa, dtype, shape, turned):
 
 @pytest.mark.parametrize("leading", [(24,), (4, 6), (2, 3, 4), (24, 1), (1, 24), (2, 1, 12)])
 def test_leading_axes(isa, dtype, leading):
-    """They are rows, also where they lie apart; repeated, they are the same rows again."""
+    """They are rows, also where they are strided; repeated, they are the same rows again."""
     x, weight, bias = arrays(24, 130, 50, dtype)
     want = selfattn.project(x, weight, bias)
     grad_out = grad_of(x, weight)
@@ -131,13 +131,13 @@ def test_strides_of_zero(isa, dtype, rows):
             assert same_bits(tuple(map(np.ascontiguousarray, got)), want), (part, which)
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_weights_larger_than_caches(each_isa, dtype, turned):
+@pytest.mark.parametrize("transposed", [False, True])
+def test_weights_larger_than_caches(each_isa, dtype, transposed):
     """More rows take the kernel of few rows there."""
     n_in, n_out = (1500, 1463) if dtype == np.float32 else (1100, 1063)
     x, weight, bias = arrays(17, n_in, n_out, dtype)
     assert weight.nbytes > 8 << 20
-    layout = np.asfortranarray if turned else np.asarray
+    layout = np.asfortranarray if transposed else np.asarray
     grad_out, want = grad_of(x, weight), None
     for isa in each_isa():
         for rows in (17, *range(1, 10)):

@@ -13,7 +13,7 @@ import selfattn
 from support.arrays import same_bits
 from support.gradients import assert_same, backward
 from support.memory import BACKWARD, GIVEN_BACK, MEMORY, linux
-from support.staged import OPTIONS, apart
+from support.staged import OPTIONS, bshd
 from support.subprocesses import run
 
 
@@ -25,20 +25,20 @@ def check(*arrays, num_threads=1, **options):
     return got
 
 
-def drawn(rng, heads, rows, keys, dims, dtype="f4", batch=1):
+def random_arrays(rng, heads, rows, keys, dims, dtype="f4", batch=1):
     """grad_out, query, key and value of (query, key) heads and (head_dim, head_dim_v)."""
     return (
-        apart(rng, (batch, heads[0], rows, dims[1]), dtype),
-        apart(rng, (batch, heads[0], rows, dims[0]), dtype),
-        apart(rng, (batch, heads[1], keys, dims[0]), dtype),
-        apart(rng, (batch, heads[1], keys, dims[1]), dtype),
+        bshd(rng, (batch, heads[0], rows, dims[1]), dtype),
+        bshd(rng, (batch, heads[0], rows, dims[0]), dtype),
+        bshd(rng, (batch, heads[1], keys, dims[0]), dtype),
+        bshd(rng, (batch, heads[1], keys, dims[1]), dtype),
     )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
-    grad_out, query, key, value = drawn(rng, (4, 2), 250, 400, (24, 40), dtype, batch=2)
+    grad_out, query, key, value = random_arrays(rng, (4, 2), 250, 400, (24, 40), dtype, batch=2)
     check(grad_out, query, key, value, num_threads=num_threads, **options)
     value[0, 0, 350, 3] = np.nan
     key[1, 1, 2, 0] = np.inf
@@ -46,8 +46,8 @@ def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
 
 
 @pytest.mark.parametrize("which", ["key", "value"])
-def test_one_lies_apart(isa, rng, which):
-    grad_out, query, key, value = drawn(rng, (3, 3), 300, 200, (16, 32))
+def test_only_one_is_strided(isa, rng, which):
+    grad_out, query, key, value = random_arrays(rng, (3, 3), 300, 200, (16, 32))
     if which == "key":
         value = np.ascontiguousarray(value)
     else:
@@ -57,16 +57,16 @@ def test_one_lies_apart(isa, rng, which):
     assert got["value"].strides == value.strides
 
 
-def test_keys_on_either_side_of_the_room(isa, rng):
+def test_keys_on_either_side_of_the_budget(isa, rng):
     """Those of four arrays that fill 2 MiB, and one more."""
-    room = 2 * 2**20 // (4 * 64 * 4)
-    for keys in (room, room + 1):
-        check(*drawn(rng, (2, 2), 200, keys, (64, 64)))
+    budget = 2 * 2**20 // (4 * 64 * 4)
+    for keys in (budget, budget + 1):
+        check(*random_arrays(rng, (2, 2), 200, keys, (64, 64)))
 
 
 def test_gradients_of_a_mask_and_of_sinks(isa, dtype, rng):
     """They have jobs of their own, some of which read all keys, some no keys, some a part."""
-    arrays = drawn(rng, (2, 2), 300, 300, (16, 16), dtype)
+    arrays = random_arrays(rng, (2, 2), 300, 300, (16, 16), dtype)
     mask = rng.standard_normal((300, 300)).astype(dtype)
     mask[rng.random(mask.shape) < 0.2] = -np.inf
     sinks = rng.standard_normal(2).astype(dtype)
@@ -74,16 +74,16 @@ def test_gradients_of_a_mask_and_of_sinks(isa, dtype, rng):
     check(*arrays, attn_mask=mask[:, :1], sinks=sinks, num_threads=2)
 
 
-def test_rows_that_are_counted_again(isa, dtype, rng):
+def test_rows_that_are_recomputed(isa, dtype, rng):
     """Where lse is too large to tell the weights, the keys are read once more before."""
-    grad_out, query, key, value = drawn(rng, (2, 2), 300, 300, (16, 16), dtype)
+    grad_out, query, key, value = random_arrays(rng, (2, 2), 300, 300, (16, 16), dtype)
     query[0, 1, 100:150] *= 1000
     check(grad_out, query, key, value, is_causal=True)
 
 
 def test_keys_that_the_batch_shares(isa, rng):
     """A job's sums grow over batch entries, whose tiles read the same keys; or other values."""
-    grad_out, query, key, value = drawn(rng, (2, 2), 200, 150, (16, 16), batch=3)
+    grad_out, query, key, value = random_arrays(rng, (2, 2), 200, 150, (16, 16), batch=3)
     one_key, one_value = (np.broadcast_to(x[:1], x.shape) for x in (key, value))
     check(grad_out, query, key[:1], value[:1])
     check(grad_out, query, key[:1], value)
@@ -116,7 +116,7 @@ def test_packed_sequences(isa, dtype, rng):
 def test_packed_sequences_that_share_a_mask(isa, dtype, rng):
     """The job of its gradient walks them all: short ones, one without keys, then a longer one.
 
-    One key head of two lies apart; alone, in one place.
+    One key head of two has strided rows; a copy of it has not.
     """
     starts = np.cumsum([0, 150, 40, 200, 130]), np.cumsum([0, 20, 0, 120, 30])
     query, grad_out = (rng.standard_normal((520, 2, 16)).astype(dtype) for _ in range(2))

@@ -13,7 +13,7 @@ import pytest
 import selfattn
 from support.arrays import same_bits
 from support.memory import GIVEN_BACK, MEMORY, linux
-from support.staged import OPTIONS, apart
+from support.staged import OPTIONS, bshd
 from support.subprocesses import run
 
 
@@ -26,8 +26,8 @@ def attend(*arrays, **options):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
-    query = apart(rng, (2, 4, 250, 24), dtype)
-    key, value = apart(rng, (2, 2, 400, 24), dtype), apart(rng, (2, 2, 400, 40), dtype)
+    query = bshd(rng, (2, 4, 250, 24), dtype)
+    key, value = bshd(rng, (2, 2, 400, 24), dtype), bshd(rng, (2, 2, 400, 40), dtype)
     value[0, 0, 350, 3] = np.nan
     key[1, 1, 2, 0] = np.inf
     copies = [np.ascontiguousarray(x) for x in (query, key, value)]
@@ -36,8 +36,8 @@ def test_bits_of_contiguous_copies(isa, dtype, rng, options, num_threads):
 
 
 def test_a_head_of_finite_values_before_others(isa, dtype, rng):
-    """Its copy makes room for the next head's, whose values at keys that are masked are not."""
-    query, key, value = (apart(rng, (2, 3, 250, 24), dtype) for _ in range(3))
+    """What is known of one head's staged values is not taken for true of the next's (fault 53)."""
+    query, key, value = (bshd(rng, (2, 3, 250, 24), dtype) for _ in range(3))
     value[:, 1, 200, 3] = np.nan
     value[1, 2, 5, 7] = np.inf
     mask = np.ones((250, 250), bool)
@@ -49,9 +49,9 @@ def test_a_head_of_finite_values_before_others(isa, dtype, rng):
 
 
 @pytest.mark.parametrize("layout", ["keys", "values", "both"])
-def test_one_may_lie_apart_or_both(isa, rng, layout):
-    query = apart(rng, (1, 3, 400, 16), "f4")
-    key, value = (apart(rng, (1, 3, 300, 16), "f4") for _ in range(2))
+def test_either_may_be_strided_or_both(isa, rng, layout):
+    query = bshd(rng, (1, 3, 400, 16), "f4")
+    key, value = (bshd(rng, (1, 3, 300, 16), "f4") for _ in range(2))
     want = attend(query, np.ascontiguousarray(key), np.ascontiguousarray(value))
     if layout == "keys":
         value = np.ascontiguousarray(value)
@@ -60,18 +60,18 @@ def test_one_may_lie_apart_or_both(isa, rng, layout):
     assert same_bits(attend(query, key, value, num_threads=1), want)
 
 
-def test_keys_on_either_side_of_the_room(isa, rng):
-    """As many as find room, and one more."""
-    room = (2**20 - 2 * 64) // (2 * 64 * 4)
-    query = apart(rng, (1, 2, 400, 64), "f4")
-    for n in (room, room + 1):
-        key, value = (apart(rng, (1, 2, n, 64), "f4") for _ in range(2))
+def test_keys_on_either_side_of_the_budget(isa, rng):
+    """As many as the staging buffer holds, and one more."""
+    budget = (2**20 - 2 * 64) // (2 * 64 * 4)
+    query = bshd(rng, (1, 2, 400, 64), "f4")
+    for n in (budget, budget + 1):
+        key, value = (bshd(rng, (1, 2, n, 64), "f4") for _ in range(2))
         want = attend(query, np.ascontiguousarray(key), np.ascontiguousarray(value))
         assert same_bits(attend(query, key, value, num_threads=1), want), n
 
 
 def test_packed_sequences(isa, dtype, rng):
-    """Long ones, whose keys are brought together, among short and empty ones."""
+    """Long ones, whose keys are staged, among short and empty ones."""
     starts = np.cumsum([0, 300, 5, 0, 260, 90])
     query, key, value = (
         rng.standard_normal((starts[-1], heads, 16)).astype(dtype) for heads in (4, 2, 2)
@@ -86,7 +86,7 @@ def test_packed_sequences(isa, dtype, rng):
 
 
 def test_a_sequence_without_keys_before_others(isa, rng):
-    """It begins where theirs do. With a second key head, the rows lie apart."""
+    """It begins where theirs do. With a second key head, the rows are strided."""
     query = rng.standard_normal((4000, 1, 16)).astype("f4")
     key, value = (rng.standard_normal((300, 2, 16)).astype("f4")[:, :1] for _ in range(2))
     starts = np.array([0, 2000, 4000]), np.array([0, 0, 300])

@@ -17,7 +17,7 @@ from selfattn.demo.learn.training import Trainer, accuracy, held_out
 from support import subprocesses
 
 
-def drawn(count, nouns=text.REAL, seed=0):
+def sentences(count, nouns=text.REAL, seed=0):
     return list(itertools.islice(text.sentences(np.random.default_rng(seed), nouns), count))
 
 
@@ -25,7 +25,7 @@ def drawn(count, nouns=text.REAL, seed=0):
 
 
 def test_pairs_differ_in_the_adjective_and_in_what_it_means():
-    some = drawn(400)
+    some = sentences(400)
     for first, second in zip(some[::2], some[1::2], strict=True):
         assert first.words[:-1] == second.words[:-1]
         assert first.words[-1] != second.words[-1]
@@ -35,7 +35,7 @@ def test_pairs_differ_in_the_adjective_and_in_what_it_means():
 def test_sentences_say_what_the_frames_say():
     """x and y of a frame are meant where its adjectives say so, in every wording."""
     seen = set()
-    for sentence in drawn(3000):
+    for sentence in sentences(3000):
         assert sentence.words[sentence.it] == "it"
         assert sentence.words.count("it") == 1
         line = " ".join(sentence.words)
@@ -63,7 +63,7 @@ def test_no_word_of_the_test_is_trained_on():
     made_up = set(text.MADE_UP["animal"])
     assert len(made_up) == 4000
     assert not real & made_up
-    trained = {word for sentence in drawn(4000, text.MADE_UP) for word in sentence.words}
+    trained = {word for sentence in sentences(4000, text.MADE_UP) for word in sentence.words}
     assert not trained & real
     tested = {word for sentence in held_out(0, 2000) for word in sentence.words}
     assert not tested & made_up
@@ -72,7 +72,7 @@ def test_no_word_of_the_test_is_trained_on():
 
 
 def test_sentences_fit():
-    some = drawn(3000) + drawn(3000, text.MADE_UP)
+    some = sentences(3000) + sentences(3000, text.MADE_UP)
     assert max(len(sentence.words) for sentence in some) <= text.LONGEST
     assert {word for sentence in some for word in sentence.words} <= set(text.VOCABULARY)
     assert len(set(text.VOCABULARY)) == len(text.VOCABULARY)
@@ -91,7 +91,7 @@ def test_the_example():
 def test_gradients_of_the_model():
     """Finite differences along random directions, of every parameter."""
     model = Model(0, np.float64)
-    batch = Batch.of(drawn(6))
+    batch = Batch.of(sentences(6))
     _, grads = model.loss(batch)
     grads = {name: x.copy() for name, x in grads.items()}
     assert set(grads) == set(model.params)
@@ -110,7 +110,7 @@ def test_gradients_of_the_model():
 def test_a_sentence_alone_and_in_a_batch():
     """Padding changes nothing: lengths mask it."""
     model = Model(0, np.float64)
-    some = drawn(9)
+    some = sentences(9)
     together = model.logits(Batch.of(some)), model.maps(Batch.of(some))
     for n, sentence in enumerate(some):
         alone = Batch.of([sentence])

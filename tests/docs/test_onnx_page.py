@@ -22,7 +22,7 @@ import pytest
 
 import selfattn
 from support.arrays import normal, qkv, same_bits
-from support.compare import assert_close, largest, score_size, unit_of
+from support.compare import assert_close, largest, score_size, unit_roundoff
 
 onnx = pytest.importorskip("onnx", minversion="1.23")  # the first with all of today's meanings
 evaluator = pytest.importorskip("onnx.reference")
@@ -112,7 +112,7 @@ def check(attention, opset, inputs, attributes):
         query = query.reshape(*query.shape[:2], heads, -1).swapaxes(1, 2)
     size = score_size(query, want[1].astype(dtype), attributes.get("scale"))
     moved, average = moves(size, inputs.get("attn_mask"), attributes.get("softcap"), value.shape[2])
-    u = unit_of(dtype)
+    u = unit_roundoff(dtype)
     plain_sum = value.shape[2] / 4 if dtype == np.float64 else 0
     bound = u * (8 + 3 * size + plain_sum + 2 * average) * largest(value)
     assert_close(got[0], want[0], bound, f"Y {context}")
@@ -193,8 +193,8 @@ def draw_mask(rng, kind, shape, dtype):
     return np.where(keep, rng.standard_normal(shape).astype(dtype), dtype(-np.inf))
 
 
-def draw(rng, opset, rank, dtype, mask_kind, cache, mode, causal, softcap):
-    """Inputs and attributes: what is not given is drawn."""
+def random_case(rng, opset, rank, dtype, mask_kind, cache, mode, causal, softcap):
+    """Inputs and attributes: what is not given is random."""
     heads_kv = int(rng.choice([1, 2, 3]))
     heads = heads_kv * int(rng.choice([1, 2]))
     seqlen_q, seqlen_k = int(rng.integers(2, 6)), int(rng.integers(2, 8))
@@ -245,7 +245,7 @@ def test_options(attention, opset, rank, mode, dtype):
         caches, [None, "bool", "float"], [0, 1], [0.0, 0.75]
     ):
         for _ in range(2):
-            case = draw(rng, opset, rank, dtype, mask, cache, mode, causal, softcap)
+            case = random_case(rng, opset, rank, dtype, mask, cache, mode, causal, softcap)
             check(attention, opset, *case)
 
 
@@ -254,7 +254,7 @@ def test_options(attention, opset, rank, mode, dtype):
 def test_softmax_precision(attention, opset, precision, dtype):
     """It is accepted, and changes no bit."""
     rng = np.random.default_rng(opset)
-    inputs, attributes = draw(rng, opset, 4, dtype, "bool", None, 3, 0, 0.0)
+    inputs, attributes = random_case(rng, opset, 4, dtype, "bool", None, 3, 0, 0.0)
     number = getattr(onnx.TensorProto, precision)
     want = attention(**inputs, **attributes, qk_matmul_output=True, opset=opset)
     attributes["softmax_precision"] = number
@@ -268,7 +268,7 @@ def test_softmax_precision(attention, opset, precision, dtype):
 def test_a_mask_of_one_column(attention, opset, dtype):
     """It broadcasts in opset 23, and is filled up with "masked" from 24 on."""
     rng = np.random.default_rng(0)
-    inputs, attributes = draw(rng, opset, 4, dtype, None, None, 2, 0, 0.0)
+    inputs, attributes = random_case(rng, opset, 4, dtype, None, None, 2, 0, 0.0)
     rows = inputs["Q"].shape[2]
     for mask in (np.arange(rows)[:, None] > 0, normal(rows, 1, dtype=dtype)):
         check(attention, opset, inputs | {"attn_mask": mask}, attributes)
@@ -283,15 +283,15 @@ def test_a_mask_of_nothing_but_the_least_number(attention, opset, dtype):
     out, _, _, scores = attention(**inputs, qk_matmul_output_mode=2, **options)
     assert (scores == np.finfo(dtype).min).all()
     _, _, _, weights = attention(**inputs, qk_matmul_output_mode=3, **options)
-    assert_close(weights, np.full(weights.shape, 1 / 7), unit_of(dtype))
+    assert_close(weights, np.full(weights.shape, 1 / 7), unit_roundoff(dtype))
     mean = inputs["V"].mean(2, keepdims=True, dtype=np.float64)
-    bound = unit_of(dtype) * (8 + 7 / 4) * largest(inputs["V"])
+    bound = unit_roundoff(dtype) * (8 + 7 / 4) * largest(inputs["V"])
     assert_close(out, np.broadcast_to(mean, out.shape), bound)
 
 
 def test_fully_masked_rows(attention, dtype):
     """Fault 1: 0 in Y and in mode 3, -inf in mode 2, for every way to mask a row."""
-    inputs, attributes = draw(np.random.default_rng(2), 25, 4, dtype, None, None, 0, 1, 0.0)
+    inputs, attributes = random_case(np.random.default_rng(2), 25, 4, dtype, None, None, 0, 1, 0.0)
     rows, seqlen_k = inputs["Q"].shape[2], inputs["K"].shape[2]
     nothing = np.zeros((rows, seqlen_k), bool)
     for given in (
@@ -311,7 +311,7 @@ def test_padding_may_hold_anything(attention, dtype):
     """Fault 5: NaN and inf in a cache past its length change no bit; in ONNX's formula they do."""
     rng = np.random.default_rng(3)
     for causal, softcap in itertools.product([0, 1], [0.0, 0.75]):
-        inputs, attributes = draw(rng, 25, 4, dtype, "bool", "nonpad", 3, causal, softcap)
+        inputs, attributes = random_case(rng, 25, 4, dtype, "bool", "nonpad", 3, causal, softcap)
         want = attention(**inputs, **attributes, qk_matmul_output=True)
         past_length = np.arange(inputs["K"].shape[2]) >= inputs["nonpad_kv_seqlen"][:, None]
         assert past_length.any()
@@ -362,7 +362,7 @@ def test_the_order_before_release_1_22(attention, dtype):
     rng = np.random.default_rng(4)
     softcap = 0.75
     for causal in (False, True):
-        inputs, _ = draw(rng, 24, 4, dtype, "float", None, 0, 0, 0.0)
+        inputs, _ = random_case(rng, 24, 4, dtype, "float", None, 0, 0, 0.0)
         query, key, value, mask = (inputs[name] for name in ("Q", "K", "V", "attn_mask"))
         masked = {"attn_mask": mask, "is_causal": causal, "enable_gqa": True}
         weights = selfattn.softmax(
@@ -381,7 +381,8 @@ def test_the_order_before_release_1_22(attention, dtype):
         size = score_size(query, key)
         _, average = moves(size, mask, softcap, value.shape[2])
         # One unit more for NumPy's tanh, which may be off by two last places.
-        bound = unit_of(dtype) * (9 + 3 * size + value.shape[2] / 4 + 2 * average) * largest(value)
+        units = 9 + 3 * size + value.shape[2] / 4 + 2 * average
+        bound = unit_roundoff(dtype) * units * largest(value)
         assert_close(got, want, bound)
 
 

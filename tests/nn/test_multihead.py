@@ -292,7 +292,7 @@ def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch
     from selfattn.nn import multihead, projection
 
     seen = {"projected": [], "merged": [], "rows": [], "gradients": [], "multiplied": []}
-    turned, turned_back = [], []
+    rotated, rotated_back = [], []
 
     def watched(module, name, note):
         function = getattr(module, name)
@@ -316,8 +316,8 @@ def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch
         "scaled_dot_product_attention_backward",
         lambda a, k, result: seen["gradients"].extend(result[:3]),
     )
-    watched(multihead, "rope", lambda a, k, result: turned.append(result))
-    watched(multihead, "rope_backward", lambda a, k, result: turned_back.append(result))
+    watched(multihead, "rope", lambda a, k, result: rotated.append(result))
+    watched(multihead, "rope_backward", lambda a, k, result: rotated_back.append(result))
     watched(multihead, "write_grads", lambda a, k, result: seen["multiplied"].append(a[0]))
 
     layer = make(rng, 24, 4, np.float32, **options)
@@ -328,12 +328,12 @@ def test_nothing_is_copied_between_the_products_and_the_kernels(rng, monkeypatch
         assert np.shares_memory(array, kept_array)
     layer.backward(np.ones_like(out))
     *rows, target = seen["rows"]
-    for row in rows[len(turned) :]:
+    for row in rows[len(rotated) :]:
         assert any(np.shares_memory(row, projected) for projected in seen["projected"])
-    for row, of_rope in zip(rows, turned, strict=False):
+    for row, of_rope in zip(rows, rotated, strict=False):
         assert row is of_rope
-    seen["gradients"][: len(turned_back)] = turned_back
-    assert len(turned) == len(turned_back) == (0 if rope is None else 2)
+    seen["gradients"][: len(rotated_back)] = rotated_back
+    assert len(rotated) == len(rotated_back) == (0 if rope is None else 2)
     assert np.shares_memory(target, seen["merged"][0])
     for gradient, multiplied in zip(seen["gradients"], seen["multiplied"][:3], strict=True):
         assert np.shares_memory(gradient, multiplied)

@@ -74,7 +74,7 @@ def test_a_backward_that_fails_halfway_changes_nothing(layer, rng, monkeypatch):
     assert (layer.grads["sinks"] != 0).all()
 
 
-def test_threads_of_a_call_are_those_of_its_turns(layer, monkeypatch):
+def test_rope_uses_the_threads_of_the_call(layer, monkeypatch):
     seen = []
 
     def watched(function):

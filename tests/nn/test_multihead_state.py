@@ -30,8 +30,8 @@ def test_seeds():
         np.testing.assert_array_equal(x, again[name])
         np.testing.assert_array_equal(x, wide[name].astype(np.float32))
         assert x.ndim == 1 or (x != other[name]).any()
-    drawn = nn.MultiheadAttention(8, 2, seed=np.random.default_rng(5)).params
-    np.testing.assert_array_equal(first["in_proj_weight"], drawn["in_proj_weight"])
+    from_generator = nn.MultiheadAttention(8, 2, seed=np.random.default_rng(5)).params
+    np.testing.assert_array_equal(first["in_proj_weight"], from_generator["in_proj_weight"])
 
 
 @pytest.mark.parametrize("options", [{}, {"num_heads_kv": 4}, {"kdim": 32}])

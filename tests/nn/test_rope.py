@@ -60,8 +60,8 @@ def test_products_depend_on_the_distance(rng, layout):
     query, key = rng.standard_normal((2, 1, 64))
 
     def product(at, other):
-        turned = nn.rope(query, at, layout=layout), nn.rope(key, other, layout=layout)
-        return (turned[0] @ turned[1].T).item()
+        rotated = nn.rope(query, at, layout=layout), nn.rope(key, other, layout=layout)
+        return (rotated[0] @ rotated[1].T).item()
 
     for distance in (-7, 0, 1, 40):
         near = product(distance, 0)
@@ -72,9 +72,9 @@ def test_products_depend_on_the_distance(rng, layout):
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_backward_is_the_transpose_and_the_inverse(rng, options):
     x, y = rng.standard_normal((2, 2, 3, 7, 10))
-    turned, back = nn.rope(x, **options), nn.rope_backward(y, **options)
-    assert (turned * y).sum() == pytest.approx((x * back).sum(), abs=1e-11)
-    np.testing.assert_allclose(nn.rope_backward(turned, **options), x, rtol=0, atol=1e-14)
+    rotated, back = nn.rope(x, **options), nn.rope_backward(y, **options)
+    assert (rotated * y).sum() == pytest.approx((x * back).sum(), abs=1e-11)
+    np.testing.assert_allclose(nn.rope_backward(rotated, **options), x, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("layout", ["half", "interleaved"])

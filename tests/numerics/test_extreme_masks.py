@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import plain, same_bits
+from support.arrays import one_head, same_bits
 from support.compare import check_attention, check_scores
 from support.nonfinite import INF, ROWS, attend
 from support.option_arrays import bool_mask
@@ -21,7 +21,7 @@ def test_the_least_number_in_a_mask(isa, dtype, rows):
     numbers it weighs nothing, as -inf does. Each in bits.
     """
     for seqlen_k in (1, 17, 127, 128, 300, 700):
-        query, key, value = plain(rows, seqlen_k, 8, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 8, dtype=dtype)
         zeros = np.zeros_like(query)
         for kind in {dtype, np.float32}:
             least = np.finfo(kind).min
@@ -50,7 +50,7 @@ def test_the_least_number_in_a_mask(isa, dtype, rows):
 def test_the_largest_number_in_a_mask(isa, dtype, rows):
     """Fault 16: finfo.max takes all of the weight, also from finfo.min, though that is inf away."""
     for seqlen_k in (2, 17, 128, 300, 700):
-        query, key, value = plain(rows, seqlen_k, 8, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 8, dtype=dtype)
         for kind in {dtype, np.float32}:
             info = np.finfo(kind)
             for other in (info.min, kind(-INF), kind(0), kind(-1e30)):
@@ -66,7 +66,7 @@ def test_the_largest_number_in_a_mask(isa, dtype, rows):
 def test_numbers_that_models_mask_with(isa, dtype, number):
     """Fault 2: rows of nothing but such a number, of some, of all but one key."""
     for rows in ROWS:
-        query, key, value = plain(rows, 300, 8, dtype=dtype)
+        query, key, value = one_head(rows, 300, 8, dtype=dtype)
         for share in (0.0, 0.5, 0.95, 1.0):
             mask = np.where(bool_mask(rows, 300, share=share), dtype(number), dtype(0))
             mask[0] = number
@@ -76,7 +76,7 @@ def test_numbers_that_models_mask_with(isa, dtype, number):
 
 def test_masks_of_a_longer_dtype_are_refused(isa):
     """Fault 16: what float32 cannot hold would overflow in it: a TypeError, never a cast."""
-    query, key, value = plain(3, 9, 4)
+    query, key, value = one_head(3, 9, 4)
     for name, x in (
         ("attn_mask", np.full((3, 9), -1e308)),
         ("alibi_slopes", np.full(1, 1e308)),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.nonfinite import (
     INF,
     NAN,
@@ -49,7 +49,7 @@ def test_rows_that_see_no_key(isa, dtype, rows, seqlen_k):
 
 def test_masked_rows_beside_others(isa, dtype):
     """Fault 1: the first rows of a causal call see nothing; the others are what they are alone."""
-    query, key, value = plain(40, 200, 8, dtype=dtype)
+    query, key, value = one_head(40, 200, 8, dtype=dtype)
     for offset in (-1, -5, -16, -39):
         out, lse = attend(query, key, value, is_causal=True, query_offset=offset)
         assert is_masked(out[:-offset], lse[:-offset])
@@ -62,7 +62,7 @@ def test_poisoned_query(isa, dtype, poison):
     """Fault 4: a NaN or infinite query gives NaN at every S, and reaches no other row."""
     for seqlen_k in range(1, 71):
         for rows, bad in ((1, 0), (3, 1), (40, 17)):
-            query, key, value = plain(rows, seqlen_k, 8, dtype=dtype)
+            query, key, value = one_head(rows, seqlen_k, 8, dtype=dtype)
             want = attend(query, key, value)
             query[bad, 5] = poison
             if math.isinf(poison):
@@ -118,7 +118,7 @@ def test_poison_in_every_masked_key(isa, dtype, rows, options):
 @pytest.mark.parametrize("poison", POISON)
 def test_poison_in_one_element_of_an_attended_value(isa, dtype, rows, poison):
     """It reaches its own column, of every row that sees the key, and no other."""
-    query, key, value = plain(rows, 140, 8, 37, dtype=dtype)
+    query, key, value = one_head(rows, 140, 8, 37, dtype=dtype)
     want, want_lse = attend(query, key, value)
     for j, e in itertools.product((0, 1, 127, 128, 139), (0, 15, 16, 31, 36)):
         bad = value.copy()
@@ -152,7 +152,7 @@ def test_infinite_scores(isa, dtype):
 def test_scores_that_are_minus_infinity_by_arithmetic(isa, dtype, rows):
     """They count as masked: all of them make a masked row, some weigh nothing."""
     for seqlen_k in [*range(1, 35), 127, 128, 129, 300, 600]:
-        query, key, value = plain(rows, seqlen_k, 4, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 4, dtype=dtype)
         query[:, 0] = 1
         key[:, 0] = -INF
         assert is_masked(*attend(query, key, value)), seqlen_k

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import plain, qkv, same_bits
+from support.arrays import one_head, qkv, same_bits
 from support.compare import check_attention, check_scores
 from support.nonfinite import (
     INF,
@@ -61,7 +61,7 @@ def test_rows_that_see_no_key(isa, dtype, rows, seqlen_k):
 @pytest.mark.parametrize("rows", [3, 9, 40, 70])
 def test_masked_rows_beside_others(isa, dtype, rows):
     """Fault 1: some rows of a tile see nothing; the others are what they are alone."""
-    query, key, value = plain(rows, 300, 8, dtype=dtype)
+    query, key, value = one_head(rows, 300, 8, dtype=dtype)
     mask = bool_mask(rows, 300)
     blind = np.arange(rows) % 3 == 1
     mask[blind] = False
@@ -88,7 +88,7 @@ def test_every_seqlen_k_of_nothing_but_minus_infinity(isa, dtype):
     """Fault 3: a mask of -inf at every S, for one row, few and many; those beside it are finite."""
     for seqlen_k in range(1, 301):
         for rows in (1, 4, 40):
-            query, key, value = plain(rows, seqlen_k, 3, dtype=dtype)
+            query, key, value = one_head(rows, seqlen_k, 3, dtype=dtype)
             for seen in (dtype(0), True):
                 mask = np.full((rows, seqlen_k), seen)
                 mask[0] = -INF if seen is not True else False
@@ -233,7 +233,7 @@ def test_infinite_scores_masks_and_caps(isa, dtype):
 def test_poison_in_a_float_mask(isa, dtype, rows, poison):
     """It makes NaN of the row that attends to the key, and reaches no other."""
     for seqlen_k in (1, 5, 17, 128, 300, 520):
-        query, key, value = plain(rows, seqlen_k, 8, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 8, dtype=dtype)
         mask = float_mask(rows, seqlen_k, dtype=dtype)
         want = attend(query, key, value, mask)
         for bad, j in {(0, 0), (rows // 2, seqlen_k // 2), (rows - 1, seqlen_k - 1)}:
@@ -250,7 +250,7 @@ def test_poison_in_a_float_mask(isa, dtype, rows, poison):
 @pytest.mark.parametrize("rows", ROWS)
 def test_poison_in_a_mask_where_another_rule_masks(isa, dtype, rows):
     """NaN and +inf of a float mask count only where they are attended."""
-    query, key, value = plain(rows, 300, 8, dtype=dtype)
+    query, key, value = one_head(rows, 300, 8, dtype=dtype)
     ids_k = np.arange(300) % 3
     for options, unseen in (
         ({"kv_lengths": 130}, np.arange(300) >= 130),
@@ -309,7 +309,7 @@ def test_slopes_and_sinks_that_are_not_finite(isa, dtype, poison):
 @pytest.mark.parametrize("sinks", [False, True])
 def test_huge_scales(isa, dtype, sinks):
     """Section 5, scale: the largest that the dtype holds leave one key a row, and never NaN."""
-    query, key, value = plain(40, 140, 6, dtype=dtype)
+    query, key, value = one_head(40, 140, 6, dtype=dtype)
     top = (query.astype(np.float64) @ key.T.astype(np.float64)).argmax(-1)
     options = {"sinks": np.zeros(1, dtype)} if sinks else {}
     largest = float(np.finfo(dtype).max)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.compare import check_each
 from support.option_arrays import bool_mask, broadcasts, float_mask
 
 # Few rows take the shape of a kernel whose lanes are keys, many the one whose lanes are queries.
-FEW, MANY = 2, 37
+DECODE, PREFILL = 2, 37  # rows for either kernel
 
 
 def masks(*shape, dtype):
@@ -27,7 +27,7 @@ def masks(*shape, dtype):
         yield float_mask(*shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("rows", [FEW, 9])
+@pytest.mark.parametrize("rows", [DECODE, 9])
 def test_every_shape_that_broadcasts(each_isa, dtype, rows):
     """Each axis kept, of 1, or dropped from the left: 31 shapes, with grouped heads."""
     query, key, value = qkv((2, 6, rows, 5), 2, 133, 3, dtype=dtype)
@@ -57,7 +57,7 @@ def test_axes_that_query_key_and_value_broadcast(each_isa, dtype):
 
 def test_an_axis_of_value_alone(isa, dtype):
     """A mask may tell apart what only the values do."""
-    query, key, value = plain(9, 21, 4, dtype=dtype)
+    query, key, value = one_head(9, 21, 4, dtype=dtype)
     value = np.stack([value, 2 * value])[:, None]
     mask = bool_mask(2, 1, 9, 21)
     out = selfattn.scaled_dot_product_attention(query, key, value, attn_mask=mask)
@@ -66,12 +66,12 @@ def test_an_axis_of_value_alone(isa, dtype):
         assert same_bits(out[b, 0], alone)
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 def test_every_seqlen_k(each_isa, dtype, rows):
     """Tails of the mask's rows: every S up to 70, then around blocks and splits."""
     near = [n + d for n in (128, 256, 512, 640) for d in (-1, 0, 1, 3)]
     for seqlen_k in [*range(1, 71), *near]:
-        query, key, value = plain(rows, seqlen_k, 7, 3, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 7, 3, dtype=dtype)
         for mask in masks(rows, seqlen_k, dtype=dtype):
             check_each(each_isa, query, key, value, attn_mask=mask)
 
@@ -79,15 +79,15 @@ def test_every_seqlen_k(each_isa, dtype, rows):
 def test_every_seqlen_q(each_isa, dtype):
     """Around the lanes of each set, and the rows of one and of two tiles."""
     for seqlen_q in [*range(1, 27), 31, 32, 33, 47, 48, 49, 63, 64, 65, 127, 128, 129, 193]:
-        query, key, value = plain(seqlen_q, 150, 6, 5, dtype=dtype)
+        query, key, value = one_head(seqlen_q, 150, 6, 5, dtype=dtype)
         for mask in masks(seqlen_q, 150, dtype=dtype):
             check_each(each_isa, query, key, value, attn_mask=mask)
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 @pytest.mark.parametrize("head_dim", [1, 2, 15, 16, 17, 31, 64, 127, 256, 1024])
 def test_head_dims(each_isa, dtype, rows, head_dim):
-    query, key, value = plain(rows, 150, head_dim, dtype=dtype)
+    query, key, value = one_head(rows, 150, head_dim, dtype=dtype)
     for mask in masks(rows, 150, dtype=dtype):
         check_each(each_isa, query, key, value, attn_mask=mask)
 
@@ -115,10 +115,10 @@ def holes(rows, seqlen_k):
         yield f"keys {first} to {last}", (j >= first) & (j < last) & (i >= 0)
 
 
-@pytest.mark.parametrize("rows", [1, 5, MANY])
+@pytest.mark.parametrize("rows", [1, 5, PREFILL])
 def test_holes(each_isa, dtype, rows):
     """Whole blocks and splits that no row sees, or all, or some; as floats too, over the scores."""
-    query, key, value = plain(rows, 700, 6, 4, dtype=dtype)
+    query, key, value = one_head(rows, 700, 6, 4, dtype=dtype)
     for name, mask in holes(rows, 700):
         check_each(each_isa, query, key, value, name, attn_mask=mask, scores=False)
         for seen in (0.0, -2.5):
@@ -129,8 +129,8 @@ def test_holes(each_isa, dtype, rows):
 def test_one_key_for_each_row(isa, dtype):
     """The result is that key's value, exactly, whichever kernel and wherever the key is."""
     keys = [0, 1, 3, 4, 15, 16, 126, 127, 128, 129, 255, 256, 510, 511, 512, 513, 640, 699]
-    for rows in (1, 3, MANY):
-        query, key, value = plain(rows, 700, 6, 4, dtype=dtype)
+    for rows in (1, 3, PREFILL):
+        query, key, value = one_head(rows, 700, 6, 4, dtype=dtype)
         for first in range(len(keys)):
             chosen = np.resize(np.roll(keys, first), rows)
             mask = np.arange(700) == chosen[:, None]
@@ -154,7 +154,7 @@ RANGES = [
 
 
 @pytest.mark.parametrize("options", RANGES, ids=str)
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 def test_with_a_range_of_keys(each_isa, dtype, rows, options):
     """Both apply, whichever lets fewer keys through."""
     query, key, value = qkv((2, 4, rows, 6), 2, 150, dtype=dtype)
@@ -180,16 +180,16 @@ def test_what_both_rules_say_in_plain_words(isa):
 @pytest.mark.parametrize("size", [1e-20, 1.0, 30.0, 1e4])
 def test_size_of_a_float_mask(each_isa, dtype, size):
     """From nothing to all of the score: a large number is added at the score's own size."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 300, 16, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 300, 16, dtype=dtype)
         mask = float_mask(rows, 300, dtype=dtype) * dtype(size)
         check_each(each_isa, query, key, value, attn_mask=mask)
 
 
 def test_the_largest_sum_may_come_at_any_key(each_isa, dtype):
     """It is the sum's maximum that is subtracted, not the score's: it may rise in every block."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 700, 4, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 700, 4, dtype=dtype)
         for at in (0, 127, 128, 511, 512, 699):
             mask = np.zeros(700, dtype)
             mask[at] = 60
@@ -205,8 +205,8 @@ def test_the_largest_sum_may_come_at_any_key(each_isa, dtype):
 
 def test_out_over_the_mask(isa, dtype):
     """Fault 18: out that lies where the mask does is right all the same."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 64, 8, 64, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 64, 8, 64, dtype=dtype)
         mask = float_mask(rows, 64, dtype=dtype)
         want = selfattn.scaled_dot_product_attention(query, key, value, mask)
         memory = mask.copy()
@@ -220,8 +220,8 @@ def test_out_over_the_mask(isa, dtype):
 
 def test_the_mask_is_only_read(isa, dtype):
     """Fault 20: a read-only mask serves, and no mask is ever written."""
-    query, key, value = plain(MANY, 150, 8, dtype=dtype)
-    for mask in masks(MANY, 150, dtype=dtype):
+    query, key, value = one_head(PREFILL, 150, 8, dtype=dtype)
+    for mask in masks(PREFILL, 150, dtype=dtype):
         before = mask.copy()
         want = selfattn.scaled_dot_product_attention(query, key, value, mask)
         assert np.array_equal(mask, before)
@@ -231,8 +231,8 @@ def test_the_mask_is_only_read(isa, dtype):
 
 def test_bytes_that_are_not_zero_are_true(isa):
     """What is not 0 in a mask of bools is True, as it is in NumPy: no test of one bit alone."""
-    query, key, value = plain(MANY, 150, 8)
-    mask = bool_mask(MANY, 150)
+    query, key, value = one_head(PREFILL, 150, 8)
+    mask = bool_mask(PREFILL, 150)
     want = selfattn.scaled_dot_product_attention(query, key, value, mask)
     for byte in (2, 128, 255):
         odd = (mask * np.uint8(byte)).view(bool)

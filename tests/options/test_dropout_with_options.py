@@ -11,7 +11,7 @@ import pytest
 
 from selfattn import reference
 from support.arrays import normal, qkv, same_bits
-from support.compare import assert_close, largest, score_size, unit_of
+from support.compare import assert_close, largest, score_size, unit_roundoff
 from support.dropout import DROPOUT, SEED, P, attend, mild, seen_by_backward, seen_by_forward
 from support.gradients import backward, grad_of, packed_backward
 from support.nonfinite import INF, NAN, is_masked
@@ -155,7 +155,7 @@ def test_accuracy(isa, dtype, rows, p):
         wide = [x.astype(np.float64) for x in (query, key, value)]
         want = reference.scaled_dot_product_attention(*wide, **options)
         got, _ = attend(query, key, value, **options)
-        bound = unit_of(dtype) * (8 + 3 * score_size(query, key)) * largest(value) / (1 - p)
+        bound = unit_roundoff(dtype) * (8 + 3 * score_size(query, key)) * largest(value) / (1 - p)
         assert_close(got, want, bound, kind)
 
 

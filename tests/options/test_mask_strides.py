@@ -40,7 +40,7 @@ def packed_bools(x):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-@pytest.mark.parametrize("shape", SHAPES, ids=["few", "tile"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["decode", "prefill"])
 def test_layouts(isa, dtype, name, shape):
     """Faults 10 and 19: a mask with every axis; transposed, reversed, with gaps, in structs."""
     arrays = qkv(shape, seqlen_k=SEQLEN_K, dtype=dtype)
@@ -51,7 +51,7 @@ def test_layouts(isa, dtype, name, shape):
         assert same_bits(calls(*arrays, moved), calls(*arrays, mask))
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["few", "tile"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["decode", "prefill"])
 def test_unaligned(isa, dtype, shape):
     """Fault 19: every offset from an aligned address, of bytes and not of elements."""
     arrays = qkv(shape, seqlen_k=35, dtype=dtype)

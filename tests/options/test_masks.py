@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from selfattn import attention_weights, reference
-from support.arrays import plain, qkv
+from support.arrays import one_head, qkv
 from support.compare import check_attention, check_scores
 
 
@@ -35,7 +35,7 @@ def test_causal_alignment(isa):
 def test_causal_values(isa, dtype):
     """Fault 8: the fused result for the same L, S and offsets."""
     for seqlen_q, seqlen_k in itertools.product(range(1, 10), repeat=2):
-        arrays = plain(seqlen_q, seqlen_k, 3, dtype=dtype)
+        arrays = one_head(seqlen_q, seqlen_k, 3, dtype=dtype)
         for offset in range(-seqlen_q, seqlen_k + 1):
             check_attention(*arrays, is_causal=True, query_offset=offset)
 
@@ -45,7 +45,7 @@ def test_causal_values(isa, dtype):
 def test_window(isa, dtype, left, right):
     """Inclusive on both sides, around i + query_offset; -1 is unbounded."""
     for seqlen_q, seqlen_k in ((7, 9), (9, 7), (1, 5), (40, 300), (70, 140)):
-        query, key, value = plain(seqlen_q, seqlen_k, 5, dtype=dtype)
+        query, key, value = one_head(seqlen_q, seqlen_k, 5, dtype=dtype)
         for offset in (0, 3, -4, seqlen_k - seqlen_q, 290):
             options = {"window_size": (left, right), "query_offset": offset}
             check_attention(query, key, value, **options)
@@ -69,7 +69,7 @@ def test_window_in_plain_words(isa):
 def test_edges_at_blocks_and_splits(isa, dtype, edge):
     """A range that begins or ends at, before or after the end of a block of 128, a split of 512."""
     for rows in (1, 3, 33):
-        query, key, value = plain(rows, 700, 4, dtype=dtype)
+        query, key, value = one_head(rows, 700, 4, dtype=dtype)
         check_attention(query, key, value, is_causal=True, query_offset=edge)
         check_attention(query, key, value, is_causal=True, query_offset=edge - rows)
         check_attention(query, key, value, window_size=(5, 5), query_offset=edge)
@@ -90,7 +90,7 @@ def test_lengths(isa, dtype):
 def test_one_length_for_all(isa, dtype, kind):
     """A number serves every batch entry, and is all there is to give where there is no batch."""
     check_attention(*qkv((2, 2, 5, 4), seqlen_k=9, dtype=dtype), kv_lengths=kind(6))
-    check_attention(*plain(5, 9, 4, dtype=dtype), kv_lengths=kind(0))
+    check_attention(*one_head(5, 9, 4, dtype=dtype), kv_lengths=kind(0))
 
 
 def test_arrays_over_the_axes_before_the_heads(isa, dtype):
@@ -142,7 +142,7 @@ def test_far_offsets_and_windows(isa, offset):
 
 
 def test_scores_outside_the_mask_are_minus_infinity(isa, dtype):
-    query, key, _ = plain(9, 150, 4, dtype=dtype)
+    query, key, _ = one_head(9, 150, 4, dtype=dtype)
     for options in ({"is_causal": True}, {"window_size": (3, 2), "query_offset": 80}):
         visible = np.isfinite(reference.scaled_dot_product(query, key, **options))
         assert 0 < visible.sum() < visible.size

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 import selfattn
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.compare import check_each
 from support.option_arrays import bool_mask, float_mask, range_mask, runs, slopes
 
-FEW, MANY = 2, 37
+DECODE, PREFILL = 2, 37  # rows for either kernel
 
 
 def attend(*arrays, **options):
@@ -73,13 +73,13 @@ def test_in_plain_words(isa):
             assert np.array_equal(got > 0, want)
 
 
-@pytest.mark.parametrize("rows", [1, 3, MANY])
+@pytest.mark.parametrize("rows", [1, 3, PREFILL])
 @pytest.mark.parametrize("order", ["ascending", "random", "keys ascend", "queries ascend", "down"])
 def test_a_pair(each_isa, dtype, rows, order):
     """Ids of their own for queries and keys; some of either have no counterpart."""
     rng = np.random.default_rng(0)
     for seqlen_k in (1, 4, 17, 127, 128, 129, 300, 513, 700):
-        query, key, value = plain(rows, seqlen_k, 7, 3, dtype=dtype)
+        query, key, value = one_head(rows, seqlen_k, 7, 3, dtype=dtype)
         for most in (2, 5, seqlen_k):
             ids_q, ids_k = rng.integers(0, most, rows), rng.integers(0, most, seqlen_k)
             if order in ("ascending", "queries ascend", "down"):
@@ -94,8 +94,8 @@ def test_a_pair(each_isa, dtype, rows, order):
 @pytest.mark.parametrize("edge", [1, 4, 16, 24, 64, 127, 128, 129, 511, 512, 513, 699])
 def test_edges_at_blocks_and_splits(each_isa, dtype, edge):
     """A segment that begins or ends at the edge of lanes, of a tile, of a block, of a split."""
-    for rows in (1, MANY):
-        query, key, value = plain(rows, 700, 4, dtype=dtype)
+    for rows in (1, PREFILL):
+        query, key, value = one_head(rows, 700, 4, dtype=dtype)
         before = max(edge - 130, 0)
         for begin, end in ((0, edge), (edge, 700), (edge - 1, edge + 1), (before, edge)):
             ids_k = np.zeros(700, int)
@@ -113,7 +113,7 @@ def test_each_segment_is_as_a_call_of_its_own(isa, dtype):
     Their blocks of keys start at the segment's first key, so the bits are the same only where that
     is a multiple of the block, or of the split where it reaches into the next one.
     """
-    query, key, value = plain(300, 300, 12, dtype=dtype)
+    query, key, value = one_head(300, 300, 12, dtype=dtype)
     ids = runs(300, 37, 3, 88, 1, 100, 71)
     out, lse = attend(query, key, value, segment_ids=ids, is_causal=True)
     for n in range(6):
@@ -128,7 +128,7 @@ def test_each_segment_is_as_a_call_of_its_own(isa, dtype):
 @pytest.mark.parametrize("lengths", [(128, 256, 100), (512, 512, 70), (384, 128, 512, 600)])
 def test_bits_of_a_call_of_its_own(isa, dtype, lengths):
     total = sum(lengths)
-    query, key, value = plain(total, total, 6, dtype=dtype)
+    query, key, value = one_head(total, total, 6, dtype=dtype)
     starts = np.cumsum((0, *lengths))
     out, lse = attend(query, key, value, segment_ids=runs(total, *lengths[:-1]))
     for first, last in pairwise(starts):
@@ -143,19 +143,19 @@ DTYPES = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32,
 @pytest.mark.parametrize("kind", DTYPES, ids=lambda kind: kind.__name__)
 def test_dtypes_of_ids(each_isa, kind):
     """All that an integer can be, from its least to its largest, in order as its type has it."""
-    query, key, value = plain(MANY, 140, 6)
+    query, key, value = one_head(PREFILL, 140, 6)
     least, largest = np.iinfo(kind).min, np.iinfo(kind).max
     middle = largest // 2 + 1 if least == 0 else 0
     names = np.array([least, least + 1, middle - 1, middle, largest - 1, largest], kind)
     rng = np.random.default_rng(0)
-    ids_q, ids_k = rng.choice(names, MANY), rng.choice(names, 140)
+    ids_q, ids_k = rng.choice(names, PREFILL), rng.choice(names, 140)
     for pair in ((ids_q, ids_k), (np.sort(ids_q), np.sort(ids_k)), (ids_q, np.sort(ids_k))):
         check(each_isa, query, key, value, pair)
 
 
 def test_ids_of_bools(each_isa):
-    query, key, value = plain(MANY, 140, 6)
-    ids_q, ids_k = bool_mask(MANY), bool_mask(140)
+    query, key, value = one_head(PREFILL, 140, 6)
+    ids_q, ids_k = bool_mask(PREFILL), bool_mask(140)
     for pair in ((ids_q, ids_k), (np.sort(ids_q), np.sort(ids_k))):
         check(each_isa, query, key, value, pair)
 
@@ -163,11 +163,11 @@ def test_ids_of_bools(each_isa):
 @pytest.mark.parametrize("bit", [8, 16, 31, 32, 53, 62])
 def test_ids_that_differ_in_one_high_bit(each_isa, bit):
     """No id is cut to fewer bits, nor taken for a float."""
-    query, key, value = plain(MANY, 140, 6)
+    query, key, value = one_head(PREFILL, 140, 6)
     for base in (0, 1, 2**62 + 1 - 2**bit if bit == 62 else 1):
         names = np.array([base, base + 2**bit])
         rng = np.random.default_rng(bit)
-        ids_q, ids_k = rng.choice(names, MANY), rng.choice(names, 140)
+        ids_q, ids_k = rng.choice(names, PREFILL), rng.choice(names, 140)
         for pair in ((ids_q, ids_k), (np.sort(ids_q), np.sort(ids_k))):
             check(each_isa, query, key, value, pair)
 
@@ -200,7 +200,7 @@ def test_every_number_of_axes(each_isa, dtype, leading):
 
 def test_with_ranges_masks_and_the_rest(each_isa, dtype):
     """All that is masked is masked, whichever rule says so."""
-    for rows in (FEW, MANY):
+    for rows in (DECODE, PREFILL):
         query, key, value = qkv((2, 4, rows, 6), 2, 150, dtype=dtype)
         rng = np.random.default_rng(0)
         ids_q, ids_k = rng.integers(0, 3, (2, rows)), rng.integers(0, 3, (2, 150))
@@ -217,10 +217,10 @@ def test_with_ranges_masks_and_the_rest(each_isa, dtype):
                 check(each_isa, query, key, value, pair, enable_gqa=True, **options)
 
 
-@pytest.mark.parametrize("rows", [FEW, MANY])
+@pytest.mark.parametrize("rows", [DECODE, PREFILL])
 @pytest.mark.parametrize("head_dim", [1, 15, 64, 127, 1024])
 def test_head_dims(each_isa, dtype, rows, head_dim):
-    query, key, value = plain(rows, 150, head_dim, dtype=dtype)
+    query, key, value = one_head(rows, 150, head_dim, dtype=dtype)
     rng = np.random.default_rng(0)
     ids_q, ids_k = rng.integers(0, 3, rows), rng.integers(0, 3, 150)
     check(each_isa, query, key, value, (ids_q, ids_k))
@@ -251,11 +251,11 @@ def test_layouts_of_ids(isa):
 
 def test_ids_are_the_calls_own(isa):
     """Fault 18: ids that lie where out does have been read before it is written."""
-    query, key, value = plain(MANY, MANY, 2, dtype=np.float64)
-    ids = runs(MANY, 5, 9, 11).astype(np.int64)
+    query, key, value = one_head(PREFILL, PREFILL, 2, dtype=np.float64)
+    ids = runs(PREFILL, 5, 9, 11).astype(np.int64)
     want = selfattn.scaled_dot_product_attention(query, key, value, segment_ids=ids)
-    memory = np.zeros((MANY, 2))
-    aliased = memory.reshape(-1)[:MANY].view(np.int64)
+    memory = np.zeros((PREFILL, 2))
+    aliased = memory.reshape(-1)[:PREFILL].view(np.int64)
     aliased[:] = ids
     selfattn.scaled_dot_product_attention(query, key, value, segment_ids=aliased, out=memory)
     assert same_bits(memory, want)
@@ -263,8 +263,8 @@ def test_ids_are_the_calls_own(isa):
 
 def test_a_segment_says_what_a_range_says(isa, dtype):
     """One id for all is no mask, in bits; and two ids that part the keys are kv_lengths."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 700, 6, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 700, 6, dtype=dtype)
         one = (np.full(rows, 7), np.full(700, 7))
         assert same_bits(attend(query, key, value, segment_ids=one), attend(query, key, value))
         for length in (1, 127, 128, 129, 512, 650):

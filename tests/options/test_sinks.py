@@ -9,32 +9,32 @@ import pytest
 
 import selfattn
 from selfattn import reference
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.compare import check_each
 from support.option_arrays import bool_mask, float_mask, runs, slopes
 
-FEW, MANY = 2, 37
+DECODE, PREFILL = 2, 37  # rows for either kernel
 
 
 def attend(*arrays, **options):
     return selfattn.scaled_dot_product_attention(*arrays, return_lse=True, **options)
 
 
-@pytest.mark.parametrize("rows", [1, 3, MANY])
+@pytest.mark.parametrize("rows", [1, 3, PREFILL])
 def test_every_seqlen_k(each_isa, dtype, rows):
     """Tails, blocks, splits: it counts once, not once for each of them."""
     near = [n + d for n in (128, 256, 512, 1024) for d in (-1, 0, 1)]
     for seqlen_k in [*range(1, 40), *near, 2000]:
-        arrays = plain(rows, seqlen_k, 7, 3, dtype=dtype)
+        arrays = one_head(rows, seqlen_k, 7, 3, dtype=dtype)
         check_each(each_isa, *arrays, sinks=np.array([1.5], dtype))
 
 
 @pytest.mark.parametrize("sink", [0.0, 1.0, -3.0, 8.0, 40.0, -40.0, 200.0, -200.0, 1e4, -1e4])
 def test_size_of_a_sink(each_isa, dtype, sink):
     """Below all scores, among them and above, where it is the maximum that is subtracted."""
-    for rows in (FEW, MANY):
+    for rows in (DECODE, PREFILL):
         for size in (0.01, 1, 30):
-            query, key, value = plain(rows, 300, 16, dtype=dtype)
+            query, key, value = one_head(rows, 300, 16, dtype=dtype)
             sinks = np.array([sink], dtype)
             check_each(each_isa, query * dtype(size), key, value, sinks=sinks)
 
@@ -60,8 +60,8 @@ def test_every_number_of_axes(each_isa, dtype, leading):
 
 def test_it_is_one_more_key_without_a_value(isa, dtype):
     """Not by the reference: the same as a key whose score is the sink and whose value is 0."""
-    for rows in (FEW, MANY):
-        query, key, value = plain(rows, 300, 8, 5, dtype=dtype)
+    for rows in (DECODE, PREFILL):
+        query, key, value = one_head(rows, 300, 8, 5, dtype=dtype)
         for sink in (-1.0, 2.5, 9.0):
             got, got_lse = attend(query, key, value, sinks=np.array([sink], dtype))
             more = [np.concatenate([x, np.zeros_like(x[:1])]) for x in (key, value)]
@@ -76,7 +76,7 @@ def test_it_is_one_more_key_without_a_value(isa, dtype):
 
 def test_weights_sum_to_what_it_leaves(isa, dtype):
     """1 - exp(sink - lse), where exp(sink - lse) is its share."""
-    query, key, value = plain(MANY, 300, 8, dtype=dtype)
+    query, key, value = one_head(PREFILL, 300, 8, dtype=dtype)
     for sink in (-2.0, 3.0, 7.0):
         sinks = np.array([sink], dtype)
         _, lse = attend(query, key, value, sinks=sinks)
@@ -99,11 +99,11 @@ def nothing_seen(rows, seqlen_k, dtype):
     yield {"segment_ids": (np.full(rows, 5), np.arange(seqlen_k) % 2)}
 
 
-@pytest.mark.parametrize("rows", [1, 3, MANY])
+@pytest.mark.parametrize("rows", [1, 3, PREFILL])
 @pytest.mark.parametrize("seqlen_k", [1, 128, 700])
 def test_rows_that_see_no_key(isa, dtype, rows, seqlen_k):
     """Fault 1: the output is 0, and lse the sink itself, to the bit."""
-    query, key, value = plain(rows, seqlen_k, 6, dtype=dtype)
+    query, key, value = one_head(rows, seqlen_k, 6, dtype=dtype)
     for sink in (0.0, 1.3, -7.77, 1e-3, 12345.678, float(np.finfo(dtype).min)):
         sinks = np.array([sink], dtype)
         for options in nothing_seen(rows, seqlen_k, dtype):
@@ -115,8 +115,8 @@ def test_rows_that_see_no_key(isa, dtype, rows, seqlen_k):
 
 def test_rows_that_see_no_key_beside_others(each_isa, dtype):
     """Fault 1: in one tile, for float32 sinks of float64 calls too."""
-    query, key, value = plain(MANY, 300, 6, dtype=dtype)
-    mask = bool_mask(MANY, 300)
+    query, key, value = one_head(PREFILL, 300, 6, dtype=dtype)
+    mask = bool_mask(PREFILL, 300)
     mask[::3] = False
     for kind in {dtype, np.float32}:
         sinks = np.array([0.3], kind)
@@ -128,7 +128,7 @@ def test_rows_that_see_no_key_beside_others(each_isa, dtype):
 
 
 def test_with_everything_else(each_isa, dtype):
-    for rows in (FEW, MANY):
+    for rows in (DECODE, PREFILL):
         query, key, value = qkv((2, 4, rows, 6), 2, 150, dtype=dtype)
         sinks = normal(4, dtype=dtype)
         for options in (
@@ -146,8 +146,10 @@ def test_with_everything_else(each_isa, dtype):
 
 @pytest.mark.parametrize("head_dim", [1, 15, 64, 127, 1024])
 def test_head_dims(each_isa, dtype, head_dim):
-    for rows in (FEW, MANY):
-        check_each(each_isa, *plain(rows, 140, head_dim, dtype=dtype), sinks=np.array([2.0], dtype))
+    for rows in (DECODE, PREFILL):
+        check_each(
+            each_isa, *one_head(rows, 140, head_dim, dtype=dtype), sinks=np.array([2.0], dtype)
+        )
 
 
 def test_strides_of_sinks(isa, dtype):
@@ -169,10 +171,10 @@ def test_strides_of_sinks(isa, dtype):
 
 def test_out_over_the_sinks(isa, dtype):
     """Fault 18: sinks that lie where out does are right all the same."""
-    query, key, value = qkv((4, MANY, 6), dtype=dtype)
+    query, key, value = qkv((4, PREFILL, 6), dtype=dtype)
     sinks = normal(4, dtype=dtype)
     want = selfattn.scaled_dot_product_attention(query, key, value, sinks=sinks)
-    memory = np.zeros((4, MANY, 6), dtype)
+    memory = np.zeros((4, PREFILL, 6), dtype)
     memory.reshape(-1)[:4] = sinks
     aliased = memory.reshape(-1)[:4]
     selfattn.scaled_dot_product_attention(query, key, value, sinks=aliased, out=memory)

@@ -12,7 +12,7 @@ import pytest
 
 from selfattn import reference
 from support import oracle
-from support.arrays import normal, plain, qkv
+from support.arrays import normal, one_head, qkv
 from support.scalars import attention, sees
 
 
@@ -46,7 +46,7 @@ MASKS = [
 def test_against_scalars(mask, scale):
     """A few sums of float64 against exact ones: at most 1e-14 apart at these sizes."""
     for rows, seqlen_k, head_dim, head_dim_v in ((1, 1, 1, 1), (5, 7, 3, 2), (4, 9, 8, 5)):
-        query, key, value = plain(rows, seqlen_k, head_dim, head_dim_v, dtype=np.float64)
+        query, key, value = one_head(rows, seqlen_k, head_dim, head_dim_v, dtype=np.float64)
         options = {k: v for k, v in mask.items() if k != "kv_length"}
         plain_mask = dict(mask)
         if "kv_length" in mask:
@@ -62,7 +62,7 @@ def test_every_combination_of_rules(kind):
 
     Scores are large enough that a cap applied after a slope or a mask would be another number.
     """
-    query, key, value = plain(5, 7, 3, 2, dtype=np.float64)
+    query, key, value = one_head(5, 7, 3, 2, dtype=np.float64)
     query *= 4
     masks = {
         None: None,
@@ -180,7 +180,7 @@ def test_a_head_axis_of_one_broadcasts(enable_gqa):
 
 def test_2d_inputs_are_one_head():
     """Slopes and sinks have one element, ids and masks no axis for the head."""
-    query, key, value = plain(4, 4, 3, dtype=np.float64)
+    query, key, value = one_head(4, 4, 3, dtype=np.float64)
     ids, attn_mask = np.array([0, 1, 1, 0]), normal(4, 4, dtype=np.float64)
     want = attention(
         query, key, value, slope=0.5, sink=0.25, ids=(ids, ids), attn_mask=attn_mask

@@ -13,7 +13,7 @@ import pytest
 
 from selfattn import reference
 from selfattn.gradients import AttentionGradients
-from support.arrays import normal, plain, qkv
+from support.arrays import normal, one_head, qkv
 from support.option_arrays import broadcasts, described, float_mask
 
 STEP = 1e-5  # its square and float64's rounding over it are both near 1e-10
@@ -392,7 +392,7 @@ def test_one_key():
     """By hand. Alone it has all the weight, and only its value a gradient; beside a sink it has
     the sigmoid p of t - sink, whose derivative is p (1 - p).
     """
-    query, key, value = plain(1, 1, 1, dtype=np.float64)
+    query, key, value = one_head(1, 1, 1, dtype=np.float64)
     q, k, v = (x.item() for x in (query, key, value))
     got = gradients(np.array([[2.0]]), query, key, value, scale=1.0)
     assert [x.item() for x in got[:3]] == [0, 0, 2]

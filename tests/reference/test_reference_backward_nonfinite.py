@@ -10,7 +10,7 @@ import pytest
 
 from selfattn import reference
 from selfattn.reference.distribution import sum_over_visible
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.nonfinite import hidings
 
 POISONS = [np.nan, np.inf, -np.inf]
@@ -41,7 +41,7 @@ def poisoned(x, at, poison):
 
 def test_out_and_lse_are_not_looked_at():
     """They are rounded to the inputs' dtype: the truth does not depend on them."""
-    query, key, value = plain(4, 6, 3)
+    query, key, value = one_head(4, 6, 3)
     out, lse = reference.scaled_dot_product_attention(query, key, value, return_lse=True)
     call = reference.scaled_dot_product_attention_backward
     want = call(out, query, key, value, out, lse)
@@ -54,7 +54,7 @@ def test_rows_without_keys(more, poison):
     """Faults 1 and 7, and section 5's fully masked row: gradients of exactly 0, whatever q and
     grad_out hold there, and nothing of theirs in the gradients of keys, values and sinks.
     """
-    query, key, value = plain(5, 6, 3, dtype=np.float64)
+    query, key, value = one_head(5, 6, 3, dtype=np.float64)
     grad_out = normal(5, 3, dtype=np.float64, seed=7)
     rows = [1, 4]
     seen = np.ones((5, 6), bool)
@@ -95,7 +95,7 @@ def test_rows_without_keys(more, poison):
 @pytest.mark.parametrize("poison", POISONS)
 def test_nothing_but_masked_rows(more, poison):
     """By every rule: all gradients are 0, with NaN or inf in every array, the sinks too."""
-    arrays = plain(4, 6, 3, dtype=np.float64)
+    arrays = one_head(4, 6, 3, dtype=np.float64)
     query, key, value = (poisoned(x, (slice(None), 1), poison) for x in arrays)
     grad_out = np.full((4, 3), poison)
     if "sinks" in more:
@@ -129,7 +129,7 @@ def test_masked_poison(more, poison):
     of the queries that do not see it; in a query or its grad_out, none of the keys that it does
     not see. What sees it is NaN or inf.
     """
-    query, key, value = plain(5, 6, 3, dtype=np.float64)
+    query, key, value = one_head(5, 6, 3, dtype=np.float64)
     grad_out = normal(5, 3, dtype=np.float64, seed=7)
     for options, rows in hidings(5, 6, 3, 2):
         hidden = np.zeros(5, bool)
@@ -193,7 +193,7 @@ def test_finite_minimum(mask_dtype, sinks):
     """Fault 2: a row of nothing but finfo.min attends evenly, and so are its gradients; beside a
     sink that is a number it weighs nothing, beside one of finfo.min it shares evenly with it.
     """
-    query, key, value = plain(1, 5, 3, 4, dtype=np.float64)
+    query, key, value = one_head(1, 5, 3, 4, dtype=np.float64)
     grad_out = normal(1, 4, dtype=np.float64, seed=7)
     least = np.finfo(mask_dtype).min
     count = 5
@@ -221,7 +221,7 @@ def test_the_flat_ends_of_the_cap():
     """Where the cap holds all scores the gradients of q and k are 0, and those of v and the mask
     are not; infinite scores are held too, and 0 times the inf behind them is NaN.
     """
-    query, key, value = plain(4, 6, 3, dtype=np.float64)
+    query, key, value = one_head(4, 6, 3, dtype=np.float64)
     grad_out = normal(4, 3, dtype=np.float64, seed=7)
     attn_mask = np.zeros((4, 6))
     got = gradients(grad_out, query * 1e6, key, value, softcap=0.5, attn_mask=attn_mask)
@@ -240,7 +240,7 @@ def test_the_flat_ends_of_the_cap():
 @pytest.mark.parametrize("dropout_p", [0.5, 1.0])
 def test_dropped_is_not_masked(dropout_p):
     """A dropped weight is 0 times its value: with NaN in it, NaN, as arithmetic says."""
-    query, key, value = plain(3, 8, 2, dtype=np.float64)
+    query, key, value = one_head(3, 8, 2, dtype=np.float64)
     grad_out = np.ones((3, 2))
     options = {"dropout_p": dropout_p, "dropout_seed": 4}
     got = gradients(grad_out, query, key, poisoned(value, 3, np.nan), **options)

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from selfattn import reference
-from support.arrays import normal, plain, qkv
+from support.arrays import normal, one_head, qkv
 from support.nonfinite import hidings
 from support.scalars import attention
 
 
 def test_dtype_and_masked_rows():
-    query, key, value = plain(3, 4, 5)
+    query, key, value = one_head(3, 4, 5)
     out, lse = reference.scaled_dot_product_attention(
         query, key, value, is_causal=True, query_offset=-2, return_lse=True
     )
@@ -26,7 +26,7 @@ def test_dtype_and_masked_rows():
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 def test_poison(poison):
     """Masked, it adds nothing; attended, it reaches its own column; no row of -inf is ever NaN."""
-    query, key, value = plain(4, 6, 3, dtype=np.float64)
+    query, key, value = one_head(4, 6, 3, dtype=np.float64)
     want = reference.scaled_dot_product_attention(query, key, value, is_causal=True)
     value[2, 1] = poison
     out = reference.scaled_dot_product_attention(query, key, value, is_causal=True)
@@ -50,7 +50,7 @@ def test_poison_under_each_rule(poison, more):
     """
     call = reference.scaled_dot_product_attention
     for options, rows in hidings(5, 6, 3, 2):
-        query, key, value = plain(5, 6, 3, dtype=np.float64)
+        query, key, value = one_head(5, 6, 3, dtype=np.float64)
         want = call(query, key, value, return_lse=True, **options, **more)
         poisoned = key.copy()
         poisoned[3, 1] = poison
@@ -67,7 +67,7 @@ def test_poison_under_each_rule(poison, more):
 
 def test_fully_masked_rows():
     """Fault 1, and section 5's fully masked row: output 0 and lse -inf, or the sink; never NaN."""
-    query, key, value = plain(4, 6, 3, dtype=np.float64)
+    query, key, value = one_head(4, 6, 3, dtype=np.float64)
     value[:, 1], query[1] = np.nan, np.inf
     for options in (
         {"attn_mask": np.zeros((4, 6), bool)},
@@ -106,7 +106,7 @@ def test_minus_infinity_by_arithmetic():
 @pytest.mark.parametrize("mask_dtype", [np.float32, np.float64])
 def test_finite_minimum(mask_dtype):
     """Fault 2: finfo.min is a number. Alone in a row it means all keys evenly, else none of it."""
-    query, key, value = plain(3, 5, 4, dtype=np.float64)
+    query, key, value = one_head(3, 5, 4, dtype=np.float64)
     attn_mask = np.zeros((3, 5), mask_dtype)
     attn_mask[0] = attn_mask[1, 2:] = np.finfo(mask_dtype).min
     out, lse = reference.scaled_dot_product_attention(

@@ -75,8 +75,8 @@ def test_limits_of_numpy(mode):
 @pytest.mark.parametrize("theta", [10000.0, 1e5])
 def test_rotary_tables(mode, theta):
     """Kept from call to call: those that were made under the mode are the usual ones."""
-    turn = f"turn = lambda: print([nn.rope(y, 7, theta={theta}).tobytes() for y in arrays])"
-    code = f"arrays = x, x.astype('f8')\n{turn}\n"
-    usual = subprocesses.run(SETUP, code + "turn()")
-    under = f"under({MODES[platform.machine()][mode]}, turn)"
+    rotate = f"rotate = lambda: print([nn.rope(y, 7, theta={theta}).tobytes() for y in arrays])"
+    code = f"arrays = x, x.astype('f8')\n{rotate}\n"
+    usual = subprocesses.run(SETUP, code + "rotate()")
+    under = f"under({MODES[platform.machine()][mode]}, rotate)"
     assert subprocesses.run(SETUP, f"{code}{under}\nturn()") == 2 * usual

@@ -12,7 +12,7 @@ import pytest
 
 import selfattn
 from support import subprocesses
-from support.arrays import normal, plain, qkv, same_bits
+from support.arrays import normal, one_head, qkv, same_bits
 from support.process import beats_during
 
 COMMON = """
@@ -181,7 +181,7 @@ def test_the_gil_is_released():
 
 def test_a_result_waits_for_every_helper(isa):
     """What is returned is whole: the buffers of a call are given to the next one at once."""
-    query, key, value = plain(200, 700, 32)
+    query, key, value = one_head(200, 700, 32)
     want = selfattn.scaled_dot_product_attention(query, key, value, num_threads=1)
     out = np.empty_like(query)
     for _ in range(50):

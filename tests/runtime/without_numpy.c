@@ -26,7 +26,7 @@ static int never(void *arg) { return arg != NULL; }
 
 static void *ask(void *arg) { return arg ? arg : (void *)sa_isa_in_use(); }
 
-static float *drawn(int64_t n) {
+static float *random_floats(int64_t n) {
     static uint32_t state = 1;
     float *x = malloc((size_t)n * sizeof *x);
     if (!x) exit(2);
@@ -60,8 +60,8 @@ int main(int argc, char **argv) {
     if (found[0] != found[1]) return 5;
     printf("%s\n", (const char *)found[0]);
 
-    float *query = drawn(HEADS * MANY * DIM), *out = drawn(HEADS * MANY * DIM);
-    float *key = drawn(HEADS * KEYS * DIM), *value = drawn(HEADS * KEYS * DIM);
+    float *query = random_floats(HEADS * MANY * DIM), *out = random_floats(HEADS * MANY * DIM);
+    float *key = random_floats(HEADS * KEYS * DIM), *value = random_floats(HEADS * KEYS * DIM);
     for (int rows = 3; rows <= MANY; rows += MANY - 3)
         for (int n = 1; n <= 3; n += 2) {
             sa_problem p = {.dtype = SA_f32,

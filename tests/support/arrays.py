@@ -45,7 +45,7 @@ def qkv(q_shape, heads_kv=None, seqlen_k=None, head_dim_v=None, *, dtype=np.floa
     )
 
 
-def plain(query_rows, key_rows, head_dim, head_dim_v=None, *, dtype=np.float32, seed=0):
+def one_head(query_rows, key_rows, head_dim, head_dim_v=None, *, dtype=np.float32, seed=0):
     """One head without an axis for it: (L, E), (S, E), (S, Ev)."""
     head_dim_v = head_dim if head_dim_v is None else head_dim_v
     return (

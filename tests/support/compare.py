@@ -43,7 +43,7 @@ from support.option_arrays import described, without_sinks
 UNIT = {np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-53}
 
 
-def unit_of(dtype):
+def unit_roundoff(dtype):
     """u, counted twice for float64, where the reference rounds as much as the kernels."""
     return UNIT[np.dtype(dtype)] * (2 if dtype == np.float64 else 1)
 
@@ -156,7 +156,7 @@ def check_attention(query, key, value, context="", **options):
     context = f"{context} {query.dtype} {shapes} {described(options)}"
     assert out.dtype == lse.dtype == query.dtype, context
     want_lse = np.broadcast_to(want_lse, want.shape[:-1])  # an axis may be value's alone
-    u, size = unit_of(query.dtype), score_size(query, key, options.get("scale"))
+    u, size = unit_roundoff(query.dtype), score_size(query, key, options.get("scale"))
     plain_sum = key.shape[-2] / 4 if query.dtype == np.float64 else 0  # u is counted twice there
     all_axes = np.broadcast_to(query, (*want.shape[:-1], query.shape[-1]))
     moved = moves(all_axes, key, **options)[2]
@@ -170,7 +170,7 @@ def check_attention(query, key, value, context="", **options):
 def check_scores(query, key, context="", **options):
     """The scores and the weights against the reference."""
     context = f"{context} {query.dtype} {query.shape} {key.shape} {described(options)}"
-    u, size = unit_of(query.dtype), score_size(query, key, options.get("scale"))
+    u, size = unit_roundoff(query.dtype), score_size(query, key, options.get("scale"))
     moved, weight_moved, _ = moves(query, key, **options)
     scores = selfattn.scaled_dot_product(query, key, **without_sinks(options))
     want = wide(reference.scaled_dot_product, query, key, **without_sinks(options))

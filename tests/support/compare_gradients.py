@@ -24,7 +24,7 @@ and the sums: where y moves by dy, the sum of y z does by that of (dy + 3 abs(y)
 
 and what underflows is off by the smallest number more. A long sum of terms that are alike may round
 the same way at each step, to more than 3; none is drawn. In float64 the reference may be as far off
-(unit_of).
+(unit_roundoff).
 
 How much of a bound is used, in 3,000 calls of test_backward.py and test_backward_options.py and in
 1,500 at random: at most .5 in float32 (dV, where one key has all the weight) and .3 in float64,
@@ -40,8 +40,8 @@ from selfattn.reference.backward import sum_by_head
 from selfattn.reference.dropout import dropout_factor
 from selfattn.reference.scores import factor
 from support.arrays import same_bits
-from support.compare import UNIT, assert_close, rounded_by_options, unit_of
-from support.gradients import asked, backward, expected
+from support.compare import UNIT, assert_close, rounded_by_options, unit_roundoff
+from support.gradients import backward, expected, wanted_grads
 from support.option_arrays import described
 
 DOT, SUM = 3, 3
@@ -87,7 +87,7 @@ def gradient_bounds(
     Of packed sequences it is one, and which.
     """
     dtype, shapes = inputs[1].dtype, [x.shape for x in inputs[1:]]
-    u = unit_of(dtype)
+    u = unit_roundoff(dtype)
     least = float(np.finfo(dtype).smallest_subnormal) / u
     g, *arrays = map(finite, inputs)
     q, k, v = aligned(*arrays, enable_gqa=enable_gqa)
@@ -125,7 +125,7 @@ def gradient_bounds(
     }
     for name, shape in zip(bounds, shapes, strict=True):
         bounds[name] = summed_over_groups(bounds[name], shape)
-    more = asked(options)
+    more = wanted_grads(options)
     if more["mask_grad"]:
         bounds["attn_mask"] = summed_to(ds_off + SUM * np.abs(ds), options["attn_mask"].shape)
     if more["sinks_grad"]:

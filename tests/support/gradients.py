@@ -7,13 +7,13 @@ from selfattn import reference
 from support.arrays import normal, same_bits
 from support.option_arrays import option
 
-# Few rows and many, and more than one tile of them.
+# For the forward's decode kernels, its prefill kernels, and more than one tile of the backward.
 ROWS = [1, 3, 40]
 DROPOUT = {"dropout_p": 0.3, "dropout_seed": 5}
 
 
-def asked(options):
-    """For which more gradients a call can be asked: the float mask's, the sinks'."""
+def wanted_grads(options):
+    """Which further gradients the options have: of a float mask, of sinks."""
     mask = options.get("attn_mask")
     return {
         "mask_grad": mask is not None and mask.dtype != bool,
@@ -24,7 +24,7 @@ def asked(options):
 def upon(grad_out, *arrays, out, lse, **options):
     """Every gradient that there is, by name; out and lse are given."""
     gradients = selfattn.scaled_dot_product_attention_backward(
-        grad_out, *arrays, out, lse, **asked(options), **options
+        grad_out, *arrays, out, lse, **wanted_grads(options), **options
     )
     return {name: x for name, x in gradients._asdict().items() if x is not None}
 
@@ -41,7 +41,7 @@ def packed_backward(grad_out, packed, **options):
     gradients = selfattn.varlen_attention_backward(
         *(grad_out, *packed.arrays, out, lse, packed.cu_q, packed.cu_k),
         enable_gqa=True,
-        **asked(options),
+        **wanted_grads(options),
         **options,
     )
     return {name: x for name, x in gradients._asdict().items() if x is not None}
@@ -82,7 +82,7 @@ def expected(grad_out, *arrays, **options):
         if x is not None and x.dtype != bool:
             options[name] = x.astype(np.float64)
     gradients = reference.scaled_dot_product_attention_backward(
-        *wide, None, None, **asked(options), **options
+        *wide, None, None, **wanted_grads(options), **options
     )
     return {name: x for name, x in gradients._asdict().items() if x is not None}
 

@@ -153,10 +153,10 @@ def calls_on(query, key, value):
     pairs = query.shape[-1] // 2
     angles = np.random.default_rng(1).standard_normal((*query.shape[:-1], 2 * pairs))
     for step, first, second in ((1, 0, pairs), (2, 1, 0)):
-        turn = turned(pairs, step, first, second)
+        rotate = rotation(pairs, step, first, second)
         arrays = query, angles.astype(query.dtype)
-        turn(*arrays, out := np.empty_like(query))
-        yield turn, arrays, [out]
+        rotate(*arrays, out := np.empty_like(query))
+        yield rotate, arrays, [out]
 
 
 def projection_shapes():
@@ -242,7 +242,7 @@ def to_out(f, **options):
     return lambda *arrays: f(*arrays[:-1], out=arrays[-1], **options)
 
 
-def turned(*places):
+def rotation(*places):
     """The kernel of rotary positions as a function of arrays alone."""
     return lambda x, angles, out: _core.turn(x, angles, out, *places, 1)
 

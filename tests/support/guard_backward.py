@@ -19,18 +19,18 @@ from support.guard import Bench, option_shapes, options_of, shapes
 from support.option_arrays import float_mask
 
 
-def turned(arrays, is_turned):
+def transposed(arrays, is_transposed):
     """The arrays with their last two axes exchanged, but for those of one axis less, as lse is."""
-    return [x.swapaxes(-1, -2) if is_turned and x.ndim == 3 else x for x in arrays]
+    return [x.swapaxes(-1, -2) if is_transposed and x.ndim == 3 else x for x in arrays]
 
 
-def backward(options, names=(), is_turned=False):
+def backward(options, names=(), is_transposed=False):
     """The call as a function of arrays alone: inputs, options by name, then all the gradients."""
 
     def call(*arrays):
         count = 6 + len(names)
-        grad_out, query, key, value, out, lse = turned(arrays[:6], is_turned)
-        gradients = [*turned(arrays[count : count + 3], is_turned), *arrays[count + 3 :]]
+        grad_out, query, key, value, out, lse = transposed(arrays[:6], is_transposed)
+        gradients = [*transposed(arrays[count : count + 3], is_transposed), *arrays[count + 3 :]]
         for x in gradients:
             x[...] = 0
         for i, name in ((3, "attn_mask"), (4, "sinks")):
@@ -46,7 +46,7 @@ def backward(options, names=(), is_turned=False):
     return call
 
 
-def case(query, key, value, options, arrays=(), is_turned=False):
+def case(query, key, value, options, arrays=(), is_transposed=False):
     """A call, its inputs and the gradients that it must give; `arrays` are options by name."""
     arrays = dict(arrays)
     names, given = tuple(arrays), tuple(arrays.values())
@@ -59,9 +59,9 @@ def case(query, key, value, options, arrays=(), is_turned=False):
         grad_out, *inputs, out, lse, **all_options, **asked
     )
     want = [x for x in want if x is not None]
-    inputs = turned((grad_out, *inputs, out, lse), is_turned)
-    want = [*turned(want[:3], is_turned), *want[3:]]
-    return backward(options, names, is_turned), (*inputs, *given), want
+    inputs = transposed((grad_out, *inputs, out, lse), is_transposed)
+    want = [*transposed(want[:3], is_transposed), *want[3:]]
+    return backward(options, names, is_transposed), (*inputs, *given), want
 
 
 def calls_on(query, key, value):
@@ -71,7 +71,7 @@ def calls_on(query, key, value):
         {"window_size": (5, 3), "query_offset": 4, "softcap": 2.0},
     ):
         yield case(query, key, value, options)
-    yield case(query, key, value, {"is_causal": True, "query_offset": 1}, is_turned=True)
+    yield case(query, key, value, {"is_causal": True, "query_offset": 1}, is_transposed=True)
 
 
 def calls_with_options(query, key, value):

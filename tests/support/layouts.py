@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Few rows and many: the two shapes of kernel.
+# Rows for the decode kernels and for the prefill kernels.
 SHAPES = [(2, 3, 2, 13), (2, 3, 37, 13)]
 
 

@@ -10,7 +10,7 @@ from support.arrays import same_bits
 
 NAN, INF = math.nan, math.inf
 POISON = [NAN, INF, -INF]
-# Few rows and many: the two shapes of kernel.
+# Rows for the decode kernels and for the prefill kernels.
 ROWS = [1, 3, 40]
 
 

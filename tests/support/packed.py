@@ -5,7 +5,7 @@ import numpy as np
 import selfattn
 from selfattn import reference
 from support.arrays import normal, same_bits
-from support.compare import assert_close, largest, moves, score_size, unit_of, wide
+from support.compare import assert_close, largest, moves, score_size, unit_roundoff, wide
 
 # (queries, keys) of each sequence.
 LENGTHS = {
@@ -143,7 +143,7 @@ def check(packed, context="", **options):
         ),
         *packed.arrays,
     )
-    u = unit_of(packed.dtype)
+    u = unit_roundoff(packed.dtype)
     for b in range(packed.batch):
         if packed.lengths_q[b] == 0:
             continue

@@ -11,7 +11,7 @@ import numpy as np
 import selfattn
 from selfattn import reference
 from support.arrays import in_structs, normal, unaligned
-from support.compare import assert_close, unit_of, wide
+from support.compare import assert_close, unit_roundoff, wide
 
 # The edges of few rows, vectors, strips, panels and tiles; of chunks, parts and blocks of a sum.
 ROWS = (1, 2, 4, 5, 8, 9, 24, 25, 48, 96, 144, 145)
@@ -41,7 +41,7 @@ def sizes(x, weight, bias=None):
 def check(*given, **options):
     got = selfattn.project(*given, **options)
     assert got.dtype == given[0].dtype
-    bound = 8 * unit_of(got.dtype) * sizes(*given)
+    bound = 8 * unit_roundoff(got.dtype) * sizes(*given)
     shapes = [a.shape for a in given]
     assert_close(got, wide(reference.project, *given), bound, (shapes, got.dtype))
     return got
@@ -57,7 +57,7 @@ def check_gradients(grad_out, *given, **options):
             assert len(given) == 2
             continue
         assert a.dtype == grad_out.dtype
-        bound = 8 * unit_of(a.dtype) * getattr(size, name)
+        bound = 8 * unit_roundoff(a.dtype) * getattr(size, name)
         assert_close(a, getattr(want, name), bound, (name, [b.shape for b in given], a.dtype))
     return got
 

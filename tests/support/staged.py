@@ -14,7 +14,7 @@ OPTIONS = [
 ]
 
 
-def apart(rng, shape, dtype):
-    """A view whose heads lie behind its positions."""
+def bshd(rng, shape, dtype):
+    """A (batch, heads, positions, dim) view of an array in BSHD layout: its rows are strided."""
     batch, heads, positions, dim = shape
     return rng.standard_normal((batch, positions, heads, dim)).astype(dtype).swapaxes(1, 2)

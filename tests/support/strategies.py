@@ -1,4 +1,4 @@
-"""Problems drawn at random (hypothesis): shapes, strides, dtypes, and all options in combination.
+"""Random problems (hypothesis): shapes, strides, dtypes, and all options in combination.
 
 A problem is (query, key, value), options. The axes before the heads are up to three, each of them
 kept, 1 or missing in each input; options that are arrays have any shape that broadcasts. A problem
@@ -17,7 +17,7 @@ from support.gradients import grad_of
 
 
 def repeatable(examples):
-    """No deadline, since the machine may be busy; every run draws the same."""
+    """No deadline, since the machine may be busy; every run has the same examples."""
     return settings(
         max_examples=examples,
         deadline=None,
@@ -27,7 +27,7 @@ def repeatable(examples):
     )
 
 
-def _turned(a, b):
+def _with_swapped_axes(a, b):
     """As an array whose axes a and b lie in memory the other way around."""
     return lambda x: x.swapaxes(a, b).copy().swapaxes(a, b)
 
@@ -46,10 +46,10 @@ LAYOUTS = [
     (1, lambda x: x[..., ::-1].copy()[..., ::-1]),
     (1, _alike_columns),
     (1, lambda x: np.broadcast_to(x[:1], x.shape)),
-    (2, _turned(-1, -2)),
+    (2, _with_swapped_axes(-1, -2)),
     (2, lambda x: x[..., ::-1, :].copy()[..., ::-1, :]),
     (2, lambda x: np.broadcast_to(x[..., :1, :], x.shape)),
-    (3, _turned(-2, -3)),
+    (3, _with_swapped_axes(-2, -3)),
     (3, lambda x: np.broadcast_to(x[..., :1, :, :], x.shape)),
 ]
 

@@ -10,7 +10,7 @@ import pytest
 
 import selfattn
 from support.arrays import normal, same_bits
-from support.compare import assert_close, largest, score_size, unit_of
+from support.compare import assert_close, largest, score_size, unit_roundoff
 from support.packed import LENGTHS, OPTIONS, Packed, check, of_sequence
 
 # ------------------------------------------------------------------ lengths and options
@@ -106,7 +106,7 @@ def test_fully_masked_rows(isa, dtype):
         out, lse = packed.attend(**options, sinks=sinks)
         assert not out[second].any(), options
         # The sink is all there is under the logarithm: log(exp(x)), with a last place of log.
-        bound = 3 * unit_of(dtype) * (1 + np.abs(sinks[:, None].astype(np.float64)))
+        bound = 3 * unit_roundoff(dtype) * (1 + np.abs(sinks[:, None].astype(np.float64)))
         assert_close(lse[:, second], np.broadcast_to(sinks[:, None], (4, 3)), bound, options)
 
 
@@ -192,6 +192,6 @@ def test_a_sequence_cut_in_two(isa, dtype):
     out, lse = packed.attend(segment_ids=np.repeat([3, -8], [7, 4]))
     # Other places of the keys in a block: another order of the sums, so not the bits.
     size = score_size(*(x.swapaxes(0, 1) for x in packed.arrays[:2]))
-    u = 2 * unit_of(dtype)
+    u = 2 * unit_roundoff(dtype)
     assert_close(out, want, u * (8 + 3 * size) * largest(packed.value))
     assert_close(lse, want_lse, u * (6 * (1 + size) + 3 * np.abs(want_lse)))

@@ -17,7 +17,9 @@ def test_strides(isa, dtype):
     fused = np.full((total, 3, heads, head_dim), np.nan, dtype)
     views = {"fused": [fused[:, n] for n in range(3)]}
     views["heads first"] = [np.empty((heads, total, 8), dtype).swapaxes(0, 1) for _ in "qkv"]
-    views["rows apart"] = [np.full((2 * total, heads, 9), np.nan, dtype)[::2, :, :8] for _ in "qkv"]
+    views["strided rows"] = [
+        np.full((2 * total, heads, 9), np.nan, dtype)[::2, :, :8] for _ in "qkv"
+    ]
     views["backwards"] = [np.empty_like(packed.query)[::-1, ::-1, ::-1] for _ in "qkv"]
     for name, arrays in views.items():
         for view, x in zip(arrays, packed.arrays, strict=True):
@@ -40,20 +42,20 @@ def test_strides_of_options(isa, dtype):
     options = OPTIONS["all"](packed)
     want = packed.attend(**options)
 
-    def apart(x):
+    def backwards(x):
         whole = np.zeros(tuple(2 * n for n in x.shape), x.dtype)
         view = whole[tuple(slice(None, None, -2) for _ in x.shape)]
         view[...] = x
         return view
 
     strided = {
-        name: tuple(map(apart, x)) if isinstance(x, tuple) and name == "segment_ids" else x
+        name: tuple(map(backwards, x)) if isinstance(x, tuple) and name == "segment_ids" else x
         for name, x in options.items()
     }
     for name in ("attn_mask", "query_offset", "kv_lengths", "alibi_slopes", "sinks"):
-        strided[name] = apart(options[name])
+        strided[name] = backwards(options[name])
     assert same_bits(packed.attend(**strided), want)
-    packed.cu_q, packed.cu_k = apart(packed.cu_q), apart(packed.cu_k)
+    packed.cu_q, packed.cu_k = backwards(packed.cu_q), backwards(packed.cu_k)
     assert same_bits(packed.attend(**strided), want)
 
 

@@ -11,7 +11,7 @@ from selfattn import reference
 from selfattn.reference.axes import summed_to
 from support.arrays import normal, same_bits
 from support.compare_gradients import assert_near, gradient_bounds
-from support.gradients import asked, assert_same, backward, packed_backward
+from support.gradients import assert_same, backward, packed_backward, wanted_grads
 from support.packed import LENGTHS, OPTIONS, Packed, of_sequence
 
 DROPOUT = {"dropout_p": 0.3, "dropout_seed": 2**64 - 7}
@@ -27,7 +27,7 @@ def wide(packed, grad_out, options):
         *(x.astype(np.float64) for x in (grad_out, *packed.arrays)),
         *(None, None, packed.cu_q, packed.cu_k),
         enable_gqa=True,
-        **asked(options),
+        **wanted_grads(options),
         **options,
     )
     return {name: x for name, x in gradients._asdict().items() if x is not None}
@@ -39,7 +39,7 @@ def packed_bounds(packed, grad_out, options):
         name: np.zeros(x.shape)
         for name, x in zip(("query", "key", "value"), packed.arrays, strict=True)
     }
-    more, mask = asked(options), options.get("attn_mask")
+    more, mask = wanted_grads(options), options.get("attn_mask")
     of_mask = np.zeros((packed.heads, packed.total_q, packed.longest))
     if more["sinks_grad"]:
         bounds["sinks"] = np.zeros(packed.heads)
