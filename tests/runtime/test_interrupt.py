@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
+from selfattn import _core
 from support import subprocesses
-from support.process import INTERRUPTED
+from support.process import check_latency
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT by kill()")
 
@@ -34,16 +35,16 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", CALLS)
-def test_latency(isa, name, threads):
-    """The best of three, since the signal may be sent late."""
-    square = "square" in CALLS[name]
-    code = INTERRUPTED.format(isa=isa, threads=threads, call=CALLS[name], square=square)
-    latency, finished = subprocesses.run(code).split()
-    if finished == "True":
-        pytest.skip("this machine is done before it can be interrupted")
-    assert float(latency) < 0.1
+def test_latency(isa, name):
+    """How much a call does between two questions depends on the set."""
+    check_latency(CALLS[name], isa, 1, "square" in CALLS[name])
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_latency_on_two_threads(name):
+    """One of them asks, both stop: in any set."""
+    check_latency(CALLS[name], _core.isa(), 2, "square" in CALLS[name])
 
 
 def test_any_signal_handler_runs_and_may_raise():

@@ -79,4 +79,4 @@ def test_rotary_tables(mode, theta):
     code = f"arrays = x, x.astype('f8')\n{rotate}\n"
     usual = subprocesses.run(SETUP, code + "rotate()")
     under = f"under({MODES[platform.machine()][mode]}, rotate)"
-    assert subprocesses.run(SETUP, f"{code}{under}\nturn()") == 2 * usual
+    assert subprocesses.run(SETUP, f"{code}{under}\nrotate()") == 2 * usual

@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from support import subprocesses
+
 # The 32 bytes that glibc's fegetenv fills on x86-64 end with MXCSR.
 MXCSR = """
 import ctypes
@@ -28,7 +30,7 @@ x86_linux = pytest.mark.skipif(
     reason="reads MXCSR as glibc lays it out on x86-64",
 )
 
-INTERRUPTED = """
+_INTERRUPTED = """
 import os, signal, sys, threading, time
 import numpy as np, selfattn
 from selfattn import _core
@@ -77,6 +79,18 @@ assert np.array_equal(again, want)
 assert np.isfinite(want).all()
 print(min(latencies), finished)
 """
+
+
+def check_latency(call, isa, num_threads, square=False):
+    """The call is interrupted within 100 ms: the best of three, since the signal may be sent late.
+
+    `call` names its number of threads n, and may use the arrays above, those of `square` too if so.
+    """
+    code = _INTERRUPTED.format(isa=isa, threads=num_threads, call=call, square=square)
+    latency, finished = subprocesses.run(code).split()
+    if finished == "True":
+        pytest.skip("this machine is done before it can be interrupted")
+    assert float(latency) < 0.1
 
 
 def beats_during(call):
