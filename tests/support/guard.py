@@ -10,6 +10,7 @@ Before each call its case goes to stderr, so that the last line says which one c
 
 import ctypes
 import itertools
+import math
 import mmap
 import sys
 
@@ -21,6 +22,7 @@ from selfattn import _args, _core
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
 CANARY = 0xA5
+CANARIES = 0xA5A5A5A5A5A5A5A5
 libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -41,15 +43,15 @@ class Memory:
             raise OSError(ctypes.get_errno(), "mprotect")
 
     def pieces(self, count):
-        """The usable bytes of the first pieces, one row each."""
-        shape, strides = (count, self.size), (self.period, 1)
-        return np.ndarray(shape, np.uint8, self.bytes, PAGE, strides)
+        """The usable bytes of the first pieces, one row each, as words of 8."""
+        shape, strides = (count, self.size // 8), (self.period, 8)
+        return np.ndarray(shape, np.uint64, self.bytes, PAGE, strides)
 
     def array(self, shape, dtype, end, rows):
         """An array, or each of its rows, against a forbidden page at the end, else at the start."""
         itemsize = np.dtype(dtype).itemsize
-        length = itemsize * (shape[-1] if rows else int(np.prod(shape)))
-        count = int(np.prod(shape[:-1])) if rows else 1
+        length = itemsize * (shape[-1] if rows else math.prod(shape))
+        count = math.prod(shape[:-1]) if rows else 1
         assert length <= self.size, "the harness is too small"
         assert count <= self.teeth, "the harness is too small"
         if not rows:
@@ -65,7 +67,7 @@ class Memory:
 
 
 class Bench:
-    """Memory for each argument of a call, as whole arrays and as rows."""
+    """Memory for each argument of a call, as whole arrays and as rows; canaries between calls."""
 
     def __init__(self):
         self.memory = {}
@@ -73,7 +75,8 @@ class Bench:
     def memory_of(self, name, rows):
         key = (name, rows)
         if key not in self.memory:
-            self.memory[key] = Memory(1100, 2 * PAGE) if rows else Memory(1, 2**20)
+            self.memory[key] = memory = Memory(1100, 2 * PAGE) if rows else Memory(1, 2**20)
+            memory.pieces(memory.teeth)[...] = CANARIES
         return self.memory[key]
 
     def put(self, name, x, end, rows):
@@ -88,14 +91,13 @@ class Bench:
         outs, used = [], []
         for i, x in enumerate(want):
             memory = self.memory_of(f"out{i}", rows)
-            used.append(memory.pieces(int(np.prod(x.shape[:-1])) if rows else 1))
-            used[-1][...] = CANARY
+            used.append(memory.pieces(math.prod(x.shape[:-1]) if rows else 1))
             outs.append(memory.array(x.shape, x.dtype, end, rows))
         f(*placed, *outs)
         for got, x, pieces in zip(outs, want, used, strict=True):
             assert np.array_equal(got, x, equal_nan=True), "result"
             got.view(np.uint8)[...] = CANARY
-            assert (pieces == CANARY).all(), "written outside of out"
+            assert (pieces == CANARIES).all(), "written outside of out"
 
 
 def fused(options, names=()):
