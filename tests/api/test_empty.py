@@ -1,6 +1,6 @@
 """Empty axes: S = 0 is a row that sees nothing, E = 0 the mean of the values; others are empty.
 
-Fault 9: a crash, or memory that nobody wrote.
+Fault 9: a crash, or uninitialised memory.
 """
 
 import itertools

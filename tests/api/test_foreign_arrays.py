@@ -108,7 +108,7 @@ class Fails:
 
 @pytest.mark.parametrize("error", [TypeError, ValueError, BufferError, RuntimeError])
 def test_other_reasons(error):
-    """They are told, behind the argument's name; what means another thing passes as it is."""
+    """The message is the argument's name and the reason; errors of another kind pass."""
     kind = RuntimeError if error is RuntimeError else TypeError
     message = "^attn_mask: expected an array that NumPy can read, got Fails: it is frozen$"
     with pytest.raises(kind, match=message) as caught:

@@ -77,8 +77,8 @@ def test_an_lse_of_these_keys_alone(isa, dtype, size):
     weights /= weights.sum(-1, keepdims=True)
     want = weights.swapaxes(-1, -2) @ grad_out
     # Scores are kept to a bit of the largest; lse, which is one more rounding, is not in it.
-    room = 2 * np.finfo(dtype).eps * (1 + float(np.abs(scores).max()) / 4)
-    assert np.abs(got - want).max() <= room * np.abs(want).max()
+    tolerance = 2 * np.finfo(dtype).eps * (1 + float(np.abs(scores).max()) / 4)
+    assert np.abs(got - want).max() <= tolerance * np.abs(want).max()
 
 
 def test_a_piece_that_no_query_sees_or_that_weighs_nothing(isa, dtype):

@@ -173,7 +173,7 @@ def test_segments_and_masks_that_say_the_same(isa, dtype, rows):
     arrays = qkv((1, 2, rows, 12), seqlen_k=300, dtype=dtype)
     grad_out = grad_of(*arrays)
     for ids_k in (np.arange(300) // 60, np.arange(300) % 5):
-        ids_q = np.arange(rows) % 7  # of which two are nobody's
+        ids_q = np.arange(rows) % 7  # two of which no key has
         want = backward(grad_out, *arrays, segment_ids=(ids_q, ids_k))
         mask = ids_q[:, None] == ids_k
         assert_same(backward(grad_out, *arrays, attn_mask=mask), want)

@@ -1,7 +1,7 @@
 """The same query gets the same bits, whatever else is in the call and whatever computes it.
 
 Fault 30, and more than the peers promise: threads, splits shared by threads, batches, slices,
-single rows, padding, memory layout, keys that nobody sees, and the instruction sets themselves.
+single rows, padding, memory layout, keys that no query sees, and the instruction sets themselves.
 Every comparison is of bits: not a single one may differ.
 """
 
@@ -105,7 +105,7 @@ def test_right_padding(isa, dtype, seqlen_q):
 
 
 @pytest.mark.parametrize("seqlen_q", [1, 40])
-def test_keys_in_front_that_nobody_sees(isa, dtype, seqlen_q):
+def test_keys_in_front_that_no_query_sees(isa, dtype, seqlen_q):
     """Whole masked blocks of 128 are skipped: no bit tells that they were there."""
     query, key, value = one_head(seqlen_q, 300, 12, dtype=dtype)
     for blocks in (

@@ -47,9 +47,9 @@ def test_alone_and_in_batches(isa, rng, dtype, name, length):
 
 @pytest.mark.parametrize("padding", [0, 1000, np.nan])
 def test_padded_on_the_right(isa, rng, dtype, padding):
-    """Rows of padding have no gradient; what x holds there is seen by nobody.
+    """Rows of padding have no gradient; what x holds there reaches no other row.
 
-    But for NaN, which such rows as queries give to the gradients of the keys that they see.
+    Except NaN, which such rows as queries give to the gradients of the keys that they see.
     """
     lengths = np.array([40, 1, 17, 33, 5, 26, 40])
     layer, x, grad_out = given(rng, dtype, (7, 40))

@@ -66,7 +66,7 @@ def test_full_disk(arguments, unbuffered):
 
 
 @BUFFERED
-def test_errors_that_nobody_hears(unbuffered):
+def test_errors_when_stderr_is_closed_or_full(unbuffered):
     """Without stderr they are not taken for output."""
     pytest.importorskip("rich")
     where = ["2>&-", "2>/dev/full"] if Path("/dev/full").exists() else ["2>&-"]

@@ -108,7 +108,7 @@ def test_without_ml_dtypes(path, code):
 
 
 @pytest.mark.parametrize("code", OF_NOBODY)
-def test_dtypes_that_nobody_has(path, code):
+def test_unknown_dtypes(path, code):
     """Several numbers to a byte; and one that the format may have some day."""
     write(path, [code])
     refuses(path, code)

@@ -34,9 +34,9 @@ def assert_mean(got, query, key, value, **options):
     shape = want.shape
     assert got.shape == shape
     assert np.isfinite(got).all()
-    room = 64 * unit * np.abs(value).max()
+    tolerance = 64 * unit * np.abs(value).max()
     with np.errstate(over="ignore"):
-        assert (np.abs(got / 2 - want / 2) <= room).all()
+        assert (np.abs(got / 2 - want / 2) <= tolerance).all()
 
 
 @pytest.mark.parametrize("keys", [1, 2, 3, 16, 129, 700, 1500])

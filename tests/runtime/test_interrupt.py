@@ -112,8 +112,8 @@ def test_how_often_a_call_asks():
     subprocesses.run(code)
 
 
-def test_a_call_outside_the_main_thread_asks_nobody():
-    """It computes on while C code has the GIL, for seconds: how far is told by its CPU time."""
+def test_a_call_outside_the_main_thread_never_waits_for_the_gil():
+    """While other C code holds the GIL for seconds, the call computes: by its CPU time."""
     code = """
     import ctypes, os, threading, time
     import numpy as np, selfattn

@@ -27,7 +27,7 @@ before = tasks()
 
 
 def test_affinity_of_helpers():
-    """Theirs is the caller's own of that moment, less its core; nobody else's is touched."""
+    """Helpers get the caller's at that moment, less its core; no other thread's is changed."""
     code = """
     ready, done = threading.Event(), threading.Event()
     thread = threading.Thread(target=lambda: (ready.set(), done.wait()), daemon=True)
@@ -81,7 +81,7 @@ def test_helpers_that_sleep_are_all_woken(n):
     subprocesses.run(COMMON, code)
 
 
-def test_helpers_that_nobody_needs_end():
+def test_idle_helpers_end():
     """Those of one call of many threads, while calls of two go on; and then all. Others start."""
     code = """
     def wait_for(count):

@@ -125,8 +125,8 @@ def test_numpy_error_state(isa):
 def test_signal_handlers():
     """Those of Python, and of the process as the system sees them.
 
-    But for those that belong to nobody but the C library: it catches one when the first thread
-    starts, which on a single core is ours.
+    Except the C library's own: it catches one when the first thread starts, which on a single core
+    is one of the pool's.
     """
     code = """
     import pathlib, signal
