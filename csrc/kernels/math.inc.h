@@ -11,7 +11,7 @@
  *
  * 2^(ux) has a bound for every u instead: .94, of which the last rounding is .5, the roundings of q
  * .29, that of f .12 and the polynomial .03; up to .97 where the result is subnormal, which is a
- * second rounding. The other figures were measured. tests/test_math.py requires 1 of all.
+ * second rounding. The other figures were measured. tests/numerics/test_math.py requires 1 of all.
  *
  * q, t and the series of atanh are minimax fits of the relative error; the polynomial's error is
  * .025 ulp in 2^f, .05 ulp in e^r, .02 ulp in tanh. (Muller, "Elementary Functions", chapters 3 and

@@ -77,7 +77,8 @@ extern const sa_kernels SA_TABLE_OF(SA_GEMV_BY_ROWS_ISA, SA_DTYPE_NAME);
 /* Code that uses only the low 128 bits of vector registers, as the loops and their callers do, is
  * slow while the upper bits are in use. So each function of the table ends by clearing them
  * (v_zeroupper). Compilers add that by themselves, except that gcc 12 takes a callee which has a
- * vector parameter and returns no vector to have done it. Held by tests/test_registers.py. */
+ * vector parameter and returns no vector to have done it. Held by tests/runtime/test_registers.py.
+ */
 const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
     .lanes = LANES,
     .prefill = {.rows = NR_BEST * LANES,

@@ -59,8 +59,8 @@
  *     u_shift_right(a, n)     n is a constant, 0 < n < 32
  *     u_at_least(a, b)        a mask: true where a >= b
  *
- * And v_zeroupper() clears the registers past their lowest 128 bits (tests/test_registers.py says
- * why): the last statement of every kernel in the table.
+ * And v_zeroupper() clears the registers past their lowest 128 bits
+ * (tests/runtime/test_registers.py says why): the last statement of every kernel in the table.
  *
  * v_ldexp(x, n), for n up to 4/3 of REAL_BIAS, is
  *

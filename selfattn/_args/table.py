@@ -2,8 +2,8 @@
 
 A new option is a row here, its check in `options.py`, its setter in `_core.pyx`, and its place in
 the functions that take it: in their signatures, which stay written out for documentation and for
-type checkers, and in the tuple of values below them. `tests/test_options_table.py` holds both to
-the rows. (`locals()` would spare the tuple, and take longer than a small call.)
+type checkers, and in the tuple of values below them. `tests/options/test_options_table.py` holds
+both to the rows. (`locals()` would spare the tuple, and take longer than a small call.)
 """
 
 from __future__ import annotations

@@ -1,0 +1,82 @@
+"""Every operation of every header in csrc/simd, against scalar code, bit for bit (simd.c).
+
+The kernels are tested through attention elsewhere. What goes wrong there in one set alone is found
+here, in one operation, as is a mistake in a new set's header.
+"""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support.c_core import CSRC, isa_flags
+
+HERE = Path(__file__).parent
+COMPILERS = [cc for cc in ("gcc", "clang") if shutil.which(cc)] or ["cc"]
+pytestmark = pytest.mark.skipif(
+    shutil.which(COMPILERS[0]) is None or not CSRC.exists() or os.name != "posix",
+    reason="no C compiler, or no source folder beside the tests",
+)
+
+FLAGS = isa_flags()
+EMULATED = [*FLAGS["avx2"], f"-I{HERE.parent / 'emulated'}", "-Wno-psabi"] if FLAGS else []
+SIMDE = Path("/usr/include/simde/x86/avx512.h")
+UNSUPPORTED = 77  # simd.c's status
+
+# Header, whether the processor runs it, the compiler's flags.
+SETS = {"portable": ("portable.h", "1", [])}
+if platform.machine() == "x86_64":
+    SETS |= {
+        "avx2": ("avx2.h", "sa_cpu_has_avx2_fma()", FLAGS.get("avx2")),
+        "avx512": ("avx512.h", "sa_cpu_has_avx512()", FLAGS.get("avx512")),
+    }
+    if SIMDE.exists():
+        SETS["avx512, emulated"] = ("avx512.h", "sa_cpu_has_avx2_fma()", EMULATED)
+
+
+def run(*command):
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def defined(header):
+    """The names of the operations that a header of csrc/simd defines."""
+    text = (CSRC / "simd" / header).read_text()
+    return set(re.findall(r"(?:SA_INLINE \w+ |LANEWISE\(|COMPARE\(|WORDWISE\()([uv]_\w+)", text))
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("cc", COMPILERS)
+def test_every_operation(cc, isa, bits, tmp_path):
+    header, is_supported, flags = SETS[isa]
+    program = tmp_path / "simd"
+    header_and_dtype = [f'-DHEADER="simd/{header}"', f"-DSA_REAL_BITS={bits}"]
+    macros = ["-D_GNU_SOURCE", *header_and_dtype, f"-DIS_SUPPORTED={is_supported}"]
+    exact = ["-std=c11", "-O2", "-ffp-contract=off"]
+    sources = [HERE / "simd.c", CSRC / "cpu.c"]
+    built = run(cc, *exact, *macros, f"-I{CSRC}", *flags, *sources, "-o", program, "-lm")
+    assert built.returncode == 0, built.stderr
+    done = run(program)
+    if done.returncode == UNSUPPORTED:
+        pytest.skip(f"this processor does not run {isa}")
+    assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
+    lanes = dict(line.split() for line in done.stdout.splitlines())
+    # v_zeroupper is what test_registers.py is about.
+    assert set(lanes) == defined("portable.h") - {"v_zeroupper"}
+    assert "0" not in lanes.values()
+
+
+def test_every_header_defines_every_operation():
+    """And common.h says of each what it does."""
+    want = defined("portable.h")
+    assert len(want) > 30
+    shared = defined("x86.h")
+    for header in "avx2.h", "avx512.h":
+        assert defined(header) | shared == want
+        assert not defined(header) & shared
+    contract = (CSRC / "simd" / "common.h").read_text().split("*/")[0]
+    assert set(re.findall(r"\b[uv]_\w+", contract)) == want
