@@ -51,7 +51,9 @@ def test_names_of_files(page):
 
 def test_names_that_are_nobodys_are_noticed():
     """The yardstick: of each kind one that is there, and one that is not."""
-    there = "`tests/oracle.py`, csrc/*.def csrc/simd/<isa>.h docs/ (test_bits.py) kv.h setup.py"
+    there = (
+        "`tests/support/oracle.py`, csrc/*.def csrc/simd/<isa>.h docs/ (test_bits.py) kv.h setup.py"
+    )
     assert list(missing(there)) == []
     gone = "tests/gone.py csrc/isa/*.f csrc/isa/<isa>.h docs/gone/ test_gone.py gone.inc.h gone.py"
     assert sorted(missing(gone)) == sorted(gone.split())
