@@ -77,11 +77,11 @@ static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
     splits_of(s, t, &first, &last);
     for (int64_t i = first; i < last; ++i) {
         split(kernel, t, w->scratch, i, i == first ? w->total : w->part);
-        if (i > first) kernel->merge(t, w->scratch, w->total, w->part);
+        if (i > first) kernel->merge(t, w->total, w->part);
         *overflowed |= sa_fp_overflowed();
         if (sa_call_cancelled(&w->call->call, w->worker)) return 0;
     }
-    kernel->finish(t, w->scratch, w->total);
+    kernel->finish(t, w->total);
     return 1;
 }
 
@@ -163,10 +163,9 @@ static void shared_splits(void *arg, int worker, char *scratch) {
         if (sa_call_cancelled(&c->call, worker)) return;
         if (sa_fetch_add(&c->done[tile]) < s->splits - 1) continue;
         char *total = state_of(s, states, first);
-        for (i = first + 1; i < last; ++i)
-            kernel->merge(&t, scratch, total, state_of(s, states, i));
+        for (i = first + 1; i < last; ++i) kernel->merge(&t, total, state_of(s, states, i));
         int overflowed = c->overflowed || sa_fp_overflowed();
-        kernel->finish(&t, scratch, total);
+        kernel->finish(&t, total);
         if (overflowed && !compute_again(&w, tile, &t)) return;
     }
 }

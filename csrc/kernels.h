@@ -112,9 +112,9 @@ typedef struct {
     /* The state of the keys of one split. */
     void (*split)(const sa_tile *t, void *scratch, int64_t key_begin, int64_t key_end, void *part);
     /* total = total merged with part: the state of the keys of both. */
-    void (*merge)(const sa_tile *t, void *scratch, void *total, const void *part);
+    void (*merge)(const sa_tile *t, void *total, const void *part);
     /* Divide by the row sums; write out and lse. */
-    void (*finish)(const sa_tile *t, void *scratch, void *total);
+    void (*finish)(const sa_tile *t, void *total);
 } sa_forward_kernel;
 
 /* Which gradients a tile of the backward pass adds to. */

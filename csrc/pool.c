@@ -1,9 +1,9 @@
-/* The pool of pool.h: helpers that spin a little, then sleep, and end when nobody needs them.
+/* The pool of pool.h: helper threads that spin briefly, then sleep, and end when long unused.
  *
- * A helper is idle, posted, running or ended. The caller posts it; the helper claims the post, or
- * the caller takes it back, so that a helper whose core is busy elsewhere costs the caller nothing.
- * Waking a sleeper is a system call: the caller wakes two, and each of them, when it begins, the
- * next two. Where they wake is said by cores.c.
+ * A helper is idle, posted, running or ended. The caller posts it; then either the helper claims
+ * the post, or the caller, once it is done itself, takes the post back: a helper whose core is busy
+ * elsewhere costs the caller nothing. Waking a sleeping helper is a system call, so the caller
+ * wakes two, and each of them, when it begins, the next two. cores.c chooses where they wake.
  *
  * Only one loop uses the pool at a time, and it alone adds and removes helpers; another one that
  * comes meanwhile computes alone. A child after fork() has an empty pool and starts its own. */
@@ -29,12 +29,12 @@
 
 enum {
     MAX_HELPERS = 1023,
-    WAKES = 2,           /* sleepers that each worker wakes */
+    WAKES = 2,           /* sleeping helpers that each worker wakes */
     SPIN_NS = 50 * 1000, /* how long to spin before sleeping */
     STACK_BYTES = 512 * 1024,
 };
 
-static const int64_t UNUSED_NS = 2000000000; /* a helper that sleeps as long as this ends */
+static const int64_t UNUSED_NS = 2000000000; /* a helper that has slept so long ends */
 
 enum { IDLE, POSTED, RUNNING, ENDED };
 
@@ -66,24 +66,27 @@ struct loop {
 static struct {
     pthread_mutex_t in_use; /* held by the loop that has the pool */
     int size;
-    int forks; /* that this process has come through */
+    int forks; /* how many forks lie between the first process and this one */
     helper *helpers[MAX_HELPERS];
 } pool = {.in_use = PTHREAD_MUTEX_INITIALIZER};
 
 /* ------------------------------------------------------------------ waiting */
 
-/* A clock that nobody sets back, where a condition can wait by one. */
+/* A monotonic clock, where a condition can wait by one. Returns whether the condition is made. */
 #ifdef __APPLE__
 enum { WAIT_CLOCK = CLOCK_REALTIME };
-static void init_condition(pthread_cond_t *condition) { pthread_cond_init(condition, NULL); }
+static int init_condition(pthread_cond_t *condition) {
+    return pthread_cond_init(condition, NULL) == 0;
+}
 #else
 enum { WAIT_CLOCK = CLOCK_MONOTONIC };
-static void init_condition(pthread_cond_t *condition) {
+static int init_condition(pthread_cond_t *condition) {
     pthread_condattr_t attr;
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, WAIT_CLOCK);
-    pthread_cond_init(condition, &attr);
+    if (pthread_condattr_init(&attr)) return 0;
+    int made = pthread_condattr_setclock(&attr, WAIT_CLOCK) == 0 &&
+               pthread_cond_init(condition, &attr) == 0;
     pthread_condattr_destroy(&attr);
+    return made;
 }
 #endif
 
@@ -175,15 +178,15 @@ static void *helper_main(void *arg) {
     }
 }
 
-/* A helper must not run the program's signal handlers: Python's belong to its main thread. */
+/* Helpers block all signals: the program's handlers, Python's among them, are not theirs to run. */
 static int start_thread(helper *h) {
     pthread_attr_t attr;
     sigset_t all, old;
     if (pthread_attr_init(&attr)) return 0;
-    pthread_attr_setstacksize(&attr, STACK_BYTES);
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
-    int started = pthread_sigmask(SIG_SETMASK, &all, &old) == 0;
+    int started = pthread_attr_setstacksize(&attr, STACK_BYTES) == 0 &&
+                  pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED) == 0 &&
+                  pthread_sigmask(SIG_SETMASK, &all, &old) == 0;
     if (started) {
         started = pthread_create(&h->thread, &attr, helper_main, h) == 0;
         pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -196,11 +199,13 @@ static helper *new_helper(const sa_cores *cores) {
     helper *h = calloc(1, sizeof *h);
     if (!h) return NULL;
     h->placed = sa_placement_of_new(cores);
-    pthread_mutex_init(&h->lock, NULL);
-    init_condition(&h->wake);
+    if (pthread_mutex_init(&h->lock, NULL)) goto no_lock;
+    if (!init_condition(&h->wake)) goto no_condition;
     if (start_thread(h)) return h;
     pthread_cond_destroy(&h->wake);
+no_condition:
     pthread_mutex_destroy(&h->lock);
+no_lock:
     free(h);
     return NULL;
 }
@@ -213,8 +218,8 @@ static void free_ended(helper *h) {
     free(h);
 }
 
-/* Take out of the pool who has ended, and start as many as are lacking. Returns how many of the n
- * there are. */
+/* Remove ended helpers from the pool, and start new ones until there are n. Returns how many of the
+ * n there are. */
 static int gather_helpers(int n, const sa_cores *cores) {
     int size = 0;
     for (int i = 0; i < pool.size; ++i) {
@@ -233,7 +238,7 @@ static int gather_helpers(int n, const sa_cores *cores) {
 
 static void forget_helpers(void) {
     ++pool.forks;
-    pool.size = 0; /* they did not survive the fork; their memory, a few hundred bytes, is lost */
+    pool.size = 0; /* threads do not survive a fork; their few hundred bytes each are lost */
     pthread_mutex_init(&pool.in_use, NULL);
 }
 
@@ -253,8 +258,8 @@ static void take_back(loop *c, helper *h) {
     if (move_state(h, POSTED, IDLE)) finish_one(c);
 }
 
-/* Until the helpers' work is done; or this is the child of a fork() in a signal handler, and they
- * are no more. */
+/* Returns when the helpers are done; or, in the child of a fork() in a signal handler, at once:
+ * there are none. */
 static void wait_for_helpers(loop *c, sa_call *call, int forks) {
     int64_t spun_until = sa_now_ns() + SPIN_NS;
     while (atomic_load_explicit(&c->running, memory_order_acquire) > 0 && sa_now_ns() < spun_until)
@@ -280,7 +285,11 @@ static void parallel(int num_threads, sa_work work, void *arg, sa_call *call) {
     }
     const int forks = pool.forks;
     loop c = {.lock = PTHREAD_MUTEX_INITIALIZER, .cores = sa_cores_of_caller()};
-    init_condition(&c.done);
+    if (!init_condition(&c.done)) {
+        pthread_mutex_unlock(&pool.in_use);
+        work(arg, 0);
+        return;
+    }
     c.helpers =
         gather_helpers(num_threads - 1 < MAX_HELPERS ? num_threads - 1 : MAX_HELPERS, &c.cores);
     atomic_init(&c.next_to_wake, 0);

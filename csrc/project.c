@@ -25,7 +25,7 @@ typedef struct {
 
 static int64_t parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-/* The size of equal pieces of n, about so many, each a multiple of `unit`. */
+/* The size of about `pieces` equal pieces of n, a multiple of `unit`. */
 static int64_t piece(int64_t n, int64_t pieces, int64_t unit) {
     return parts(parts(n, pieces), unit) * unit;
 }
@@ -34,11 +34,12 @@ static int64_t tiles_of(const project_call *c) {
     return parts(c->lanes, c->lanes_of_tile) * c->tiles_of_m;
 }
 
-static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Tiles as large as may be; but if the work allows, several for each thread. Lanes are cut first,
- * since a cut through m has x packed once more; a few rows are all in one tile, and not packed. */
+/* Cut the product into tiles: the largest ones, or, if there is work enough, several for each
+ * thread. Lanes are cut before m, since every cut of m packs x once more; in a gemv all lanes are
+ * in one tile, and nothing is packed. */
 static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_gemv) {
     double flops = 2.0 * (double)c->lanes * (double)c->m * (double)c->product.k;
     double threads = flops / FLOPS_PER_THREAD, tiles = flops / PROJECT_FLOPS_PER_TILE;
@@ -46,19 +47,19 @@ static void plan(project_call *c, int num_threads, int lanes_of_vector, int is_g
     if (c->num_threads < 1) c->num_threads = 1;
     int64_t by_lanes = parts(c->lanes, c->kernel->lanes), by_m = parts(c->m, SA_PROJECT_M);
     if (c->num_threads > 1 && is_gemv) {
-        by_m = most(
-            by_m, least((int64_t)c->num_threads * PROJECT_TILES_PER_THREAD, c->m / PROJECT_M_UNIT));
+        by_m = max_of(by_m, min_of((int64_t)c->num_threads * PROJECT_TILES_PER_THREAD,
+                                   c->m / PROJECT_M_UNIT));
     } else if (c->num_threads > 1) {
         int64_t all = c->num_threads, wanted = all * PROJECT_TILES_PER_THREAD;
-        if (tiles < (double)wanted) wanted = most((int64_t)tiles, all);
-        int64_t most_by_lanes = most(by_lanes, c->lanes / PROJECT_MIN_LANES);
-        if (by_lanes * by_m < wanted) by_lanes = least(parts(wanted, by_m), most_by_lanes);
-        if (by_lanes > 1) by_lanes = least(parts(by_lanes, all) * all, most_by_lanes);
+        if (tiles < (double)wanted) wanted = max_of((int64_t)tiles, all);
+        int64_t max_by_lanes = max_of(by_lanes, c->lanes / PROJECT_MIN_LANES);
+        if (by_lanes * by_m < wanted) by_lanes = min_of(parts(wanted, by_m), max_by_lanes);
+        if (by_lanes > 1) by_lanes = min_of(parts(by_lanes, all) * all, max_by_lanes);
         if (by_lanes * by_m < all)
-            by_m = least(parts(all, by_lanes), most(by_m, c->m / PROJECT_MIN_M));
+            by_m = min_of(parts(all, by_lanes), max_of(by_m, c->m / PROJECT_MIN_M));
     }
-    c->lanes_of_tile = least(piece(c->lanes, by_lanes, lanes_of_vector), c->kernel->lanes);
-    c->m_of_tile = least(piece(c->m, by_m, PROJECT_M_UNIT), SA_PROJECT_M);
+    c->lanes_of_tile = min_of(piece(c->lanes, by_lanes, lanes_of_vector), c->kernel->lanes);
+    c->m_of_tile = min_of(piece(c->m, by_m, PROJECT_M_UNIT), SA_PROJECT_M);
     c->tiles_of_m = parts(c->m, c->m_of_tile);
 }
 
@@ -101,11 +102,11 @@ static int compute_tile(project_call *c, int64_t tile, char *scratch, int worker
     fill_tile(c, tile, &t);
     int64_t block = t.p.block;
     for (int64_t k = 0; k < t.p.k; k += block) {
-        int64_t k_end = least(k + block, t.p.k);
+        int64_t k_end = min_of(k + block, t.p.k);
         if (t.p.by == SA_BY_COLUMNS) point_at_block(c, tile, k, k_end, &t);
         kernel->load(&t, scratch, k, k_end);
         for (int64_t m = 0; m < t.m; m += kernel->step) {
-            kernel->multiply(&t, scratch, k, k_end, m, least(m + kernel->step, t.m));
+            kernel->multiply(&t, scratch, k, k_end, m, min_of(m + kernel->step, t.m));
             if (sa_call_cancelled(c->call, worker)) return 0;
         }
     }
@@ -123,8 +124,8 @@ static void some_tiles(void *arg, int worker, char *scratch) {
 static void plan_memory(project_call *c) {
     sa_project_tile t;
     t.p = c->product;
-    t.lanes = (int)least(c->lanes, c->lanes_of_tile);
-    t.m = least(c->m, c->m_of_tile);
+    t.lanes = (int)min_of(c->lanes, c->lanes_of_tile);
+    t.m = min_of(c->m, c->m_of_tile);
     t.p.block = c->product.block = c->kernel->block(&t);
     c->scratch_size = c->kernel->scratch_size(&t);
 }

@@ -42,7 +42,7 @@ static void weights_of_tile(step_call *c, const sa_tile *t, char *scratch, int w
     k->prefill.split(t, scratch, 0, end_of_split(0, seqlen_k), total);
     for (int64_t begin = SA_SPLIT_N; begin < seqlen_k; begin += SA_SPLIT_N) {
         k->prefill.split(t, scratch, begin, end_of_split(begin, seqlen_k), part);
-        k->prefill.merge(t, scratch, total, part);
+        k->prefill.merge(t, total, part);
         if (sa_call_cancelled(&c->call, worker)) return;
     }
     for (int64_t begin = 0; begin < seqlen_k; begin += SA_SPLIT_N) {

@@ -335,9 +335,7 @@ static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int6
     v_zeroupper();
 }
 
-static void decode_merge(const sa_tile *t, void *memory, void *total_memory,
-                         const void *split_memory) {
-    (void)memory;
+static void decode_merge(const sa_tile *t, void *total_memory, const void *split_memory) {
     split_state total = decode_state(total_memory);
     const_split_state split = decode_const_state(split_memory);
     real a[LANES], b[LANES];
@@ -354,8 +352,7 @@ static void decode_merge(const sa_tile *t, void *memory, void *total_memory,
     v_zeroupper();
 }
 
-static void decode_finish(const sa_tile *t, void *memory, void *total_memory) {
-    (void)memory;
+static void decode_finish(const sa_tile *t, void *total_memory) {
     split_state total = decode_state(total_memory);
     vec max = v_load(total.row_max), sum = v_load(total.row_sum);
     row_epilogue end = epilogue_of_rows(t, 0, max, sum);

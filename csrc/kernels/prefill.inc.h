@@ -367,9 +367,7 @@ static void prefill_split(const sa_tile *t, void *memory, int64_t key_begin, int
     v_zeroupper();
 }
 
-static void prefill_merge(const sa_tile *t, void *memory, void *total_memory,
-                          const void *split_memory) {
-    (void)memory;
+static void prefill_merge(const sa_tile *t, void *total_memory, const void *split_memory) {
     split_state total = prefill_state(t, total_memory);
     const_split_state split = prefill_const_state(t, split_memory);
     int row = lane_vectors(t->rows) * LANES;
@@ -386,8 +384,7 @@ static void prefill_merge(const sa_tile *t, void *memory, void *total_memory,
     v_zeroupper();
 }
 
-static void prefill_finish(const sa_tile *t, void *memory, void *total_memory) {
-    (void)memory;
+static void prefill_finish(const sa_tile *t, void *total_memory) {
     split_state total = prefill_state(t, total_memory);
     int row = lane_vectors(t->rows) * LANES;
     for (int i = 0; i < row; i += LANES) {
