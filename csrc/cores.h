@@ -1,11 +1,11 @@
 /* Which cores the pool's helpers may run on.
  *
- * Linux wakes a sleeping thread on the core of whoever wakes it, if cores share no cache that the
- * kernel knows of, as in most virtual machines; there it takes turns with the waker until the
- * load balancer moves it, 4 ms later or more. So a helper is kept off the caller's core, and while
- * it is being woken off its waker's: its affinity is the caller's own mask of that moment, less
- * these cores, as far as anything is left. Nobody's affinity but the helpers' is ever set. Where
- * there is no affinity, or it may not be set, a helper runs where the system puts it. */
+ * Linux wakes a sleeping thread on the core of the thread that wakes it, if cores share no cache
+ * that the kernel knows of, as in most virtual machines. There the two take turns until the load
+ * balancer moves one, 4 ms later or more. So a helper is kept off the caller's core, and, while it
+ * is being woken, off its waker's: its affinity is the caller's mask at that moment, less these two
+ * cores if any other is left. Only helpers' affinity is ever set. Where there is no affinity, or it
+ * may not be set, a helper runs where the system puts it. */
 #ifndef SA_CORES_H
 #define SA_CORES_H
 

@@ -7,12 +7,12 @@
  *     softmax     out = softmax(x) along one axis
  *     merge       out, lse of attention over two disjoint sets of keys, from those of each
  *     project     out = x w^T + bias, and the gradients of x, w and bias
- *     turn        out = x, its pairs of elements turned by the angles of the row
+ *     rope        out = x, its pairs of elements rotated by the angles of the row
  *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
  *
  * All strides are in bytes and may be zero, negative or no multiple of an element; no alignment is
- * asked for. Inputs are only read. Nothing here checks a shape: whoever fills the structs does.
- * Called by selfattn/_core.pyx; knows nothing of Python. */
+ * asked for. Inputs are only read. Nothing here checks a shape: the caller that fills the structs
+ * does. Called by selfattn/_core.pyx; knows nothing of Python. */
 #ifndef SELFATTN_H
 #define SELFATTN_H
 
@@ -111,11 +111,11 @@ typedef struct {
     sa_dtype dtype;
     int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    /* softmax: out from a. merge: out and lse from the rest. turn: out from a, the cosines and
+    /* softmax: out from a. merge: out and lse from the rest. rope: out from a, the cosines and
      * sines of whose pairs are those of b, one after the other. */
     sa_rows a, b, out;
     sa_rows lse_a, lse_b, lse;
-    int64_t pairs, step, first, second; /* turn: pair i is elements i * step + first, + second */
+    int64_t pairs, step, first, second; /* rope: pair i is elements i * step + first, + second */
     int num_threads;
     sa_interrupt interrupt;
 } sa_row_problem;

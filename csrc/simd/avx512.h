@@ -15,8 +15,8 @@ typedef __mmask16 vmask;
 #define CMP _mm512_cmp_ps_mask
 #define AS_BITS _mm512_castps_si512
 #define NEGATIVE _mm512_movepi32_mask
-/* 16 rows of a weight that are a power of two apart compete for 8 ways of the nearest cache: on a
- * Zen 4 that is .55 of the speed of AVX2's 8 rows, and other distances are no faster either. */
+/* A gemv by 16 rows of a weight at a time is slower than AVX2's by 8: on a Zen 4 .55 of its speed
+ * where rows are a power of two apart, since they compete for 8 ways of L1, and at most .85. */
 #define SA_GEMV_BY_ROWS_ISA avx2
 #else
 typedef __m512d vec;
@@ -31,8 +31,7 @@ typedef __mmask8 vmask;
 #include "x86.h"
 
 /* 24 to 16 accumulators and n operands fit the 32 registers. Strips of 8 rows, for n = 3, divide
- * blocks of keys and nearly every head_dim, and a block of three vectors of weights fits the
- * nearest cache. */
+ * blocks of keys and nearly every head_dim, and a block of three vectors of weights fits L1. */
 #define NR_MAX 4
 #define NR_BEST 3
 #define MR(n) ((n) == 4 ? 6 : (n) == 3 ? 8 : (n) == 2 ? 12 : 16)
