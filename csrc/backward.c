@@ -193,14 +193,18 @@ static sa_key_gradients written_next(const backward_worker *w, const job_step *n
 
 /* ------------------------------------------------------------------ the loop */
 
+static size_t steps_size(void) { return sa_whole_lines(2 * sizeof(job_step)); }
+
 static void jobs(void *arg, int worker, char *memory) {
     backward_call *c = arg;
     const sa_backward_schedule *s = c->schedule;
-    backward_worker w = {.loop = c, .worker = worker, .sinks = (double *)memory};
-    w.scratch = memory + s->sinks_size;
+    /* Tiles are large, and threads' stacks may be small: the steps are in the worker's memory. */
+    job_step *step = (job_step *)memory, *next = step + 1;
+    backward_worker w = {.loop = c, .worker = worker};
+    w.sinks = (double *)(memory + steps_size());
+    w.scratch = (char *)w.sinks + s->sinks_size;
     w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.scratch + s->forward.scratch_size};
     job_pos at = {0};
-    job_step steps[2], *step = &steps[0], *next = &steps[1];
     for (int more = next_step(&w, &at, 0, step); more;) {
         /* The next job is taken early, to prefetch it, but only while all threads find more. */
         more = next_step(&w, &at, s->forward.num_threads, next);
@@ -227,6 +231,6 @@ sa_status sa_attention_backward(const sa_problem *p, const sa_gradients *gradien
     const sa_array *arrays[] = {&p->key, &p->value, &gradients->key, &gradients->value};
     c.schedule = &s;
     c.kv_layout = sa_kv_layout_make(p, arrays, SA_KV_ARRAYS, p->seqlen_k, 2 * (size_t)STAGED_BYTES);
-    size_t scratch_size = s.sinks_size + s.forward.scratch_size + c.kv_layout.size;
+    size_t scratch_size = steps_size() + s.sinks_size + s.forward.scratch_size + c.kv_layout.size;
     return sa_call_end(&c.call, sa_run(&c.call, s.forward.num_threads, scratch_size, jobs, &c));
 }

@@ -17,13 +17,28 @@ static void work_one(void *arg, int worker) {
     w->work(w->arg, worker, w->scratch + (size_t)worker * w->size);
 }
 
+#if defined(__GNUC__)
+#define SA_NOINLINE __attribute__((noinline))
+#else
+#define SA_NOINLINE
+#endif
+
+/* With scratch on the stack, so that a small call allocates nothing. A function of its own: others
+ * have no stack to spare for it (threads may have 64 KiB). */
+static SA_NOINLINE void run_small(sa_worker work, void *arg) {
+    _Alignas(CACHE_LINE) char scratch[SMALL_SCRATCH];
+    work(arg, 0, scratch);
+}
+
 sa_status sa_run(sa_call *call, int num_threads, size_t scratch_size, sa_worker work, void *arg) {
     workers w = {.work = work, .arg = arg, .size = sa_whole_lines(scratch_size)};
-    _Alignas(CACHE_LINE) char small[SMALL_SCRATCH]; /* so that a small call allocates nothing */
-    int is_small = num_threads <= 1 && w.size <= sizeof small;
-    w.scratch = is_small ? small : sa_alloc((size_t)num_threads, w.size);
+    if (num_threads <= 1 && w.size <= SMALL_SCRATCH) {
+        run_small(work, arg);
+        return SA_OK;
+    }
+    w.scratch = sa_alloc((size_t)num_threads, w.size);
     if (!w.scratch) return SA_NO_MEMORY;
     sa_parallel(num_threads, work_one, &w, call);
-    if (!is_small) sa_free(w.scratch);
+    sa_free(w.scratch);
     return SA_OK;
 }
