@@ -20,12 +20,10 @@ import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import PlatformError
 
 sys.path.insert(0, str(Path(__file__).parent))  # where pip's builds do not look
 from exact_flags import exact_flags, exact_link_flags
-
-if sys.platform == "win32":
-    sys.exit("selfattn: there is no build for Windows yet: it needs C11 atomics and POSIX threads")
 
 EMULATE_AVX512 = os.environ.get("SELFATTN_EMULATE_AVX512")
 
@@ -77,6 +75,10 @@ class BuildPerIsa(build_ext):
     """build_ext that compiles csrc/instance.c for each instruction set and dtype."""
 
     def build_extension(self, ext):
+        if sys.platform == "win32":
+            raise PlatformError(
+                "selfattn: there is no build for Windows yet, only for POSIX systems"
+            )
         exact = exact_flags(self.compiler.compiler_so)
         machine = machine_of(self.compiler.compiler_so)
         macros = [*MACROS, *([("SA_HAVE_X86", None)] if machine == "x86" else [])]

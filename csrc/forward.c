@@ -122,7 +122,8 @@ static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
     begin = begin / SA_BLOCK_N * SA_BLOCK_N;
     sa_kv_stage(&w->kv, SA_KV_K, begin, end, &t->k, &t->k_row);
     if (sa_kv_stage(&w->kv, SA_KV_V, begin, end, &t->v, &t->v_row)) *t->finite = (sa_finite){0};
-    t->prefetch.is_first = 0; /* the copy is in the caches */
+    if (sa_kv_room(&w->kv, SA_KV_K) && sa_kv_room(&w->kv, SA_KV_V))
+        t->prefetch.is_first = 0; /* the copies are in the caches */
 }
 
 static void whole_tiles(void *arg, int worker, char *scratch) {

@@ -103,7 +103,7 @@ typedef struct sa_tile {
  * the first product and an element of the value in the second. Both do the same operations on a row
  * in the same order. */
 typedef struct {
-    int rows, max_rows; /* of a tile: as many as suit it best, and at most */
+    int max_rows; /* of a tile */
     /* Bytes of scratch for a tile, and of one split state of it. */
     size_t (*scratch_size)(int rows, int64_t head_dim);
     size_t (*state_size)(int rows, int64_t head_dim_v);
@@ -248,6 +248,7 @@ typedef struct {
 
 typedef struct sa_kernels {
     int lanes; /* of a vector */
+    int rows;  /* of a prefill tile: as many as suit it best */
     sa_forward_kernel prefill, decode;
     /* gemv: for a few rows of x, a weight whose rows, or whose columns, are contiguous. */
     sa_project_kernel project, gemv_by_rows, gemv_by_columns;

@@ -14,7 +14,7 @@ typedef struct {
 
 static void work_one(void *arg, int worker) {
     const workers *w = arg;
-    w->work(w->arg, worker, w->scratch + (size_t)worker * w->size);
+    w->work(w->arg, worker, w->size ? w->scratch + (size_t)worker * w->size : NULL);
 }
 
 #if defined(__GNUC__)
@@ -36,8 +36,8 @@ sa_status sa_run(sa_call *call, int num_threads, size_t scratch_size, sa_worker 
         run_small(work, arg);
         return SA_OK;
     }
-    w.scratch = sa_alloc((size_t)num_threads, w.size);
-    if (!w.scratch) return SA_NO_MEMORY;
+    w.scratch = w.size ? sa_alloc((size_t)num_threads, w.size) : NULL;
+    if (w.size && !w.scratch) return SA_NO_MEMORY;
     sa_parallel(num_threads, work_one, &w, call);
     sa_free(w.scratch);
     return SA_OK;

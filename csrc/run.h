@@ -11,7 +11,8 @@
 #include "call.h"
 
 /* One worker's part: it takes items from a shared counter until none are left, and must be able to
- * do them all (pool.h). `scratch` is aligned to a cache line, and not cleared. */
+ * do them all (pool.h). `scratch` is aligned to a cache line and not cleared; without any asked
+ * for, it is not to be used. */
 typedef void (*sa_worker)(void *arg, int worker, char *scratch);
 
 /* Have at most num_threads workers do the work, this thread among them. SA_NO_MEMORY if there is

@@ -82,18 +82,18 @@ int sa_next_chunk(const sa_schedule *s, sa_counter *next, int64_t *first, int64_
  * for each entry, so that no table is needed; some of the tiles are then empty. */
 int64_t sa_first_tile(const sa_schedule *s, int64_t b) {
     const sa_problem *p = s->problem;
-    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * s->group / s->kernels->prefill.rows + b;
+    if (p->cu_seqlens_q) return p->cu_seqlens_q[b] * s->group / s->kernels->rows + b;
     return b * s->tiles_of_head;
 }
 
 /* As many as suit the kernel. Where one vector would be left over, the other tiles take it in,
  * unless threads would be idle. */
 int64_t sa_tiles_of_rows(const sa_schedule *s, int64_t rows) {
-    const sa_forward_kernel *prefill = &s->kernels->prefill;
-    int64_t tiles = (rows + prefill->rows - 1) / prefill->rows, lanes = s->kernels->lanes;
-    int64_t most = s->merge_tail ? prefill->max_rows : prefill->rows;
-    int leaves_vector = rows - (tiles - 1) * prefill->rows <= lanes;
-    return tiles > 1 && leaves_vector && most > prefill->rows ? tiles - 1 : tiles;
+    const sa_kernels *k = s->kernels;
+    int64_t tiles = (rows + k->rows - 1) / k->rows;
+    int64_t most = s->merge_tail ? k->prefill.max_rows : k->rows;
+    int leaves_vector = rows - (tiles - 1) * k->rows <= k->lanes;
+    return tiles > 1 && leaves_vector && most > k->rows ? tiles - 1 : tiles;
 }
 
 /* The batch entry of a tile: the last one to start at or before it. */

@@ -152,7 +152,7 @@ static void panels_of_w(const sa_project_tile *t, const gemv_scratch *s, const c
 
 static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k_begin,
                                int64_t k_end, int64_t m_begin, int64_t m_end) {
-    gemv_scratch layout = gemv_layout(t, memory), *s = &layout;
+    gemv_scratch s = gemv_layout(t, memory);
     int are_squares = t->p.w_k == (ptrdiff_t)sizeof(real) && (k_end - k_begin) % LANES == 0;
     for (int64_t m = m_begin; m < m_end; m += LANES) {
         const char *rows[LANES];
@@ -161,14 +161,14 @@ static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k
             rows[i] = t->p.w + (m + i) * t->p.w_row + k_begin * t->p.w_k;
         for (int r = 0; by_squares && r < t->lanes; r += SQUARE_ROWS)
             switch (at_most(t->lanes - r, SQUARE_ROWS)) {
-                case 1: runs_of_squares(1, t, s, r, rows, k_begin, k_end, m); break;
-                case 2: runs_of_squares(2, t, s, r, rows, k_begin, k_end, m); break;
-                case 3: runs_of_squares(3, t, s, r, rows, k_begin, k_end, m); break;
-                default: runs_of_squares(4, t, s, r, rows, k_begin, k_end, m);
+                case 1: runs_of_squares(1, t, &s, r, rows, k_begin, k_end, m); break;
+                case 2: runs_of_squares(2, t, &s, r, rows, k_begin, k_end, m); break;
+                case 3: runs_of_squares(3, t, &s, r, rows, k_begin, k_end, m); break;
+                default: runs_of_squares(4, t, &s, r, rows, k_begin, k_end, m);
             }
         for (int64_t k = k_begin; !by_squares && k < k_end; k += PROJECT_RUN) {
-            panels_of_w(t, s, rows, count, k - k_begin, at_most(k_end - k, PROJECT_RUN), m);
-            gemv_end_run(t, s, k, 0, t->lanes, m, count);
+            panels_of_w(t, &s, rows, count, k - k_begin, at_most(k_end - k, PROJECT_RUN), m);
+            gemv_end_run(t, &s, k, 0, t->lanes, m, count);
         }
     }
     v_zeroupper();
