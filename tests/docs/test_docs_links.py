@@ -16,6 +16,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 PATH = re.compile(r"(?<![\w./-])(?:tests|csrc|selfattn|bench|docs)/[\w./*<>-]*")
 # A file's name alone, anywhere: tests under tests/, the rest under any of the folders.
 NAME = re.compile(r"(?<![\w./*<>-])\w[\w.]*\.(?:py|pyx|[ch]|def)\b")
+# An identifier of the sources: of several words, or in capitals.
+IDENTIFIER = re.compile(r"`(\w*_\w*|[A-Z][A-Z0-9]{2,})`")
 FOLDERS = [ROOT / name for name in ("csrc", "selfattn", "tests", "bench")]
 CITATION = re.compile(r"(?<![\w./-])(?:docs/\w+|[A-Z]{3,})\.md\b")
 CONSTANT = re.compile(r"^\| `(\w+)` \| (\d+) \| `([\w./]+)` \|", re.MULTILINE)
@@ -47,6 +49,26 @@ def test_links_lead_somewhere(page):
 @each_page
 def test_names_of_files(page):
     assert list(missing(page.read_text(encoding="utf-8"))) == []
+
+
+def words_of_sources():
+    """Every word of the files that are not documents."""
+    kinds = {".py", ".pyx", ".pxd", ".c", ".h", ".def", ".toml"}
+    files = [path for folder in FOLDERS for path in folder.rglob("*")] + [*ROOT.glob("*.*")]
+    sources = [path for path in files if path.suffix in kinds and path.name != "_core.c"]
+    return {word for path in sources for word in re.findall(r"\w+", path.read_text("utf-8"))}
+
+
+def test_identifiers():
+    """That documents name in backticks: constants, functions, options."""
+    words = words_of_sources()
+    gone = {
+        (page.name, name)
+        for page in PAGES
+        for name in IDENTIFIER.findall(page.read_text(encoding="utf-8"))
+        if name not in words
+    }
+    assert gone == set()
 
 
 def test_names_that_are_nobodys_are_noticed():
