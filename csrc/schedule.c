@@ -72,7 +72,7 @@ int sa_next_chunk(const sa_schedule *s, sa_counter *next, int64_t *first, int64_
         if (!is_packed && chunk > s->tiles_of_head) to -= to % s->tiles_of_head;
     } while (begin < s->tiles && !sa_cas(next, &begin, to));
     *first = begin;
-    *end = to < s->tiles ? to : s->tiles;
+    *end = to; /* s->tiles at most */
     return begin < s->tiles;
 }
 

@@ -72,6 +72,22 @@ def test_every_number_of_threads():
     subprocesses.run(COMMON, code)
 
 
+def test_entries_that_see_other_splits_of_their_keys():
+    """Threads share the splits of a few tiles; no entry sees those of another, in any order."""
+    code = """
+    query = rng.standard_normal((3, 1, 16, 64)).astype("f4")
+    key, value = (rng.standard_normal((3, 1, 4000, 64)).astype("f4") for _ in range(2))
+    for offsets in ([950, 1900, 3900], [3900, 1900, 950], [1900, 950, 3900], [3900, 950, 1900]):
+        options = {"window_size": (900, 0), "query_offset": np.array(offsets)}
+        got = attend(query, key, value, num_threads=8, **options)
+        for b, offset in enumerate(offsets):
+            options["query_offset"] = offset
+            alone = attend(query[b], key[b], value[b], num_threads=1, **options)
+            assert np.array_equal(got[b], alone), (offsets, b)
+    """
+    subprocesses.run(COMMON, code)
+
+
 def test_fork_after_a_parallel_call():
     """Fault 24: a child of fork() computes, in parallel too, and so do its own children."""
     subprocesses.run(FORK.format(times=200))
