@@ -87,7 +87,7 @@ class BuildPerIsa(build_ext):
         ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
 
         def compiled(instance):
-            (isa, flags), (dtype, _, bits) = instance
+            (isa, flags), (dtype, element, real) = instance
             return self.compiler.compile(
                 ["csrc/instance.c"],
                 output_dir=f"{self.build_temp}/{isa}_{dtype}",
@@ -95,7 +95,10 @@ class BuildPerIsa(build_ext):
                     *macros,
                     ("SA_ISA", isa),
                     ("SA_DTYPE_NAME", dtype),
-                    ("SA_REAL_BITS", bits),
+                    ("SA_ELEM", element),
+                    ("SA_REAL_DTYPE", real),
+                    ("SA_REAL_BITS", real.removeprefix("f")),
+                    ("SA_ELEM_IS_REAL", str(int(dtype == real))),
                     ("SA_SIMD_HEADER", f'"simd/{isa}.h"'),
                 ],
                 extra_postargs=CFLAGS + flags + exact,

@@ -26,7 +26,7 @@ typedef struct {
     double *sinks; /* sums of a group's sinks */
     sa_finite finite;
     sa_kv kv;
-    int is_staging;               /* the job's keys, values and their gradients */
+    int stages_keys, stages_grads; /* of the job */
     sa_key_gradients dest, accum; /* the job's gradients in their arrays; where they accumulate */
 } backward_worker;
 
@@ -121,8 +121,8 @@ static int next_step(backward_worker *w, job_pos *at, int64_t for_others, job_st
 
 /* ------------------------------------------------------------------ keys' gradients of a job */
 
-static char *staged(const backward_worker *w, sa_kv_array which) {
-    return w->is_staging ? sa_kv_room(&w->kv, which) : NULL;
+static char *staged_grads(const backward_worker *w, sa_kv_array which) {
+    return w->stages_grads ? sa_kv_room(&w->kv, which) : NULL;
 }
 
 /* Decide whether to stage the job's keys, and let its gradients accumulate from 0. */
@@ -131,21 +131,24 @@ static void begin_job(backward_worker *w, const sa_job *job) {
     const sa_backward_kernel *kernel = &s->forward.kernels->backward;
     const sa_problem *p = s->forward.problem;
     const sa_gradients *g = s->gradients;
+    const ptrdiff_t size = w->kv.layout->real_size;
     int needs_grad = job->pass->needs_grad;
     /* Sinks need no keys; and rows whose statistics are recomputed need all of them. */
-    w->is_staging = w->kv.layout->size && job->pass->key_parts == 1 &&
-                    needs_grad != SA_GRADIENT_SINKS &&
-                    sa_tiles_of_job(s, job) >= STAGE_MIN_TILES_BACKWARD;
+    w->stages_keys = w->kv.layout->stages_keys && job->pass->key_parts == 1 &&
+                     needs_grad != SA_GRADIENT_SINKS &&
+                     sa_tiles_of_job(s, job) >= sa_kv_min_tiles(p, STAGE_MIN_TILES_BACKWARD);
+    w->stages_grads = w->stages_keys || sa_dtype_size(p->dtype) != sa_real_size(p->dtype);
     w->dest = w->accum = sa_key_gradients_of(s, job);
     if (needs_grad & SA_GRADIENT_KEY) {
-        char *dk = staged(w, SA_KV_DK);
+        char *dk = staged_grads(w, SA_KV_DK);
         if (dk) w->accum.key = dk, w->accum.key_row = w->kv.layout->row_bytes[SA_KV_DK];
-        kernel->clear(w->accum.key, w->accum.key_row, g->key.col, w->accum.rows, p->head_dim);
+        kernel->clear(w->accum.key, w->accum.key_row, dk ? size : g->key.col, w->accum.rows,
+                      p->head_dim);
     }
     if (needs_grad & SA_GRADIENT_VALUE) {
-        char *dv = staged(w, SA_KV_DV);
+        char *dv = staged_grads(w, SA_KV_DV);
         if (dv) w->accum.value = dv, w->accum.value_row = w->kv.layout->row_bytes[SA_KV_DV];
-        kernel->clear(w->accum.value, w->accum.value_row, g->value.col, w->accum.rows,
+        kernel->clear(w->accum.value, w->accum.value_row, dv ? size : g->value.col, w->accum.rows,
                       p->head_dim_v);
     }
     for (int64_t i = 0; i < s->forward.group; ++i) w->sinks[i] = 0;
@@ -153,17 +156,15 @@ static void begin_job(backward_worker *w, const sa_job *job) {
 
 /* Let a tile of the job read staged keys and add to staged gradients. */
 static void stage_tile(backward_worker *w, sa_backward_tile *t) {
-    if (!w->is_staging) return;
+    const ptrdiff_t size = w->kv.layout->real_size;
+    t->grads = w->accum;
+    if (staged_grads(w, SA_KV_DK)) t->dk_col = size;
+    if (staged_grads(w, SA_KV_DV)) t->dv_col = size;
+    if (!w->stages_keys) return;
     sa_tile *fwd = &t->fwd;
-    if (sa_kv_stage(&w->kv, SA_KV_K, 0, t->num_keys, &fwd->k, &fwd->k_row))
-        *fwd->finite = (sa_finite){0};
-    sa_kv_stage(&w->kv, SA_KV_V, 0, t->num_keys, &fwd->v, &fwd->v_row);
-    if (staged(w, SA_KV_K) && staged(w, SA_KV_V))
-        t->is_first = 0; /* the copies are in the caches */
-    t->dk = w->accum.key;
-    t->dv = w->accum.value;
-    t->dk_row = w->accum.key_row;
-    t->dv_row = w->accum.value_row;
+    if (sa_kv_stage(&w->kv, SA_KV_K, 0, fwd->num_keys, &fwd->k)) *fwd->finite = (sa_finite){0};
+    sa_kv_stage(&w->kv, SA_KV_V, 0, fwd->num_keys, &fwd->v);
+    if (fwd->k.is_staged && fwd->v.is_staged) t->is_first = 0; /* the copies are in the caches */
 }
 
 /* Whether the end of the job copies gradients from where they accumulate. */
@@ -172,13 +173,12 @@ static int copies_gradients(const backward_worker *w) {
 }
 
 static void end_job(backward_worker *w, const sa_job *job) {
+    const sa_gradients *g = w->loop->schedule->gradients;
     const sa_key_gradients *dest = &w->dest, *accum = &w->accum;
     if (accum->key != dest->key)
-        sa_copy_rows(dest->key, dest->key_row, accum->key, accum->key_row, accum->key_row,
-                     dest->rows);
+        sa_kv_unstage(&w->kv, SA_KV_DK, dest->rows, dest->key, dest->key_row, g->key.col);
     if (accum->value != dest->value)
-        sa_copy_rows(dest->value, dest->value_row, accum->value, accum->value_row, accum->value_row,
-                     dest->rows);
+        sa_kv_unstage(&w->kv, SA_KV_DV, dest->rows, dest->value, dest->value_row, g->value.col);
     if (job->pass->needs_grad & SA_GRADIENT_SINKS) sa_write_sinks(w->loop->schedule, job, w->sinks);
 }
 
@@ -230,7 +230,8 @@ sa_status sa_attention_backward(const sa_problem *p, const sa_gradients *gradien
     sa_backward_schedule s = sa_backward_schedule_make(p, gradients);
     const sa_array *arrays[] = {&p->key, &p->value, &gradients->key, &gradients->value};
     c.schedule = &s;
-    c.kv_layout = sa_kv_layout_make(p, arrays, SA_KV_ARRAYS, p->seqlen_k, 2 * (size_t)STAGED_BYTES);
+    c.kv_layout = sa_kv_layout_make(p, arrays, SA_KV_ARRAYS, p->seqlen_k, s.keys_of_job,
+                                    2 * (size_t)STAGED_BYTES);
     size_t scratch_size = steps_size() + s.sinks_size + s.forward.scratch_size + c.kv_layout.size;
     return sa_call_end(&c.call, sa_run(&c.call, s.forward.num_threads, scratch_size, jobs, &c));
 }

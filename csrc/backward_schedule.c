@@ -57,6 +57,8 @@ static sa_pass *add_pass(sa_backward_schedule *s, sa_pass pass, int needs_grad, 
     added->needs_grad = needs_grad;
     cut(s, added, by_rows, by_keys);
     s->jobs += added->jobs;
+    if (needs_grad & (SA_GRADIENT_KEY | SA_GRADIENT_VALUE) && s->keys_of_job < added->keys_of_job)
+        s->keys_of_job = added->keys_of_job;
     return added;
 }
 
@@ -103,9 +105,11 @@ sa_backward_schedule sa_backward_schedule_make(const sa_problem *p, const sa_gra
     int64_t rows = s.forward.group * p->seqlen_q;
     int most = rows < SA_GRADIENT_TILE_M ? (int)rows : SA_GRADIENT_TILE_M;
     plan_passes(&s);
+    if (s.keys_of_job > p->seqlen_k) s.keys_of_job = p->seqlen_k;
     if (s.forward.num_threads > s.jobs) s.forward.num_threads = s.jobs > 1 ? (int)s.jobs : 1;
     s.forward.scratch_size =
-        sa_whole_lines(s.forward.kernels->backward.scratch_size(most, p->head_dim, p->head_dim_v));
+        sa_whole_lines(s.forward.kernels->backward.scratch_size(most, p->head_dim,
+                                                                p->head_dim_v));
     s.sinks_size = sa_whole_lines((size_t)s.forward.group * sizeof(double));
     return s;
 }
@@ -172,20 +176,17 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
 
     t->needs_grad = job->pass->needs_grad;
     t->adds_to_query = i > 0 && t->needs_grad == SA_GRADIENT_QUERY;
-    t->num_keys = sa_num_keys(p, at.b);
+    t->dq_is_real = d->query_is_real;
+    t->grads = sa_key_gradients_of(s, job);
     t->dout_col = d->out.col;
     t->dq_col = d->query.col;
     t->dmask_col = d->mask.col;
-    t->dk_row = d->key.row;
     t->dk_col = d->key.col;
-    t->dv_row = d->value.row;
     t->dv_col = d->value.col;
     int64_t head = at.head_kv * group, row = sa_first_query(p, at.b);
     char *dout = sa_row_of(p, &d->out, at.b, head, row);
     char *dq = sa_row_of(p, &d->query, at.b, head, row);
     char *dmask = sa_row_of(p, &d->mask, at.b, head, row);
-    t->dk = sa_row_of(p, &d->key, at.b, at.head_kv, sa_first_key(p, at.b));
-    t->dv = sa_row_of(p, &d->value, at.b, at.head_kv, sa_first_key(p, at.b));
     for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
         t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
@@ -215,6 +216,7 @@ sa_key_gradients sa_key_gradients_of(const sa_backward_schedule *s, const sa_job
         .value = sa_row_of(p, &d->value, b, head_kv, sa_first_key(p, b) + first),
         .key_row = d->key.row,
         .value_row = d->value.row,
+        .first = first,
         .rows = last > first ? last - first : 0,
     };
 }
@@ -224,6 +226,6 @@ void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const doub
     int64_t b, head_kv, group = s->forward.group;
     find_entry(p, job, 0, &b, &head_kv);
     for (int64_t g = 0; g < group; ++g)
-        sa_store_scalar(p->dtype, sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0),
+        sa_store_scalar(sa_real_dtype(p->dtype), sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0),
                         sinks[g]);
 }

@@ -25,7 +25,8 @@ static int system_saves(unsigned registers) {
 }
 
 int sa_cpu_has_avx2_fma(void) {
-    return bit(1, ECX, 28) && bit(1, ECX, 12) && bit(7, EBX, 5) && system_saves(SSE_AND_YMM);
+    return bit(1, ECX, 28) && bit(1, ECX, 12) && bit(1, ECX, 29) && bit(7, EBX, 5) &&
+           system_saves(SSE_AND_YMM); /* AVX, FMA, F16C, AVX2 */
 }
 
 int sa_cpu_has_avx512(void) {

@@ -16,8 +16,15 @@
 #define SA_IF_x86(row)
 #endif
 
-#define SA_DECLARE(isa) extern const sa_kernels sa_##isa##_f32, sa_##isa##_f64;
-#define SA_ISA(name, machine, is_supported, flags) SA_IF_##machine(SA_DECLARE(name))
+/* For each set and dtype, sa_<isa>_<dtype>. A .def file cannot include another one while a macro is
+ * expanded, so the rows of dtypes.def stand here once more; the assertion holds them to it. */
+#define SA_EACH_DTYPE(DO, isa) DO(isa, f32) DO(isa, f64) DO(isa, f16) DO(isa, bf16)
+#define SA_COUNT(isa, dtype) +1
+_Static_assert(SA_EACH_DTYPE(SA_COUNT, any) == SA_NUM_DTYPES, "every row of dtypes.def is here");
+
+#define SA_DECLARE(isa, dtype) extern const sa_kernels sa_##isa##_##dtype;
+#define SA_ISA(name, machine, is_supported, flags) \
+    SA_IF_##machine(SA_EACH_DTYPE(SA_DECLARE, name))
 #include "isas.def"
 #undef SA_ISA
 
@@ -26,7 +33,8 @@ static const struct {
     int (*is_supported)(void);
     const sa_kernels *of_dtype[SA_NUM_DTYPES];
 } sets[] = {
-#define SA_SET(isa, is_supported) {#isa, is_supported, {&sa_##isa##_f32, &sa_##isa##_f64}},
+#define SA_TABLE(isa, dtype) [SA_##dtype] = &sa_##isa##_##dtype,
+#define SA_SET(isa, is_supported) {#isa, is_supported, {SA_EACH_DTYPE(SA_TABLE, isa)}},
 #define SA_ISA(name, machine, is_supported, flags) SA_IF_##machine(SA_SET(name, is_supported))
 #include "isas.def"
 #undef SA_ISA

@@ -103,15 +103,16 @@ static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
     return 1;
 }
 
-/* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them. */
+/* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them. Decoding
+ * reads elements as they lie. */
 static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
     const sa_problem *p = s->problem;
-    if (!w->kv.layout->size) return;
+    if (!w->kv.layout->stages_keys || sa_kernel_of(s, t) == &s->kernels->decode) return;
     int64_t b, end_of_head = sa_end_of_head(s, loop->tile, &b);
     if (loop->tile >= w->staging_until) {
         int64_t end = loop->end < end_of_head ? loop->end : end_of_head;
-        w->is_staging = end - loop->tile >= STAGE_MIN_TILES;
+        w->is_staging = end - loop->tile >= sa_kv_min_tiles(p, STAGE_MIN_TILES);
         /* Once staged, the head's tiles in later chunks read the copy too. */
         w->staging_until = w->is_staging ? end_of_head : end;
     }
@@ -120,9 +121,9 @@ static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
     sa_key_range(p, b, 0, &begin, &ignored);
     sa_key_range(p, b, sa_num_queries(p, b) - 1, &ignored, &end);
     begin = begin / SA_BLOCK_N * SA_BLOCK_N;
-    sa_kv_stage(&w->kv, SA_KV_K, begin, end, &t->k, &t->k_row);
-    if (sa_kv_stage(&w->kv, SA_KV_V, begin, end, &t->v, &t->v_row)) *t->finite = (sa_finite){0};
-    if (sa_kv_room(&w->kv, SA_KV_K) && sa_kv_room(&w->kv, SA_KV_V))
+    sa_kv_stage(&w->kv, SA_KV_K, begin, end, &t->k);
+    if (sa_kv_stage(&w->kv, SA_KV_V, begin, end, &t->v)) *t->finite = (sa_finite){0};
+    if (t->k.is_staged && t->v.is_staged)
         t->prefetch.is_first = 0; /* the copies are in the caches */
 }
 
@@ -175,8 +176,9 @@ static void shared_splits(void *arg, int worker, char *scratch) {
 static sa_kv_layout kv_layout_of(const sa_schedule *s) {
     const sa_problem *p = s->problem;
     const sa_array *arrays[] = {&p->key, &p->value};
-    if (!p->cu_seqlens_q && s->tiles_of_head < STAGE_MIN_TILES) return (sa_kv_layout){0};
-    return sa_kv_layout_make(p, arrays, 2, s->end_key, STAGED_BYTES);
+    if (!p->cu_seqlens_q && s->tiles_of_head < sa_kv_min_tiles(p, STAGE_MIN_TILES))
+        return (sa_kv_layout){0};
+    return sa_kv_layout_make(p, arrays, 2, s->end_key, 0, STAGED_BYTES);
 }
 
 sa_status sa_attention(const sa_problem *p) {

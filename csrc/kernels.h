@@ -66,6 +66,14 @@ typedef struct {
     int is_first; /* the worker's first tile with these keys */
 } sa_prefetch;
 
+/* Rows of keys or values, the first at `at`: elements of the caller's array; or, once they are
+ * staged (kv.h), contiguous reals. */
+typedef struct {
+    const char *at;
+    ptrdiff_t row, col;
+    int is_staged;
+} sa_key_rows;
+
 typedef struct sa_tile {
     int rows;
     int64_t group; /* query heads in it: rows r and r + group are of the same head */
@@ -75,8 +83,9 @@ typedef struct sa_tile {
     sa_finite *finite; /* the worker's, kept from tile to tile: of V; in the backward pass, of K */
     const char *q[SA_MAX_TILE_M]; /* each row's query; in the step `sum`, its weights */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
-    const char *k, *v;
-    ptrdiff_t q_col, k_row, k_col, v_row, v_col, out_col;
+    sa_key_rows k, v;
+    int64_t num_keys; /* of its batch entry */
+    ptrdiff_t q_col, out_col;
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
      * the weighted sum of the values overflowed. */
     double weight_factor;
@@ -105,7 +114,7 @@ typedef struct sa_tile {
 typedef struct {
     int max_rows; /* of a tile */
     /* Bytes of scratch for a tile, and of one split state of it. */
-    size_t (*scratch_size)(int rows, int64_t head_dim);
+    size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
     size_t (*state_size)(int rows, int64_t head_dim_v);
     /* Prepare the scratch for a tile: pack its queries. */
     void (*begin)(const sa_tile *t, void *scratch);
@@ -126,11 +135,11 @@ typedef enum {
     SA_GRADIENT_SINKS = 16,
 } sa_gradient;
 
-/* Rows of keys' and values' gradients. */
+/* Rows of keys' and values' gradients, from key `first` on. */
 typedef struct {
     char *key, *value;
     ptrdiff_t key_row, value_row;
-    int64_t rows;
+    int64_t first, rows;
 } sa_key_gradients;
 
 /* A tile of the backward pass. `fwd` is the forward pass's tile of the same rows, whose out and lse
@@ -142,10 +151,9 @@ typedef struct sa_backward_tile {
     char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
     int adds_to_query; /* whether dq is added to what is there, or written */
-    int64_t num_keys;  /* of its batch entry */
-    char *dk, *dv;
-    ptrdiff_t dout_col, dq_col, dmask_col;
-    ptrdiff_t dk_row, dk_col, dv_row, dv_col;
+    int dq_is_real;    /* dq holds reals, not elements: several tiles add to it */
+    sa_key_gradients grads; /* reals */
+    ptrdiff_t dout_col, dq_col, dmask_col, dk_col, dv_col;
     int q_finite, dout_finite; /* found by `begin` */
     /* Prefetch targets. */
     int is_first;                        /* its job's first tile with these keys */
@@ -155,7 +163,7 @@ typedef struct sa_backward_tile {
 
 typedef struct {
     size_t (*scratch_size)(int rows, int64_t head_dim, int64_t head_dim_v);
-    /* Set rows x cols elements to 0. */
+    /* Set rows x cols reals to 0. */
     void (*clear)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols);
     /* Prepare the scratch for a tile: pack its rows. Returns whether the maximum and the sum of
      * some rows must be recomputed (gradient_rows.inc.h): then call row_stats for each split of all
@@ -272,6 +280,11 @@ typedef struct sa_kernels {
     /* Merge attention over two sets of keys: a, b and out of n elements, with an lse each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
+    /* Rows of elements to contiguous rows of reals, and back, rounded. */
+    void (*stage_rows)(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
+                      char *to);
+    void (*unstage_rows)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
+                       const char *from);
     /* Rotate the pairs of a row of n elements; elements in no pair are copied. */
     void (*rope_row)(const sa_rope_row *row, int64_t n);
     void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);

@@ -2,11 +2,13 @@
 
 #include "kv.h"
 
-#include <string.h>
-
+#include "dispatch.h"
 #include "memory.h"
 
 static int is_of_keys(int which) { return which == SA_KV_K || which == SA_KV_DK; }
+static int is_gradient(int which) { return which == SA_KV_DK || which == SA_KV_DV; }
+
+static int is_half(sa_dtype dtype) { return sa_dtype_size(dtype) != sa_real_size(dtype); }
 
 /* Whether there are gaps between rows of so many bytes, whose elements are contiguous. A row stride
  * of 0 has none: all rows are one. */
@@ -14,42 +16,60 @@ static int has_gaps(const sa_problem *p, const sa_array *a, int64_t bytes) {
     return a->col == sa_dtype_size(p->dtype) && a->row != bytes && a->row != 0;
 }
 
+static void add(sa_kv_layout *x, int which, int64_t rows) {
+    x->is_staged[which] = 1;
+    x->at[which] = x->size;
+    x->size += sa_whole_lines((size_t)(rows * x->row_bytes[which]));
+}
+
+int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided) {
+    return is_half(p->dtype) ? STAGE_MIN_TILES_HALF : of_strided;
+}
+
 sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *arrays, int count,
-                               int64_t rows, size_t budget) {
-    sa_kv_layout x = {0};
+                               int64_t rows, int64_t grad_rows, size_t budget) {
+    sa_kv_layout x = {.kernels = sa_kernels_for(p->dtype), .real_size = sa_real_size(p->dtype)};
+    uint64_t bytes_of_key = 0;
+    int pays[SA_KV_ARRAYS] = {0};
     for (int i = 0; i < count; ++i) {
-        int64_t bytes = (is_of_keys(i) ? p->head_dim : p->head_dim_v) * sa_dtype_size(p->dtype);
-        x.row_bytes[i] = bytes;
-        if (!bytes || !has_gaps(p, arrays[i], bytes)) continue;
-        if ((uint64_t)rows > budget / (uint64_t)bytes) return (sa_kv_layout){0};
-        x.is_staged[i] = 1;
-        x.at[i] = x.size;
-        x.size += sa_whole_lines((size_t)(rows * bytes));
+        x.length[i] = is_of_keys(i) ? p->head_dim : p->head_dim_v;
+        x.row_bytes[i] = x.length[i] * sa_real_size(p->dtype);
+        if (!x.row_bytes[i] || !arrays[i]->data) continue;
+        if (is_half(p->dtype) && is_gradient(i)) {
+            add(&x, i, grad_rows);
+            continue;
+        }
+        pays[i] = is_half(p->dtype) || has_gaps(p, arrays[i], x.row_bytes[i]);
+        if (pays[i]) bytes_of_key += (uint64_t)x.row_bytes[i];
     }
-    return x.size <= budget ? x : (sa_kv_layout){0};
+    x.stages_keys = bytes_of_key && (uint64_t)rows <= budget / bytes_of_key;
+    for (int i = 0; x.stages_keys && i < count; ++i)
+        if (pays[i]) add(&x, i, rows);
+    return x;
 }
 
 char *sa_kv_room(const sa_kv *kv, sa_kv_array which) {
     return kv->layout->is_staged[which] ? kv->room + kv->layout->at[which] : NULL;
 }
 
-int sa_kv_stage(sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, const char **at,
-                ptrdiff_t *row) {
+int sa_kv_stage(sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, sa_key_rows *x) {
+    const sa_kv_layout *layout = kv->layout;
     char *room = sa_kv_room(kv, which);
     sa_kv_copy *copy = &kv->copies[which];
-    int64_t bytes = kv->layout->row_bytes[which];
+    int64_t bytes = layout->row_bytes[which];
     if (!room) return 0;
-    int is_there = copy->source == *at && copy->begin <= begin && end <= copy->end;
+    int is_there = copy->source == x->at && copy->begin <= begin && end <= copy->end;
     if (!is_there) {
-        sa_copy_rows(room + begin * bytes, bytes, *at + begin * *row, *row, bytes, end - begin);
-        *copy = (sa_kv_copy){*at, begin, end};
+        layout->kernels->stage_rows(x->at + begin * x->row, x->row, x->col, end - begin,
+                                    layout->length[which], room + begin * bytes);
+        *copy = (sa_kv_copy){x->at, begin, end};
     }
-    *at = room;
-    *row = bytes;
+    *x = (sa_key_rows){.at = room, .row = bytes, .col = layout->real_size, .is_staged = 1};
     return !is_there;
 }
 
-void sa_copy_rows(char *to, ptrdiff_t to_row, const char *from, ptrdiff_t from_row, int64_t bytes,
-                  int64_t rows) {
-    for (; rows > 0; --rows, to += to_row, from += from_row) memcpy(to, from, (size_t)bytes);
+void sa_kv_unstage(const sa_kv *kv, sa_kv_array which, int64_t rows, char *to, ptrdiff_t row,
+                   ptrdiff_t col) {
+    const sa_kv_layout *layout = kv->layout;
+    layout->kernels->unstage_rows(to, row, col, rows, layout->length[which], sa_kv_room(kv, which));
 }

@@ -4,21 +4,48 @@
 
 #include <string.h>
 
-int64_t sa_dtype_size(sa_dtype dtype) { return dtype == SA_f64 ? sizeof(double) : sizeof(float); }
+#include "half.h"
+
+static const struct {
+    int size;
+    sa_dtype real;
+} dtypes[] = {
+#define SA_DTYPE(name, element, real) {sizeof(element), SA_##real},
+#include "dtypes.def"
+#undef SA_DTYPE
+};
+
+int64_t sa_dtype_size(sa_dtype dtype) { return dtypes[dtype].size; }
+sa_dtype sa_real_dtype(sa_dtype dtype) { return dtypes[dtype].real; }
+int64_t sa_real_size(sa_dtype dtype) { return sa_dtype_size(sa_real_dtype(dtype)); }
+
+typedef union {
+    double f64;
+    float f32;
+    uint16_t half;
+} scalar;
 
 double sa_load_scalar(sa_dtype dtype, const char *at) {
-    float x;
-    double y;
-    if (dtype == SA_f64) return memcpy(&y, at, sizeof y), y;
-    return memcpy(&x, at, sizeof x), x;
+    scalar x;
+    memcpy(&x, at, (size_t)sa_dtype_size(dtype));
+    switch (dtype) {
+        case SA_f32: return x.f32;
+        case SA_f16: return sa_float_of_f16(x.half);
+        case SA_bf16: return sa_float_of_bf16(x.half);
+        default: return x.f64;
+    }
 }
 
+/* Half types as their real type is: rounded to float, and that to half. */
 void sa_store_scalar(sa_dtype dtype, void *at, double x) {
-    float narrow = (float)x;
-    if (dtype == SA_f64)
-        memcpy(at, &x, sizeof x);
-    else
-        memcpy(at, &narrow, sizeof narrow);
+    scalar y;
+    switch (dtype) {
+        case SA_f32: y.f32 = (float)x; break;
+        case SA_f16: y.half = sa_f16_of_float((float)x); break;
+        case SA_bf16: y.half = sa_bf16_of_float((float)x); break;
+        default: y.f64 = x;
+    }
+    memcpy(at, &y, (size_t)sa_dtype_size(dtype));
 }
 
 int64_t sa_entries(const sa_problem *p) {

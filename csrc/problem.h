@@ -6,8 +6,11 @@
 
 #include "selfattn.h"
 
-/* Bytes of an element; one element as a double, read from and written to any address. */
+/* Bytes of an element; the dtype of the reals that it is computed in, and their bytes; one element
+ * as a double, read from and written to any address. */
 int64_t sa_dtype_size(sa_dtype dtype);
+sa_dtype sa_real_dtype(sa_dtype dtype);
+int64_t sa_real_size(sa_dtype dtype);
 double sa_load_scalar(sa_dtype dtype, const char *at);
 void sa_store_scalar(sa_dtype dtype, void *at, double x);
 

@@ -29,7 +29,8 @@ static void find_sizes(sa_schedule *s) {
     for (int i = 0; i < 2; ++i) {
         const sa_forward_kernel *k = kernels[i];
         int most = rows < k->max_rows ? (int)rows : k->max_rows;
-        s->scratch_size = max_size(s->scratch_size, k->scratch_size(most, p->head_dim));
+        size_t scratch_size = k->scratch_size(most, p->head_dim, p->head_dim_v);
+        s->scratch_size = max_size(s->scratch_size, scratch_size);
         s->state_size = max_size(s->state_size, k->state_size(most, p->head_dim_v));
     }
     s->scratch_size = sa_whole_lines(s->scratch_size);

@@ -11,7 +11,7 @@ sa_scoring sa_scoring_of(const sa_problem *p, int as_scores) {
     if (isnan(scale)) scale = p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
     sa_scoring s = {.q_factor = 0, .scale = 1, .softcap = p->softcap};
     s.in_natural_units = as_scores || p->softcap > 0 || p->alibi_slopes.data ||
-                         p->mask_kind == SA_MASK_F32 || p->mask_kind == SA_MASK_F64;
+                         p->mask_kind == SA_MASK_ELEM || p->mask_kind == SA_MASK_F32;
     if (scale != 0) {
         /* A power of two at most 1 goes into q, so q never overflows; s.scale is 1 at least. */
         int exponent;

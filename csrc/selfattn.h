@@ -25,7 +25,7 @@ typedef enum { SA_OK = 0, SA_NO_MEMORY, SA_INTERRUPTED } sa_status;
 
 /* The rows of dtypes.def. */
 typedef enum {
-#define SA_DTYPE(name, ctype, bits) SA_##name,
+#define SA_DTYPE(name, element, real) SA_##name,
 #include "dtypes.def"
 #undef SA_DTYPE
     SA_NUM_DTYPES
@@ -40,8 +40,9 @@ typedef struct {
     ptrdiff_t head, row, col;
 } sa_array;
 
-/* What a mask holds: whether to attend (a byte that is not 0), or what to add to the score. */
-typedef enum { SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_F32, SA_MASK_F64 } sa_mask_kind;
+/* What a mask holds: whether to attend (a byte that is not 0), or what to add to the score, as
+ * elements of the problem's dtype or as floats. */
+typedef enum { SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_ELEM, SA_MASK_F32 } sa_mask_kind;
 
 /* Asked now and then by the calling thread: non-zero stops the call with SA_INTERRUPTED. */
 typedef struct {
@@ -56,7 +57,8 @@ typedef struct {
     int64_t num_heads_q, num_heads_kv; /* the first a multiple of the second */
     int64_t seqlen_q, seqlen_k, head_dim, head_dim_v;
     sa_array query, key, value; /* sum: `query` holds the weights, and `key` is unused */
-    sa_array out, lse;          /* lse.data may be NULL; scores and weights: out is (…, Hq, L, S) */
+    sa_array out;               /* scores and weights: (…, Hq, L, S) */
+    sa_array lse;               /* of the real type; data may be NULL */
     double scale;               /* NaN: 1/sqrt(head_dim) */
     double softcap;             /* 0: none */
     double dropout_p;           /* 0: none; what is dropped: kernels/dropout.inc.h */
@@ -64,7 +66,7 @@ typedef struct {
     /* Arrays whose data is NULL where the option is not given. */
     sa_array mask; /* (..., Hq, L, S) */
     sa_mask_kind mask_kind;
-    sa_array alibi_slopes, sinks; /* (..., Hq) of the problem's dtype */
+    sa_array alibi_slopes, sinks; /* (..., Hq) of the real type */
     sa_array query_segments;      /* (..., L) of integers of segment_size bytes */
     sa_array key_segments;        /* (..., S) */
     int segment_size;             /* 1, 2, 4 or 8 */
@@ -91,10 +93,14 @@ sa_status sa_sum(const sa_problem *problem);
 /* The gradients of a problem's inputs: those of query, key, value and sinks are written, that of
  * the mask is added to what the array holds, zeros as a rule. An axis of stride 0 is one that the
  * input is broadcast over: the gradient is summed over it. NULL data: not asked for. The problem's
- * out and lse are those that attention gave. */
+ * out and lse are those that attention gave.
+ *
+ * Elements are of the problem's dtype, except where several tiles add to one: mask, sinks, and query
+ * if `query_is_real`, as it must be where it is broadcast, hold the real type of that dtype. */
 typedef struct {
     sa_array out;                     /* the gradient that is given */
-    sa_array query, key, value, mask; /* mask: of the problem's dtype, whatever the mask's own is */
+    sa_array query, key, value, mask;
+    int query_is_real;
     sa_array sinks;
 } sa_gradients;
 

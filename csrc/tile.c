@@ -87,16 +87,17 @@ static void fill_options(const sa_schedule *s, sa_tile *t, const sa_row_pos *fir
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
     if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
+    sa_dtype real = sa_real_dtype(p->dtype);
     sa_row_pos at = *first;
     for (int r = 0; r < t->rows; ++r, sa_next_row(s, &at)) {
         int64_t head = at.head_kv * s->group + at.g;
         if (t->mask_kind)
             t->mask[r] = sa_row_of(p, &p->mask, at.b, head, sa_first_query(p, at.b) + at.i);
         if (t->has_alibi)
-            t->slope[r] = sa_load_scalar(p->dtype, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
+            t->slope[r] = sa_load_scalar(real, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
         if (t->has_alibi) t->position[r] = sa_position(p, at.b, at.i);
         if (t->has_sinks)
-            t->sink[r] = sa_load_scalar(p->dtype, sa_row_of(p, &p->sinks, at.b, head, 0));
+            t->sink[r] = sa_load_scalar(real, sa_row_of(p, &p->sinks, at.b, head, 0));
     }
 }
 
@@ -131,6 +132,11 @@ static void fill_dropout(const sa_schedule *s, sa_tile *t, const sa_row_pos *fir
     }
 }
 
+static sa_key_rows key_rows_of(const sa_problem *p, const sa_array *a, const sa_row_pos *at) {
+    const char *first = sa_row_of(p, a, at->b, at->head_kv, sa_first_key(p, at->b));
+    return (sa_key_rows){.at = first, .row = a->row, .col = a->col};
+}
+
 void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
     const sa_problem *p = s->problem;
     t->prefetch = (sa_prefetch){0};
@@ -140,13 +146,10 @@ void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
     t->head_dim_v = p->head_dim_v;
     t->scoring = s->scoring;
     t->q_col = p->query.col;
-    t->k_row = p->key.row;
-    t->k_col = p->key.col;
-    t->v_row = p->value.row;
-    t->v_col = p->value.col;
     t->out_col = p->out.col;
-    t->k = sa_row_of(p, &p->key, at->b, at->head_kv, sa_first_key(p, at->b));
-    t->v = sa_row_of(p, &p->value, at->b, at->head_kv, sa_first_key(p, at->b));
+    t->k = key_rows_of(p, &p->key, at);
+    t->v = key_rows_of(p, &p->value, at);
+    t->num_keys = sa_num_keys(p, at->b);
     fill_pointers(s, t, at);
     int alike = fill_ranges(s, t, at) && !p->key_segments.data;
     fill_segments(s, t, at);
@@ -224,8 +227,8 @@ sa_tile *sa_next_tile(sa_tile_loop *loop) {
     loop->tile = loop->after - 1;
     loop->has_next = fill_next(loop, next);
     t->prefetch =
-        (sa_prefetch){.next = loop->has_next ? next : NULL, .is_first = t->k != loop->last_k};
+        (sa_prefetch){.next = loop->has_next ? next : NULL, .is_first = t->k.at != loop->last_k};
     prefetch_next_head(loop->schedule, loop->tile, loop->end, t);
-    loop->last_k = t->k;
+    loop->last_k = t->k.at;
     return t;
 }

@@ -17,6 +17,7 @@ enum {
     STAGED_BYTES = 1 << 20, /* forward: K and V; backward: twice as much, with their gradients */
     STAGE_MIN_TILES = 4,    /* forward: staging pays if so many tiles read the copy */
     STAGE_MIN_TILES_BACKWARD = 3,
+    STAGE_MIN_TILES_HALF = 2, /* where each tile would convert them */
 
     /* ---- threads */
     FLOPS_PER_THREAD = 150 * 1000, /* less work does not pay for waking a thread */

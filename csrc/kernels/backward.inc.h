@@ -55,18 +55,15 @@ static void grad_query(const sa_backward_tile *g, const backward_scratch *x, con
         .k = keys->end - keys->begin,
         .chunk = SA_GRADIENT_CHUNK,
         .phase = keys->begin % SA_GRADIENT_CHUNK,
-        .a = t->k + (keys->block + keys->begin) * t->k_row,
-        .a_row = t->k_col,
-        .a_k = t->k_row,
         .b = (const char *)(x->ds + offset),
-        .b_k = x->row * (ptrdiff_t)sizeof(real),
+        .b_k = x->row * REAL_SIZE,
         .c = x->dq + first * LANES,
         .c_row = x->row,
         .kind = BETA_ONE,
         .prefetch = prefetch,
     };
-    keys->v_is_finite ? ukernel(n, &p)
-                      : ukernel_masked(n, &p, MARKED_B, (const char *)(x->marks + offset));
+    const char *marks = keys->v_is_finite ? NULL : (const char *)(x->marks + offset);
+    value_product(n, &p, &t->k, keys->block + keys->begin, marks, x->tile.piece);
 }
 
 /* S and dP of vectors [first, first + n). */
@@ -134,8 +131,8 @@ static void backward_block(const sa_backward_tile *g, const backward_scratch *x,
     if (is_partial(&keys)) {
         prefill_block_ranges(t, &x->tile, block);
         keys.v_is_finite = !needs_grad(g, SA_GRADIENT_QUERY) ||
-                           known_finite(t->finite, t->k, t->k_row, t->k_col, block + keys.begin,
-                                        block + keys.end, t->head_dim);
+                           known_finite(t->finite, &t->k, block + keys.begin, block + keys.end,
+                                        t->head_dim);
     }
     backward_keys(g, x, &keys);
 }
@@ -151,7 +148,7 @@ static void backward_split(const sa_backward_tile *g, void *memory, int64_t key_
 static void backward_clear(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
     for (int64_t r = 0; r < rows; ++r, to += row)
         for (int64_t x = 0; x < cols; x += LANES)
-            store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
+            v_store_strided(to + x * col, col, at_most(cols - x, LANES), v_zero());
     v_zeroupper();
 }
 
@@ -169,8 +166,12 @@ static void backward_finish(const sa_backward_tile *g, void *memory) {
             v_transpose(square);
             for (int r = 0; r < LANES && i + r < t->rows; ++r) {
                 char *to = g->dq[i + r] + d * col;
-                vec before = g->adds_to_query ? load_strided(to, col, n) : v_zero();
-                store_strided(to, col, n, sum_scaled(square[r], scale, before));
+                vec before = g->adds_to_query ? v_load_strided(to, col, n) : v_zero();
+                vec dq = sum_scaled(square[r], scale, before);
+                if (ELEM_IS_REAL || g->dq_is_real)
+                    v_store_strided(to, col, n, dq);
+                else
+                    s_store_strided(to, col, n, dq);
             }
         }
     v_zeroupper();

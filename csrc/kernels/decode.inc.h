@@ -30,6 +30,7 @@ enum {
     DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
 
     DECODE_PANEL_K = 128, /* rows of a panel of K: the longest part of a sum over head_dim */
+    CHUNK_UNIT = SQUARE_K < 8 ? SQUARE_K : 8, /* chunks of head_dim end at multiples of it */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
@@ -44,7 +45,8 @@ SA_INLINE int64_t decode_o_row(int64_t head_dim_v) {
     return (head_dim_v + LANES - 1) / LANES * LANES;
 }
 
-static size_t decode_scratch_size(int rows, int64_t head_dim) {
+static size_t decode_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
+    (void)head_dim_v;
     size_t fixed = SUMS_ROOM + DECODE_ROWS * DECODE_S_ROW + DECODE_PANEL_K * LANES +
                    SA_BLOCK_N * LANES + 2 * LANES;
     return (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
@@ -81,7 +83,7 @@ static void decode_begin(const sa_tile *t, void *memory) {
     for (int r = 0; r < t->rows; ++r)
         for (int64_t d = 0; d < t->head_dim; d += LANES) {
             int width = at_most(t->head_dim - d, LANES);
-            vec q = load_strided(t->q[r] + d * t->q_col, t->q_col, width);
+            vec q = s_load_strided(t->q[r] + d * t->q_col, t->q_col, width);
             v_store_n(x.q + r * t->head_dim + d, v_mul(q, factor), width);
         }
     v_zeroupper();
@@ -96,37 +98,57 @@ SA_INLINE void decode_add_part(const int M, const vec *part, int64_t first, real
     }
 }
 
-/* The scores of LANES keys for M rows, a constant. LANES × LANES squares of K are transposed and
- * multiplied in registers; the address `prefetch_offset` bytes past each element is prefetched. */
+/* Of a power of two. A division here would take as long as a square. */
+SA_INLINE int is_multiple(int64_t x, int64_t power) { return (x & (power - 1)) == 0; }
+
+/* End a chunk, of k [begin, end), of the sums over head_dim: its sums begin the part's or are added
+ * to them; a part that ends is added to the scores. */
+SA_INLINE void decode_end_chunk(const int M, int64_t begin, int64_t end, int64_t head_dim, vec *acc,
+                                vec *part, real *s) {
+    const int64_t length = sa_part_e(head_dim);
+    SA_UNROLL
+    for (int r = 0; r < M; ++r) {
+        part[r] = is_multiple(begin, length) ? acc[r] : v_add(part[r], acc[r]);
+        acc[r] = v_zero();
+    }
+    if (is_multiple(end, length) || end == head_dim)
+        decode_add_part(M, part, begin & -length, s);
+}
+
+/* The scores of LANES keys for M rows, a constant. Squares of K, of LANES keys and as many vectors'
+ * lanes, are transposed and multiplied in registers; a lane holds one real, or two elements of half
+ * its size. The address `prefetch_offset` bytes past each vector is prefetched. */
 SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
                               uintptr_t prefetch_offset, real *s) {
-    const int64_t chunk = sa_chunk_e(t->head_dim);
-    int64_t first = 0, end = SA_CHUNKS_OF_PART * chunk; /* of the part */
+    const int64_t chunk = sa_chunk_e(t->head_dim), head_dim = t->head_dim;
+    int64_t begin = 0; /* of the chunk */
     vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
     SA_UNROLL
-    for (int r = 0; r < M; ++r) part[r] = v_zero();
-    for (int64_t d = 0; d < t->head_dim; d += chunk) {
+    for (int r = 0; r < M; ++r) acc[r] = part[r] = v_zero();
+    for (int64_t d = 0; d < head_dim; d += SQUARE_K) {
+        vec square[LANES];
+        load_square_of_lanes(rows, d * ELEM_SIZE, prefetch_offset, square);
+        v_transpose(square);
         SA_UNROLL
-        for (int r = 0; r < M; ++r) acc[r] = v_zero();
-        for (int64_t e = d; e < d + chunk && e < t->head_dim; e += LANES) {
-            vec square[LANES];
-            load_square(rows, e * (ptrdiff_t)sizeof(real), prefetch_offset, square);
-            v_transpose(square);
+        for (int i = 0; i < LANES; ++i) {
+            const int64_t end = d + (i + 1) * PER_LANE;
+            vec elements[2];
+            s_split(square[i], elements);
             SA_UNROLL
-            for (int i = 0; i < LANES; ++i) {
+            for (int j = 0; j < PER_LANE; ++j) {
                 SA_UNROLL
-                for (int r = 0; r < M; ++r)
-                    acc[r] = v_fma(v_set(q[r * t->head_dim + e + i]), square[i], acc[r]);
+                for (int r = 0; r < M; ++r) {
+                    vec qd = v_set(q[r * head_dim + d + i * PER_LANE + j]);
+                    acc[r] = v_fma(qd, elements[j], acc[r]);
+                }
+            }
+            int may_end = (i + 1) * PER_LANE % CHUNK_UNIT == 0;
+            if (may_end && (is_multiple(end, chunk) || end == head_dim)) {
+                decode_end_chunk(M, begin, end, head_dim, acc, part, s);
+                begin = end;
             }
         }
-        if (d == end) {
-            decode_add_part(M, part, first, s);
-            first = end, end += SA_CHUNKS_OF_PART * chunk;
-        }
-        SA_UNROLL
-        for (int r = 0; r < M; ++r) part[r] = d == first ? acc[r] : v_add(part[r], acc[r]);
     }
-    decode_add_part(M, part, first, s);
 }
 
 /* decode_squares for any number of keys and rows, and any strides: K goes through a panel. */
@@ -137,8 +159,8 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const char 
     for (int64_t d = 0; d == 0 || d < t->head_dim; d += part) {
         const char *from[LANES];
         int length = at_most(t->head_dim - d, part);
-        for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k_col;
-        gather(from, count, t->k_col, length, 1, prefetch_offset, x->k_panel, LANES);
+        for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k.col;
+        gather(from, count, t->k.col, length, 1, prefetch_offset, x->k_panel, LANES);
         ukernel(1, &(ukernel_args){
                        .m = t->rows,
                        .k = length,
@@ -160,17 +182,17 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const char 
 /* S, LANES keys at a time. Memory bound: reading K prefetches the V of the next keys, and the
  * product with V prefetches the next block's K. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
-    int are_squares = t->k_col == (ptrdiff_t)sizeof(real) && t->head_dim > 0 &&
-                      t->head_dim % LANES == 0 && sa_chunk_e(t->head_dim) % LANES == 0;
+    int are_squares = t->k.col == ELEM_SIZE && t->head_dim > 0 && t->head_dim % SQUARE_K == 0 &&
+                      t->head_dim % 8 == 0;
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
         int64_t key = keys->block + at;
-        uintptr_t prefetch_offset = (uintptr_t)t->v +
-                                    (uintptr_t)(key + LANES) * (uintptr_t)t->v_row -
-                                    ((uintptr_t)t->k + (uintptr_t)key * (uintptr_t)t->k_row);
+        uintptr_t prefetch_offset = (uintptr_t)t->v.at +
+                                    (uintptr_t)(key + LANES) * (uintptr_t)t->v.row -
+                                    ((uintptr_t)t->k.at + (uintptr_t)key * (uintptr_t)t->k.row);
         real *s = x->s + at;
-        for (int j = 0; j < count; ++j) rows[j] = t->k + (key + j) * t->k_row;
+        for (int j = 0; j < count; ++j) rows[j] = t->k.at + (key + j) * t->k.row;
         switch (are_squares && count == LANES ? t->rows : 0) {
             case 1: decode_squares(1, t, x->q, rows, prefetch_offset, s); break;
             case 2: decode_squares(2, t, x->q, rows, prefetch_offset, s); break;
@@ -226,6 +248,31 @@ static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const 
     }
 }
 
+/* The sum of weights [begin, end) in four chains, which are the lanes 0 to 3, of two vectors where
+ * LANES is 2. The other lanes of a vector are brought there in order; those past the last key are 0.
+ */
+SA_INLINE real sum_of_chains(const real *s, int begin, int end) {
+    enum { VECTORS = LANES < 4 ? 4 / LANES : 1 };
+    vec sum[VECTORS];
+    real chain[VECTORS * LANES];
+    for (int v = 0; v < VECTORS; ++v) sum[v] = v_zero();
+    for (int j = begin; j < end; j += VECTORS * LANES)
+        for (int v = 0; v < VECTORS; ++v) {
+            vec p = v_load(s + j + v * LANES);
+            sum[v] = v_add(sum[v], p);
+#if LANES >= 8
+            sum[v] = v_add(sum[v], v_swap(p, 4));
+#endif
+#if LANES >= 16
+            p = v_swap(p, 8);
+            sum[v] = v_add(sum[v], p);
+            sum[v] = v_add(sum[v], v_swap(p, 4));
+#endif
+        }
+    for (int v = 0; v < VECTORS; ++v) v_store(chain + v * LANES, sum[v]);
+    return (chain[0] + chain[1]) + (chain[2] + chain[3]);
+}
+
 /* softmax_column (softmax.inc.h) with keys in the lanes; masked scores are -inf already. */
 static void decode_softmax(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
                            split_state state) {
@@ -245,13 +292,11 @@ static void decode_softmax(const sa_tile *t, const decode_scratch *x, const bloc
     vec max = v_load(top), shift = finite_max(max);
     v_store(x->shift, shift);
     for (int r = 0; r < t->rows; ++r) {
-        real *s = x->s + r * DECODE_S_ROW, chain[4] = {0};
+        real *s = x->s + r * DECODE_S_ROW;
         vec shift_r = v_set(x->shift[r]);
         for (int j = begin; j < whole_chains(end); j += LANES)
             v_store(s + j, weight(v_sub(v_load(s + j), shift_r), scale_log2));
-        for (int j = begin; j < end; j += 4)
-            for (int c = 0; c < 4; ++c) chain[c] += s[j + c];
-        sum[r] = (chain[0] + chain[1]) + (chain[2] + chain[3]);
+        sum[r] = sum_of_chains(s, begin, whole_chains(end));
     }
     vec a = weight(v_sub(old, shift), scale_log2);
     v_store(x->rescale, a);
@@ -274,9 +319,9 @@ static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block
 static void decode_values(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
                           split_state state) {
     int begin = keys->begin, count = keys->end - begin;
-    const char *v = t->v + (keys->block + begin) * t->v_row;
+    const char *v = t->v.at + (keys->block + begin) * t->v.row;
     uintptr_t next_block = (uintptr_t)(keys->block + SA_BLOCK_N);
-    uintptr_t next_k = (uintptr_t)t->k + next_block * (uintptr_t)t->k_row;
+    uintptr_t next_k = (uintptr_t)t->k.at + next_block * (uintptr_t)t->k.row;
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -285,29 +330,29 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         .a = (const char *)(x->s + begin),
         .a_row = DECODE_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
-        .b_k = t->v_row,
+        .b_k = t->v.row,
         .c_row = decode_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
         .sums = x->sums,
-        .prefetch_step = t->k_row,
+        .prefetch_step = t->k.row,
     };
     int64_t e = 0;
-    int whole = t->v_col == (ptrdiff_t)sizeof(real);
+    int whole = t->v.col == ELEM_SIZE && keys->v_is_finite;
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
-        p.b = v + e * t->v_col;
+        p.b = v + e * t->v.col;
         p.c = state.o + e;
-        p.prefetch_at = next_k + (uintptr_t)(e * t->k_col);
-        keys->v_is_finite ? ukernel_prefetching(n, &p) : ukernel_masked(n, &p, MARKED_A, p.a);
+        p.prefetch_at = next_k + (uintptr_t)(e * t->k.col);
+        ukernel_prefetching(n, &p);
     }
-    /* The last elements, and a V whose elements are not contiguous, go through a panel. */
+    /* The last elements, and a V that is not finite or not contiguous, go through a panel. */
     p.b = (const char *)x->v_panel;
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
         for (int j = 0; j < count; ++j)
             v_store(x->v_panel + j * LANES,
-                    load_strided(v + j * t->v_row + e * t->v_col, t->v_col, width));
+                    s_load_strided(v + j * t->v.row + e * t->v.col, t->v.col, width));
         p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }
@@ -365,8 +410,8 @@ static void decode_finish(const sa_tile *t, void *total_memory) {
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
             vec sum = v_load(total.o + r * row + e), out = softmax_scaled(sum, of_row);
             if (is_mean) out = v_select(finite_lanes(sum), within_range(out), out);
-            store_strided(t->out[r] + e * t->out_col, t->out_col, at_most(t->head_dim_v - e, LANES),
-                          out);
+            s_store_strided(t->out[r] + e * t->out_col, t->out_col,
+                            at_most(t->head_dim_v - e, LANES), out);
         }
     }
     write_lse(t, 0, max, sum);

@@ -24,8 +24,8 @@ enum { KEY_STEP = 16 };
 static void add_rows(const real *panel, ptrdiff_t panel_row, int count, int n, real factor,
                      char *to, ptrdiff_t row, ptrdiff_t col) {
     for (int j = 0; j < count; ++j, panel += panel_row, to += row)
-        store_strided(to, col, n,
-                      sum_scaled(v_load(panel), v_set(factor), load_strided(to, col, n)));
+        v_store_strided(to, col, n,
+                        sum_scaled(v_load(panel), v_set(factor), v_load_strided(to, col, n)));
 }
 
 /* The operands of dV or dK. */
@@ -35,7 +35,8 @@ typedef struct {
     int b_is_finite;            /* whether 0 * rows is 0 */
     int64_t length;             /* elements of a row of the gradient */
     real factor;
-    char *to; /* the gradient of key 0 */
+    char *to; /* the gradient of key `first` */
+    int64_t first;
     ptrdiff_t to_row, to_col;
 } key_gradient;
 
@@ -52,7 +53,7 @@ static void grad_keys(const key_gradient *d, const backward_scratch *x, int64_t 
     const int num_keys = range->end - range->begin;
     ptrdiff_t offset = range->begin * x->row + range->row_begin;
     const char *marks = (const char *)(x->marks + offset);
-    char *to = d->to + (block + range->begin) * d->to_row;
+    char *to = d->to + (block + range->begin - d->first) * d->to_row;
     ukernel_args p = {
         .m = num_keys,
         .k = range->row_end - range->row_begin,
@@ -120,8 +121,9 @@ static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch
                           .b_is_finite = !is_partial(keys) || g->dout_finite,
                           .length = t->head_dim_v,
                           .factor = (real)scoring->dropout_scale,
-                          .to = g->dv,
-                          .to_row = g->dv_row,
+                          .to = g->grads.value,
+                          .first = g->grads.first,
+                          .to_row = g->grads.value_row,
                           .to_col = g->dv_col};
     key_gradient key = {.weights = x->ds,
                         .rows = x->q_rows,
@@ -129,8 +131,9 @@ static void grad_key_and_value(const sa_backward_tile *g, const backward_scratch
                         .b_is_finite = !is_partial(keys) || g->q_finite,
                         .length = t->head_dim,
                         .factor = to_real(scoring->q_factor * scoring->scale),
-                        .to = g->dk,
-                        .to_row = g->dk_row,
+                        .to = g->grads.key,
+                        .first = g->grads.first,
+                        .to_row = g->grads.key_row,
                         .to_col = g->dk_col};
     key_range range;
     for (int begin = keys->begin; begin < keys->end; begin = range.end) {

@@ -17,10 +17,10 @@
 /* Keys of one step of the sums, the same in every set. */
 enum { MASK_KEYS = 16 };
 
-/* Add n elements to those of an array, which are one and the same where the stride is 0. */
+/* Add n numbers to those of an array of reals, which are one and the same where the stride is 0. */
 static void add_strided(char *p, ptrdiff_t stride, int n, vec x) {
     if (stride != 0 || n == 1) {
-        store_strided(p, stride, n, v_add(load_strided(p, stride, n), x));
+        v_store_strided(p, stride, n, v_add(v_load_strided(p, stride, n), x));
         return;
     }
     real lanes[LANES], sum = read_real(p);

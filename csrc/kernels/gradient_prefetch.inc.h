@@ -12,21 +12,23 @@
 
 static int grads_exceed_l2(const sa_backward_tile *g) {
     const sa_tile *t = &g->fwd;
-    return exceeds_l2(t, 2 * (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
+    return exceeds_l2(t, 2 * (t->head_dim + t->head_dim_v) * REAL_SIZE);
 }
 
 /* K, V, dK and dV of a block. The first tile finds dK and dV in L2 if they fit: just cleared. */
 static void prefetch_keys(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
     const sa_tile *t = &g->fwd;
-    int64_t size = sizeof(real), n = at_most(t->end - block, SA_BLOCK_N);
-    int64_t k_bytes = t->head_dim * size, v_bytes = t->head_dim_v * size;
+    const sa_key_gradients *grads = &g->grads;
+    int64_t n = at_most(t->end - block, SA_BLOCK_N), at = block - grads->first;
     if (n <= 0 || (!grads_exceed_l2(g) && !g->is_first)) return;
     prefetch_block(t, block, queue);
     if (!grads_exceed_l2(g)) return;
     if (needs_grad(g, SA_GRADIENT_KEY))
-        prefetch_rows(queue, g->dk + block * g->dk_row, g->dk_row, n, k_bytes);
+        prefetch_rows(queue, grads->key + at * grads->key_row, grads->key_row, n,
+                      t->head_dim * REAL_SIZE);
     if (needs_grad(g, SA_GRADIENT_VALUE))
-        prefetch_rows(queue, g->dv + block * g->dv_row, g->dv_row, n, v_bytes);
+        prefetch_rows(queue, grads->value + at * grads->value_row, grads->value_row, n,
+                      t->head_dim_v * REAL_SIZE);
 }
 
 /* The block's share of next_grads, which are cleared or copied to before the next tile begins; no
@@ -34,8 +36,7 @@ static void prefetch_keys(const sa_backward_tile *g, int64_t block, prefetch_que
 static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
     const sa_tile *t = &g->fwd;
     const sa_key_gradients *next_grads = &g->next_grads;
-    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
-    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
+    int64_t k_bytes = t->head_dim * ELEM_SIZE, v_bytes = t->head_dim_v * ELEM_SIZE;
     int64_t all = t->end - first_block(t), done = block - first_block(t), next = done + SA_BLOCK_N;
     int64_t rows = next_grads->rows, max_rows = L2_PREFETCH_GRADS / (k_bytes + v_bytes + 1);
     if (rows > max_rows) rows = max_rows;
@@ -50,8 +51,8 @@ static void prefetch_grads(const sa_backward_tile *g, int64_t block, prefetch_qu
 static void gradient_prefetch(const sa_backward_tile *g, int64_t block, prefetch_queue *queue) {
     const sa_tile *t = &g->fwd;
     const sa_backward_tile *next = g->next;
-    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
-    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real), left = t->end - block - SA_BLOCK_N;
+    int64_t k_bytes = t->head_dim * ELEM_SIZE, v_bytes = t->head_dim_v * ELEM_SIZE;
+    int64_t left = t->end - block - SA_BLOCK_N;
     prefetch_begin(queue);
     prefetch_grads(g, block, queue);
     if (left > 0)

@@ -29,12 +29,12 @@ enum { MAX_LSE = SA_REAL_BITS == 32 ? 64 : 512 };
 
 /* Copy rows, each padded with 0 to whole vectors. */
 static void pack_rows(const char *const *rows, int count, ptrdiff_t col, int64_t length, real *to) {
-    int64_t whole = col == (ptrdiff_t)sizeof(real) ? length / LANES * LANES : 0;
+    int64_t whole = col == ELEM_SIZE ? length / LANES * LANES : 0;
     for (int r = 0; r < count; ++r) {
         int64_t x = 0;
-        for (; x < whole; x += LANES, to += LANES) v_store(to, v_load(rows[r] + x * col));
+        for (; x < whole; x += LANES, to += LANES) v_store(to, s_load(rows[r] + x * col));
         for (; x < length; x += LANES, to += LANES)
-            v_store(to, load_strided(rows[r] + x * col, col, at_most(length - x, LANES)));
+            v_store(to, s_load_strided(rows[r] + x * col, col, at_most(length - x, LANES)));
     }
 }
 
@@ -71,12 +71,10 @@ static void pack_tile(sa_backward_tile *g, void *memory, const backward_scratch 
     }
     g->q_finite = g->dout_finite = 1; /* read only when dK or dV is needed */
     if (!needs_grad(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
-    const ptrdiff_t col = sizeof(real);
-    const char *q = (const char *)x->q_rows, *dout = (const char *)x->dout_rows;
     pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);
     pack_rows(g->dout, t->rows, g->dout_col, t->head_dim_v, x->dout_rows);
-    g->q_finite = all_finite(q, x->q_row * col, col, t->rows, x->q_row);
-    g->dout_finite = all_finite(dout, x->dout_row * col, col, t->rows, x->dout_row);
+    g->q_finite = all_finite(x->q_rows, t->rows * x->q_row);
+    g->dout_finite = all_finite(x->dout_rows, t->rows * x->dout_row);
 }
 
 /* ------------------------------------------------------------------ each row's lse */

@@ -31,7 +31,7 @@ static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
     size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 7;
     size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
-    return prefill_scratch_size(rows, head_dim) + elements * sizeof(real);
+    return prefill_scratch_size(rows, head_dim, head_dim_v) + elements * sizeof(real);
 }
 
 static backward_scratch backward_layout(const sa_backward_tile *g, void *memory) {
@@ -40,7 +40,8 @@ static backward_scratch backward_layout(const sa_backward_tile *g, void *memory)
                           .row = whole_vectors(t->rows),
                           .q_row = whole_vectors(t->head_dim),
                           .dout_row = whole_vectors(t->head_dim_v)};
-    x.ds = (real *)((char *)memory + prefill_scratch_size(t->rows, t->head_dim));
+    size_t of_tile = prefill_scratch_size(t->rows, t->head_dim, t->head_dim_v);
+    x.ds = (real *)((char *)memory + of_tile);
     x.dcap = x.ds + SA_BLOCK_N * x.row;
     x.marks = x.dcap + SA_BLOCK_N * x.row;
     x.dout = x.marks + SA_BLOCK_N * x.row;

@@ -30,21 +30,19 @@ enum { DELTA_MAX_KEYS = 16 };
 static void grad_weights(const sa_backward_tile *g, const backward_scratch *x,
                          const block_keys *keys, int first, int n, prefetch_queue *prefetch) {
     const sa_tile *t = &g->fwd;
-    ukernel_in_parts(n, &(ukernel_args){
-                            .m = keys->end - keys->begin,
-                            .k = t->head_dim_v,
-                            .chunk = sa_chunk_e(t->head_dim_v),
-                            .part = sa_part_e(t->head_dim_v),
-                            .a = t->v + (keys->block + keys->begin) * t->v_row,
-                            .a_row = t->v_row,
-                            .a_k = t->v_col,
-                            .b = (const char *)(x->dout + first * LANES),
-                            .b_k = x->row * (ptrdiff_t)sizeof(real),
-                            .c = x->ds + keys->begin * x->row + first * LANES,
-                            .c_row = x->row,
-                            .sums = x->tile.sums,
-                            .prefetch = prefetch,
-                        });
+    ukernel_args p = {
+        .m = keys->end - keys->begin,
+        .k = t->head_dim_v,
+        .chunk = sa_chunk_e(t->head_dim_v),
+        .part = sa_part_e(t->head_dim_v),
+        .b = (const char *)(x->dout + first * LANES),
+        .b_k = x->row * REAL_SIZE,
+        .c = x->ds + keys->begin * x->row + first * LANES,
+        .c_row = x->row,
+        .sums = x->tile.sums,
+        .prefetch = prefetch,
+    };
+    key_product(n, &p, &t->v, keys->block + keys->begin, x->tile.piece);
 }
 
 /* The marks of vector i. To be called after prefill_bias_and_mask, which leaves B in the panel. */

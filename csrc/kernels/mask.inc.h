@@ -45,7 +45,7 @@ SA_INLINE int has_bools_alone(const sa_tile *t) {
 
 /* Whether a mask adds to the scores, and does not only mask keys. */
 SA_INLINE int mask_adds(const sa_tile *t) {
-    return t->mask_kind == SA_MASK_F32 || t->mask_kind == SA_MASK_F64;
+    return t->mask_kind == SA_MASK_ELEM || t->mask_kind == SA_MASK_F32;
 }
 
 /* A score, or `masked` where the key is out of the range [lo, hi). */
@@ -68,8 +68,9 @@ static vec strided_bools(const char *p, ptrdiff_t col, int n) {
     return bools(bytes);
 }
 
-/* B of the n <= LANES floats at p, p + col, ..., where `real` is double. */
+/* B of the n <= LANES floats at p, p + col, ... */
 static vec strided_floats(const char *p, ptrdiff_t col, int n) {
+    if (SA_REAL_BITS == 32) return v_load_strided(p, col, n);
     real x[LANES] = {0};
     for (int i = 0; i < n; ++i) {
         float y;
@@ -96,10 +97,10 @@ SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
     if (t->mask_kind == SA_MASK_BOOL)
         b = col == 1 && n == LANES ? bools(t->mask[r] + at)
                                    : strided_bools(t->mask[r] + at, col, n);
-    else if (t->mask_kind == SA_MASK_F32 && SA_REAL_BITS == 64)
+    else if (t->mask_kind == SA_MASK_F32)
         b = strided_floats(t->mask[r] + at, col, n);
-    else if (t->mask_kind != SA_MASK_NONE)
-        b = load_strided(t->mask[r] + at, col, n);
+    else if (t->mask_kind == SA_MASK_ELEM)
+        b = s_load_strided(t->mask[r] + at, col, n);
     return t->key_segments ? mask_other_segments(t, r, key, n, b) : b;
 }
 

@@ -24,8 +24,8 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
     vec factor = v_div(v_set(1), v_select(v_eq(sum, v_zero()), v_set(1), sum));
     for (int64_t e = 0; e < n; e += LANES) {
         int width = at_most(n - e, LANES);
-        vec a = load_strided(row->a + e * row->a_col, row->a_col, width);
-        vec b = load_strided(row->b + e * row->b_col, row->b_col, width);
+        vec a = s_load_strided(row->a + e * row->a_col, row->a_col, width);
+        vec b = s_load_strided(row->b + e * row->b_col, row->b_col, width);
         a = v_select(a_none, v_zero(), a);
         b = v_select(b_none, v_zero(), b);
         vec out = v_mul(v_add(v_mul(a, w_a), v_mul(b, w_b)), factor);
@@ -33,7 +33,7 @@ static void merge_row(const sa_merge_row *row, int64_t n) {
         vec mean = v_fma(a, v_mul(w_a, factor), v_mul(b, v_mul(w_b, factor)));
         mean = v_select(v_both(finite_lanes(a), finite_lanes(b)), within_range(mean), mean);
         out = v_select(finite_lanes(out), out, mean);
-        store_strided(row->out + e * row->out_col, row->out_col, width, out);
+        s_store_strided(row->out + e * row->out_col, row->out_col, width, out);
     }
     real lse[LANES];
     v_store(lse, v_add(max, v_log(sum)));

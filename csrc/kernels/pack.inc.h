@@ -1,4 +1,5 @@
-/* Packing: rows of any strides become a panel of whole vectors, by transposes in registers.
+/* Packing: rows of elements, of any strides, become a panel of whole vectors of reals, by
+ * transposes in registers.
  *
  *     gather    panel[x][r] = factor * rows[r][x]     a lane is a row: queries, keys, weights
  *
@@ -9,27 +10,7 @@
 
 #include "../kernels.h"
 #include "simd.inc.h"
-
-/* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
-SA_INLINE vec load_strided(const char *p, ptrdiff_t stride, int n) {
-    if (stride == (ptrdiff_t)sizeof(real)) return n == LANES ? v_load(p) : v_load_n(p, n);
-    real x[LANES] = {0};
-    for (int i = 0; i < n; ++i) x[i] = read_real(p + i * stride);
-    return v_load(x);
-}
-
-SA_INLINE void store_strided(char *p, ptrdiff_t stride, int n, vec x) {
-    if (stride == (ptrdiff_t)sizeof(real)) {
-        if (n == LANES)
-            v_store(p, x);
-        else
-            v_store_n(p, x, n);
-        return;
-    }
-    real y[LANES];
-    v_store(y, x);
-    for (int i = 0; i < n; ++i) write_real(p + i * stride, y[i]);
-}
+#include "elem.inc.h"
 
 SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -37,7 +18,7 @@ SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
 /* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
  * chunks fit the registers. Used by decode.inc.h and project_gemv.inc.h. */
-enum { SQUARE_ROWS = 4 };
+enum { SQUARE_ROWS = 4, SQUARE_K = LANES * PER_LANE };
 
 /* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
  * `prefetch_offset` bytes past each element is prefetched. */
@@ -45,8 +26,18 @@ SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t 
                            vec square[LANES]) {
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
-        square[r] = v_load(rows[r] + offset);
+        square[r] = s_load(rows[r] + offset);
         if (prefetch_offset) SA_PREFETCH((uintptr_t)(rows[r] + offset) + prefetch_offset);
+    }
+}
+
+/* The same of lanes as they are, each of PER_LANE elements: the vectors at `offset` of LANES rows. */
+SA_INLINE void load_square_of_lanes(const char *const *rows, ptrdiff_t offset,
+                                    uintptr_t prefetch_offset, vec square[LANES]) {
+    SA_UNROLL
+    for (int r = 0; r < LANES; ++r) {
+        square[r] = v_load(rows[r] + offset);
+        if (offset % CACHE_LINE == 0) SA_PREFETCH((uintptr_t)(rows[r] + offset) + prefetch_offset);
     }
 }
 
@@ -68,7 +59,7 @@ static void gather_part(const char *const *rows, int count, ptrdiff_t col, int w
     vec square[LANES];
     for (int r = 0; r < LANES; ++r) square[r] = v_zero();
     for (int r = 0; r < count; ++r)
-        square[r] = v_mul(factor, load_strided(rows[r] + offset, col, width));
+        square[r] = v_mul(factor, s_load_strided(rows[r] + offset, col, width));
     v_transpose(square);
     for (int i = 0; i < width; ++i) v_store(panel + i * panel_row, square[i]);
 }
@@ -78,30 +69,36 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
                    uintptr_t prefetch_offset, real *panel, ptrdiff_t panel_row) {
     vec scale = v_set(factor);
     int64_t x = 0;
-    if (count == LANES && col == (ptrdiff_t)sizeof(real))
+    if (count == LANES && col == ELEM_SIZE)
         for (; x + LANES <= length; x += LANES, panel += LANES * panel_row)
             gather_square(rows, x * col, scale, prefetch_offset, panel, panel_row);
     for (; x < length; x += LANES, panel += LANES * panel_row)
         gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
 }
 
-/* Whether all rows × cols elements are finite: x · 0 is NaN iff x is not finite, and NaN is sticky
- * under +. Several independent sums hide the latency of the additions. */
-static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols) {
+/* Whether all rows × cols numbers are finite, elements if `stored`, a constant, or else reals: x · 0
+ * is NaN iff x is not finite, and NaN is sticky under +. Several independent sums hide the latency
+ * of the additions. */
+SA_INLINE int all_finite_of(const int stored, const char *p, ptrdiff_t row, ptrdiff_t col,
+                            int64_t rows, int64_t cols) {
     enum { SUMS = 8 };
+    const ptrdiff_t size = stored ? ELEM_SIZE : REAL_SIZE;
     vec sum[SUMS];
-    if (row == cols * (ptrdiff_t)sizeof(real) && col == (ptrdiff_t)sizeof(real))
-        cols *= rows, rows = 1; /* one long row */
+    if (row == cols * size && col == size) cols *= rows, rows = 1; /* one long row */
     for (int i = 0; i < SUMS; ++i) sum[i] = v_zero();
-    int64_t whole = col == (ptrdiff_t)sizeof(real) ? cols / (SUMS * LANES) * (SUMS * LANES) : 0;
+    int64_t whole = col == size ? cols / (SUMS * LANES) * (SUMS * LANES) : 0;
     for (int64_t r = 0; r < rows; ++r, p += row) {
         for (int64_t c = 0; c < whole; c += SUMS * LANES) {
             SA_UNROLL
-            for (int i = 0; i < SUMS; ++i)
-                sum[i] = v_fma(v_load(p + (c + i * LANES) * col), v_zero(), sum[i]);
+            for (int i = 0; i < SUMS; ++i) {
+                const char *at = p + (c + i * LANES) * size;
+                sum[i] = v_fma(stored ? s_load(at) : v_load(at), v_zero(), sum[i]);
+            }
         }
         for (int64_t c = whole; c < cols; c += LANES) {
-            vec x = load_strided(p + c * col, col, at_most(cols - c, LANES));
+            int width = at_most(cols - c, LANES);
+            const char *at = p + c * col;
+            vec x = stored ? s_load_strided(at, col, width) : v_load_strided(at, col, width);
             sum[c / LANES % SUMS] = v_fma(x, v_zero(), sum[c / LANES % SUMS]);
         }
     }
@@ -109,21 +106,34 @@ static int all_finite(const char *p, ptrdiff_t row, ptrdiff_t col, int64_t rows,
     return v_lane_bits(v_eq(sum[0], v_zero())) == (1u << LANES) - 1;
 }
 
+/* Of contiguous reals. */
+static int all_finite(const real *x, int64_t n) {
+    return all_finite_of(0, (const char *)x, 0, REAL_SIZE, 1, n);
+}
+
+/* Of rows of elements, or, if they are staged, of reals. */
+static int rows_finite(const char *x, int are_staged, ptrdiff_t row, ptrdiff_t col, int64_t rows,
+                       int64_t cols) {
+    return ELEM_IS_REAL || are_staged ? all_finite_of(0, x, row, col, rows, cols)
+                                      : all_finite_of(1, x, row, col, rows, cols);
+}
+
 /* Whether rows [begin, end) of x are all finite. `known` caches the answer: the tiles of a head ask
  * for the same rows. */
-static int known_finite(sa_finite *known, const char *x, ptrdiff_t row, ptrdiff_t col,
-                        int64_t begin, int64_t end, int64_t cols) {
-    if (known->x == x && known->begin <= begin && end <= known->end) return 1;
-    if (!all_finite(x + begin * row, row, col, end - begin, cols)) return 0;
-    int touches = known->x == x && known->begin <= end && begin <= known->end;
-    if (!touches) *known = (sa_finite){x, begin, end};
+static int known_finite(sa_finite *known, const sa_key_rows *x, int64_t begin, int64_t end,
+                        int64_t cols) {
+    if (known->x == x->at && known->begin <= begin && end <= known->end) return 1;
+    if (!rows_finite(x->at + begin * x->row, x->is_staged, x->row, x->col, end - begin, cols))
+        return 0;
+    int touches = known->x == x->at && known->begin <= end && begin <= known->end;
+    if (!touches) *known = (sa_finite){x->at, begin, end};
     if (begin < known->begin) known->begin = begin;
     if (end > known->end) known->end = end;
     return 1;
 }
 
 static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
-    return known_finite(t->finite, t->v, t->v_row, t->v_col, begin, end, t->head_dim_v);
+    return known_finite(t->finite, &t->v, begin, end, t->head_dim_v);
 }
 
 #endif

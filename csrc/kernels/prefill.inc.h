@@ -6,7 +6,7 @@
  *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(u (m - m')) + sum over keys of V[key, e] * P[key][lane]
  *
- * K and V are read in place. Where the rows' ranges of keys differ within a block, each vector of
+ * K and V are read as keys.inc.h says. Where the rows' ranges of keys differ within a block, each vector of
  * lanes computes with its own range. Called by the loops through the table (kernels.h). */
 #ifndef SA_KERNELS_PREFILL_INC_H
 #define SA_KERNELS_PREFILL_INC_H
@@ -16,6 +16,7 @@
 #include "../visibility.h"
 #include "simd.inc.h"
 #include "pack.inc.h"
+#include "keys.inc.h"
 #include "prefetch.inc.h"
 #include "ukernel.inc.h"
 #include "softmax.inc.h"
@@ -33,13 +34,14 @@ typedef struct {
     real *rescale; /* of each lane, the factor 2^(u (m - m')) of O */
     real *lo, *hi; /* each lane's range of keys, counted from the block */
     real *panel;   /* B of one vector of lanes */
+    real *piece;   /* of K or V (keys.inc.h) */
 } prefill_scratch;
 
 SA_INLINE int lane_vectors(int rows) { return (rows + LANES - 1) / LANES; }
 
-static size_t prefill_scratch_size(int rows, int64_t head_dim) {
+static size_t prefill_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
     size_t row = (size_t)lane_vectors(rows) * LANES;
-    size_t fixed = SUMS_ROOM + SA_BLOCK_N * LANES;
+    size_t fixed = SUMS_ROOM + SA_BLOCK_N * LANES + (size_t)piece_room(head_dim, head_dim_v);
     return (((size_t)head_dim + SA_BLOCK_N + 3) * row + fixed) * sizeof(real);
 }
 
@@ -56,7 +58,8 @@ static prefill_scratch prefill_layout(const sa_tile *t, void *memory) {
     x.lo = x.rescale + x.row;
     x.hi = x.lo + x.row;
     x.panel = x.hi + x.row;
-    x.q = x.panel + SA_BLOCK_N * LANES;
+    x.piece = x.panel + SA_BLOCK_N * LANES;
+    x.q = x.piece + piece_room(t->head_dim, t->head_dim_v);
     return x;
 }
 
@@ -82,14 +85,15 @@ static void prefill_begin(const sa_tile *t, void *memory) {
 
 /* Add the keys and values of a block to the queue. */
 static void prefetch_block(const sa_tile *t, int64_t block, prefetch_queue *queue) {
-    int64_t n = at_most(t->end - block, SA_BLOCK_N), size = sizeof(real);
+    int64_t n = at_most(t->end - block, SA_BLOCK_N);
+    const sa_key_rows *k = &t->k, *v = &t->v;
     if (n <= 0) return;
-    prefetch_rows(queue, t->k + block * t->k_row, t->k_row, n, t->head_dim * size);
-    prefetch_rows(queue, t->v + block * t->v_row, t->v_row, n, t->head_dim_v * size);
+    prefetch_rows(queue, k->at + block * k->row, k->row, n, key_row_bytes(k, t->head_dim));
+    prefetch_rows(queue, v->at + block * v->row, v->row, n, key_row_bytes(v, t->head_dim_v));
 }
 
 static int keys_exceed_l2(const sa_tile *t) {
-    return exceeds_l2(t, (t->head_dim + t->head_dim_v) * (int64_t)sizeof(real));
+    return exceeds_l2(t, key_row_bytes(&t->k, t->head_dim) + key_row_bytes(&t->v, t->head_dim_v));
 }
 
 /* Prefetch targets while a block computes: its share of the next head's K and V; or, if the tile
@@ -101,8 +105,7 @@ static void prefill_prefetch(const sa_tile *t, int64_t block, prefetch_queue *qu
     const sa_tile *next = target->next;
     int64_t done = block - first_block(t), all = t->end - first_block(t), left = all - done;
     int64_t of_block = at_most(left, SA_BLOCK_N);
-    int64_t k_bytes = t->head_dim * (int64_t)sizeof(real);
-    int64_t v_bytes = t->head_dim_v * (int64_t)sizeof(real);
+    int64_t k_bytes = t->head_dim * ELEM_SIZE, v_bytes = t->head_dim_v * ELEM_SIZE;
     prefetch_begin(queue);
     if (target->keys) {
         int64_t i = target->keys * done / all, n = target->keys * (done + of_block) / all - i;
@@ -122,21 +125,19 @@ static void prefill_prefetch(const sa_tile *t, int64_t block, prefetch_queue *qu
 /* S of vectors [first, first + n). */
 static void prefill_scores(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
                            int first, int n, prefetch_queue *prefetch) {
-    ukernel_in_parts(n, &(ukernel_args){
-                            .m = keys->end - keys->begin,
-                            .k = t->head_dim,
-                            .chunk = sa_chunk_e(t->head_dim),
-                            .part = sa_part_e(t->head_dim),
-                            .a = t->k + (keys->block + keys->begin) * t->k_row,
-                            .a_row = t->k_row,
-                            .a_k = t->k_col,
-                            .b = (const char *)(x->q + first * LANES),
-                            .b_k = x->row * (ptrdiff_t)sizeof(real),
-                            .c = x->s + keys->begin * x->row + first * LANES,
-                            .c_row = x->row,
-                            .sums = x->sums,
-                            .prefetch = prefetch,
-                        });
+    ukernel_args p = {
+        .m = keys->end - keys->begin,
+        .k = t->head_dim,
+        .chunk = sa_chunk_e(t->head_dim),
+        .part = sa_part_e(t->head_dim),
+        .b = (const char *)(x->q + first * LANES),
+        .b_k = x->row * REAL_SIZE,
+        .c = x->s + keys->begin * x->row + first * LANES,
+        .c_row = x->row,
+        .sums = x->sums,
+        .prefetch = prefetch,
+    };
+    key_product(n, &p, &t->k, keys->block + keys->begin, x->piece);
 }
 
 /* O of vectors [first, first + n). Where V is not finite, the weights of masked keys have their
@@ -148,11 +149,8 @@ static void prefill_values(const sa_tile *t, const prefill_scratch *x, const blo
         .k = keys->end - keys->begin,
         .chunk = SA_CHUNK_N,
         .phase = keys->begin % SA_CHUNK_N,
-        .a = t->v + (keys->block + keys->begin) * t->v_row,
-        .a_row = t->v_col,
-        .a_k = t->v_row,
         .b = (const char *)(x->s + keys->begin * x->row + first * LANES),
-        .b_k = x->row * (ptrdiff_t)sizeof(real),
+        .b_k = x->row * REAL_SIZE,
         .c = o + first * LANES,
         .c_row = x->row,
         .kind = kind,
@@ -160,7 +158,8 @@ static void prefill_values(const sa_tile *t, const prefill_scratch *x, const blo
         .sums = x->sums,
         .prefetch = prefetch,
     };
-    keys->v_is_finite ? ukernel(n, &p) : ukernel_masked(n, &p, MARKED_B, p.b);
+    const char *marks = keys->v_is_finite ? NULL : p.b;
+    value_product(n, &p, &t->v, keys->block + keys->begin, marks, x->piece);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: small integers, exact as

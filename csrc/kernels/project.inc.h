@@ -32,11 +32,12 @@ enum {
     PROJECT_RUN = 1024,
     PROJECT_LANES = NR_BEST * LANES,         /* lanes of a panel */
     PROJECT_STEP = 128,                      /* rows of A multiplied at a time */
-    PROJECT_PIECE = 128 / (int)sizeof(real), /* elements of a row transposed at a time */
-    PIECE_BYTES = PROJECT_PIECE * (int)sizeof(real),
+    PROJECT_PIECE = 128 / REAL_SIZE, /* elements of a row transposed at a time */
+    PIECE_BYTES = PROJECT_PIECE * ELEM_SIZE,
+    PANEL_BYTES = PROJECT_PIECE * REAL_SIZE, /* of it in a panel, for each lane */
     /* Elements of B in the block of a tile of one panel. With so few lanes A comes from memory, and
      * a longer block reads it in longer pieces. */
-    PROJECT_LONG = 64 * 1024 / (int)sizeof(real),
+    PROJECT_LONG = 64 * 1024 / REAL_SIZE,
 };
 
 _Static_assert(SA_PROJECT_K % (2 * PROJECT_CHUNK) == 0 && PROJECT_RUN % SA_PROJECT_K == 0,
@@ -48,12 +49,12 @@ typedef struct {
     int64_t row; /* elements of a row of `a`, and rows of a panel of B */
 } project_scratch;
 
-/* Whether A's rows are read in place: their elements must be contiguous, and not compete for the
- * same cache sets, as rows a multiple of a page apart do. For a single panel that does not matter:
+/* Whether A's rows are read in place: they must be reals, contiguous, and not compete for the same
+ * cache sets, as rows a multiple of a page apart do. For a single panel that does not matter:
  * it reads them once. */
 static int reads_a_in_place(const sa_project_tile *t) {
     enum { PAGE = 4096 };
-    if (t->p.by == SA_BY_COLUMNS || t->p.w_k != (ptrdiff_t)sizeof(real)) return 0;
+    if (!ELEM_IS_REAL || t->p.by == SA_BY_COLUMNS || t->p.w_k != REAL_SIZE) return 0;
     return t->lanes <= PROJECT_LANES || t->p.w_row % PAGE != 0;
 }
 
@@ -141,8 +142,8 @@ static void pack_lanes(const sa_project_tile *t, int lane, int64_t k_begin, int6
     for (int64_t left = k_end - k_begin; left > 0; left -= PROJECT_PIECE) {
         const char *panel = (const char *)b;
         int length = at_most(left, PROJECT_PIECE);
-        if (col == (ptrdiff_t)sizeof(real)) prefetch_pieces(rows, count, PIECE_BYTES, PIECE_BYTES);
-        if (is_first) prefetch_pieces(&panel, 1, PIECE_BYTES * b_row, PIECE_BYTES * b_row);
+        if (col == ELEM_SIZE) prefetch_pieces(rows, count, PIECE_BYTES, PIECE_BYTES);
+        if (is_first) prefetch_pieces(&panel, 1, PANEL_BYTES * b_row, PANEL_BYTES * b_row);
         gather(rows, count, col, length, 1, 0, b, b_row);
         for (int r = 0; r < count; ++r) rows[r] += length * col;
         b += PROJECT_PIECE * b_row;
@@ -160,7 +161,7 @@ static void load_rows(const sa_project_tile *t, const project_scratch *x, int64_
 
 static int is_zero(const char *p, ptrdiff_t stride, int64_t n) {
     for (int64_t i = 0; i < n; i += LANES) {
-        vec x = load_strided(p + i * stride, stride, at_most(n - i, LANES));
+        vec x = s_load_strided(p + i * stride, stride, at_most(n - i, LANES));
         if (v_lane_bits(v_eq(x, v_zero())) != (1u << LANES) - 1) return 0;
     }
     return 1;
@@ -176,10 +177,10 @@ static void load_columns(const sa_project_tile *t, const project_scratch *x, int
             for (int j = 0; j < p.n; ++j) {
                 int lane = first + j * LANES;
                 v_store(p.b + k * p.row + j * LANES,
-                        load_strided(t->x[k] + lane * t->p.x_col, t->p.x_col,
+                        s_load_strided(t->x[k] + lane * t->p.x_col, t->p.x_col,
                                      at_most(t->lanes - lane, LANES)));
             }
-        finite &= all_finite((const char *)p.b, 0, sizeof(real), 1, count * p.row);
+        finite &= all_finite(p.b, count * p.row);
     }
     for (int64_t k = 0; !finite && k < count; ++k) {
         if (!is_zero(t->dy[k], t->p.dy_col, t->p.dy_cols)) continue;
@@ -218,7 +219,7 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
             const char *from[LANES];
             int width = at_most(count - k, LANES);
             for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m * col;
-            if (col == (ptrdiff_t)sizeof(real))
+            if (col == ELEM_SIZE)
                 prefetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
             gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
         }
@@ -230,10 +231,10 @@ static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, in
                    int64_t count) {
     enum { ROWS_AHEAD = 4 };
     for (int64_t m = 0; m < rows; ++m, row += step) {
-        prefetch_pieces(&row, 1, ROWS_AHEAD * step, count * (ptrdiff_t)sizeof(real));
+        prefetch_pieces(&row, 1, ROWS_AHEAD * step, count * ELEM_SIZE);
         for (int64_t k = 0; k < count; k += LANES)
-            v_store(x->a + m * x->row + k, load_strided(row + k * (ptrdiff_t)sizeof(real),
-                                                        sizeof(real), at_most(count - k, LANES)));
+            v_store(x->a + m * x->row + k,
+                    s_load_strided(row + k * ELEM_SIZE, ELEM_SIZE, at_most(count - k, LANES)));
     }
 }
 
@@ -241,7 +242,7 @@ static void copy_a(const project_scratch *x, const char *row, ptrdiff_t step, in
 static rows_of_a load_a(const sa_project_tile *t, const project_scratch *x, int64_t k_begin,
                         int64_t k_end, int64_t m_begin, int64_t m_end) {
     const int64_t count = k_end - k_begin;
-    if (t->p.by == SA_BY_ROWS && t->p.w_k == (ptrdiff_t)sizeof(real)) {
+    if (t->p.by == SA_BY_ROWS && t->p.w_k == ELEM_SIZE) {
         const char *w = t->p.w + m_begin * t->p.w_row + k_begin * t->p.w_k;
         if (reads_a_in_place(t)) return (rows_of_a){w, t->p.w_row};
         copy_a(x, w, t->p.w_row, m_end - m_begin, count);
@@ -253,7 +254,7 @@ static rows_of_a load_a(const sa_project_tile *t, const project_scratch *x, int6
             columns[k] = by_rows ? t->p.w + (k_begin + k) * t->p.w_k : t->dy[k] + t->dy_first * col;
         transpose_a(x, columns, count, col, m_begin, m_end);
     }
-    return (rows_of_a){(const char *)x->a, x->row * (ptrdiff_t)sizeof(real)};
+    return (rows_of_a){(const char *)x->a, x->row * REAL_SIZE};
 }
 
 /* ------------------------------------------------------------------ C */
@@ -269,9 +270,9 @@ static ukernel_args project_args(const sa_project_tile *t, const project_scratch
         .part = 2 * project_chunk(t),
         .a = a.at,
         .a_row = a.row,
-        .a_k = sizeof(real),
+        .a_k = REAL_SIZE,
         .b = (const char *)p->b,
-        .b_k = p->row * (ptrdiff_t)sizeof(real),
+        .b_k = p->row * REAL_SIZE,
         .c = p->c + m * p->row,
         .c_row = p->row,
         .kind = begins_run(k_begin) ? BETA_ZERO : SUM_SCALED,
@@ -302,7 +303,7 @@ static void multiply_long_rows(const sa_project_tile *t, const project_scratch *
         prefetch_queue prefetch;
         prefetch_begin(&prefetch);
         prefetch_rows(&prefetch, a.at + rows * a.row, a.row, strip,
-                      (k_end - k_begin) * (ptrdiff_t)sizeof(real));
+                      (k_end - k_begin) * REAL_SIZE);
         args.prefetch = &prefetch;
         ukernel_in_parts(p.n, &args);
     }
@@ -326,7 +327,7 @@ static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdif
     for (int r = 0; r < count; ++r) rows[r] = t->out[lane + r];
     for (int64_t m = 0; m < t->m; m += PROJECT_PIECE) {
         int length = at_most(t->m - m, PROJECT_PIECE);
-        if (t->p.out_col == (ptrdiff_t)sizeof(real))
+        if (t->p.out_col == ELEM_SIZE)
             prefetch_pieces((const char *const *)rows, count, PIECE_BYTES, PIECE_BYTES);
         scatter(rows, count, t->p.out_col, length, c + m * c_row, c_row);
         for (int r = 0; r < count; ++r) rows[r] += length * t->p.out_col;
@@ -337,12 +338,12 @@ static void write_rows(const sa_project_tile *t, int lane, const real *c, ptrdif
 static void write_columns(const sa_project_tile *t, int lane, const real *c, ptrdiff_t c_row) {
     char *to = t->p.grad + lane * t->p.grad_col;
     for (int64_t m = 0; m < t->m; ++m, to += t->p.grad_row)
-        store_strided(to, t->p.grad_col, at_most(t->lanes - lane, LANES), v_load(c + m * c_row));
+        s_store_strided(to, t->p.grad_col, at_most(t->lanes - lane, LANES), v_load(c + m * c_row));
 }
 
 static void add_bias(const sa_project_tile *t, const project_panel *p) {
     for (int64_t m = 0; m < t->m; ++m) {
-        vec bias = v_broadcast(t->p.bias + m * t->p.bias_step);
+        vec bias = s_broadcast(t->p.bias + m * t->p.bias_step);
         for (int j = 0; j < p->n; ++j) {
             real *c = p->c + m * p->row + j * LANES;
             v_store(c, v_add(v_load(c), bias));

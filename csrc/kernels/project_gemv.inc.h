@@ -56,7 +56,7 @@ static void gemv_load(const sa_project_tile *t, void *memory, int64_t k_begin, i
     for (int r = 0; r < t->lanes; ++r)
         for (int64_t k = k_begin; k < k_end; k += LANES)
             v_store(x.x + r * x.x_row + (k - k_begin),
-                    load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
+                    s_load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
     v_zeroupper();
 }
 
@@ -80,7 +80,7 @@ SA_INLINE void add_squares(const int M, const int C, const real *x, ptrdiff_t x_
         for (int c = 0; c < C; ++c) {
             const int64_t at = k + c * chunk;
             vec square[LANES];
-            load_square(rows, at * (ptrdiff_t)sizeof(real), 0, square);
+            load_square(rows, at * ELEM_SIZE, 0, square);
             v_transpose(square);
             SA_UNROLL
             for (int i = 0; i < LANES; ++i) {
@@ -138,8 +138,8 @@ static void panels_of_w(const sa_project_tile *t, const gemv_scratch *s, const c
                                 .chunk = project_chunk(t),
                                 .part = 2 * project_chunk(t),
                                 .a = (const char *)(s->x + k),
-                                .a_row = s->x_row * (ptrdiff_t)sizeof(real),
-                                .a_k = sizeof(real),
+                                .a_row = s->x_row * REAL_SIZE,
+                                .a_k = REAL_SIZE,
                                 .b = (const char *)s->panel,
                                 .b_k = sizeof(vec),
                                 .c = s->c + m,
@@ -153,7 +153,7 @@ static void panels_of_w(const sa_project_tile *t, const gemv_scratch *s, const c
 static void gemv_multiply_rows(const sa_project_tile *t, void *memory, int64_t k_begin,
                                int64_t k_end, int64_t m_begin, int64_t m_end) {
     gemv_scratch s = gemv_layout(t, memory);
-    int are_squares = t->p.w_k == (ptrdiff_t)sizeof(real) && (k_end - k_begin) % LANES == 0;
+    int are_squares = t->p.w_k == ELEM_SIZE && (k_end - k_begin) % LANES == 0;
     for (int64_t m = m_begin; m < m_end; m += LANES) {
         const char *rows[LANES];
         int count = at_most(m_end - m, LANES), by_squares = are_squares && count == LANES;
@@ -182,12 +182,12 @@ SA_INLINE void add_columns(const int columns, const int prefetches, const real *
                            ptrdiff_t w_k, int64_t count, real *sum) {
     for (int64_t m = 0; m < count; m += LANES) {
         int width = at_most(count - m, LANES);
-        int begins_line = m % (CACHE_LINE / (int)sizeof(real)) == 0;
+        int begins_line = m % (CACHE_LINE / ELEM_SIZE) == 0;
         vec acc = v_load(sum + m);
-        const char *at = w + m * (ptrdiff_t)sizeof(real);
+        const char *at = w + m * ELEM_SIZE;
         SA_UNROLL
         for (int k = 0; k < columns; ++k, at += w_k) {
-            vec wk = width == LANES ? v_load(at) : v_load_n(at, width);
+            vec wk = width == LANES ? s_load(at) : s_load_n(at, width);
             if (prefetches && begins_line) SA_PREFETCH((uintptr_t)at + (uintptr_t)(columns * w_k));
             acc = v_fma(v_set(x[k]), wk, acc);
         }
@@ -270,8 +270,8 @@ static void gemv_finish(const sa_project_tile *t, void *memory) {
             vec out = t->p.k ? v_load(x.c + r * x.c_row + m) : v_zero();
             if (t->p.bias)
                 out =
-                    v_add(out, load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
-            store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
+                    v_add(out, s_load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
+            s_store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
         }
     v_zeroupper();
 }

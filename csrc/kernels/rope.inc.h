@@ -19,19 +19,19 @@ static void rope_row(const sa_rope_row *row, int64_t n) {
     char *out_second = row->out + row->second * row->out_col;
     for (int64_t pair = 0; pair < row->pairs; pair += LANES) {
         int width = at_most(row->pairs - pair, LANES);
-        vec a = load_strided(x_first + pair * x_step, x_step, width);
-        vec b = load_strided(x_second + pair * x_step, x_step, width);
-        vec cosine = load_strided(row->cos + pair * row->angle_col, row->angle_col, width);
-        vec sine = load_strided(row->sin + pair * row->angle_col, row->angle_col, width);
+        vec a = s_load_strided(x_first + pair * x_step, x_step, width);
+        vec b = s_load_strided(x_second + pair * x_step, x_step, width);
+        vec cosine = v_load_strided(row->cos + pair * row->angle_col, row->angle_col, width);
+        vec sine = v_load_strided(row->sin + pair * row->angle_col, row->angle_col, width);
         vec first = v_sub(v_mul(a, cosine), v_mul(b, sine));
         vec second = v_add(v_mul(b, cosine), v_mul(a, sine));
-        store_strided(out_first + pair * out_step, out_step, width, first);
-        store_strided(out_second + pair * out_step, out_step, width, second);
+        s_store_strided(out_first + pair * out_step, out_step, width, first);
+        s_store_strided(out_second + pair * out_step, out_step, width, second);
     }
     for (int64_t e = 2 * row->pairs; e < n; e += LANES) {
         int width = at_most(n - e, LANES);
-        vec rest = load_strided(row->x + e * row->x_col, row->x_col, width);
-        store_strided(row->out + e * row->out_col, row->out_col, width, rest);
+        vec rest = s_load_strided(row->x + e * row->x_col, row->x_col, width);
+        s_store_strided(row->out + e * row->out_col, row->out_col, width, rest);
     }
     v_zeroupper();
 }

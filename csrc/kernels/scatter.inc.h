@@ -1,4 +1,5 @@
-/* Unpacking: a panel of whole vectors becomes rows of any strides, by transposes in registers.
+/* Unpacking: a panel of whole vectors becomes rows of elements, of any strides, by transposes in
+ * registers.
  *
  *     scatter           rows[r][x] = panel[x][r]
  *     scatter_scaled    rows[r][x] = panel[x][r] * factor[r]     factor: split_state.inc.h
@@ -35,12 +36,12 @@ SA_INLINE void scatter_rows(char *const *rows, int count, ptrdiff_t col, int64_t
         }
         if (x + LANES < length) prefetch_column(rows, count, (x + LANES) * col);
         v_transpose(square);
-        if (width == LANES && count == LANES && col == (ptrdiff_t)sizeof(real)) {
+        if (width == LANES && count == LANES && col == ELEM_SIZE) {
             SA_UNROLL
-            for (int r = 0; r < LANES; ++r) v_store(rows[r] + x * col, square[r]);
+            for (int r = 0; r < LANES; ++r) s_store(rows[r] + x * col, square[r]);
             continue;
         }
-        for (int r = 0; r < count; ++r) store_strided(rows[r] + x * col, col, width, square[r]);
+        for (int r = 0; r < count; ++r) s_store_strided(rows[r] + x * col, col, width, square[r]);
     }
 }
 

@@ -10,6 +10,9 @@
 #ifndef SA_ISA
 #define SA_ISA portable
 #define SA_DTYPE_NAME f32
+#define SA_ELEM float
+#define SA_REAL_DTYPE f32
+#define SA_ELEM_IS_REAL 1
 #endif
 #include "../simd/portable.h"
 #endif

@@ -2,7 +2,8 @@
  *
  *     m = max x,   p = e^(x - m),   l = sum p,   out = p / l
  *
- * in three passes, each of which may be cut at multiples of CHAINS. Maxima and sums run in 16
+ * in three passes, each of which may be cut at multiples of CHAINS. Between the last two, p lies in
+ * out, if that holds reals; else it is computed again, since it must not be rounded. Maxima and sums run in 16
  * chains, element mod 16, which are joined by halves. Called by rows.c through the table
  * (kernels.h). */
 #ifndef SA_KERNELS_SOFTMAX_ROW_INC_H
@@ -45,9 +46,9 @@ SA_INLINE const_strided_row as_const(strided_row x) { return (const_strided_row)
  * exist and are contiguous. */
 SA_INLINE vec load_chains(const_strided_row x, const int whole, int64_t i, int64_t n, int v) {
     i += v * LANES;
-    if (whole) return v_load(x.at + i * (ptrdiff_t)sizeof(real));
+    if (whole) return s_load(x.at + i * ELEM_SIZE);
     int left = at_most(n - i, LANES);
-    vec y = left > 0 ? load_strided(x.at + i * x.col, x.col, left) : v_zero();
+    vec y = left > 0 ? s_load_strided(x.at + i * x.col, x.col, left) : v_zero();
     return v_select(v_lt(v_iota(), v_set((real)left)), y, minus_inf());
 }
 
@@ -55,9 +56,9 @@ SA_INLINE void store_chains(strided_row x, const int whole, int64_t i, int64_t n
     i += v * LANES;
     int left = at_most(n - i, LANES);
     if (whole)
-        v_store(x.at + i * (ptrdiff_t)sizeof(real), y);
+        s_store(x.at + i * ELEM_SIZE, y);
     else if (left > 0)
-        store_strided(x.at + i * x.col, x.col, left, y);
+        s_store_strided(x.at + i * x.col, x.col, left, y);
 }
 
 SA_INLINE softmax_state softmax_cleared(void) {
@@ -101,11 +102,11 @@ SA_INLINE vec join_chains(const vec chains[CHAIN_VECS], vec (*join)(vec, vec)) {
 SA_INLINE void softmax_sum_exp(softmax_state *state, const int contiguous, const_strided_row x,
                                strided_row out, int64_t n) {
     vec shift = finite_max(join_chains(state->max, v_max));
-    uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * sizeof(real); /* mostly the next row */
+    uintptr_t next = (uintptr_t)x.at + (uintptr_t)n * ELEM_SIZE; /* mostly the next row */
     EACH_CHAINS(contiguous, n, {
-        if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * sizeof(real));
+        if (whole) SA_PREFETCH(next + (uintptr_t)(i + v * LANES) * ELEM_SIZE);
         vec p = v_exp_of_negative(v_sub(load_chains(x, whole, i, n, v), shift));
-        store_chains(out, whole, i, n, v, p);
+        if (ELEM_IS_REAL) store_chains(out, whole, i, n, v, p);
         state->sum[v] = v_add(state->sum[v], p);
     })
 }
@@ -116,12 +117,14 @@ SA_INLINE vec softmax_divisor(softmax_state state) {
     return v_set(sum == 0 ? 0 : 1 / sum);
 }
 
-SA_INLINE void softmax_divide(const softmax_state *state, const int contiguous, strided_row out,
-                              int64_t n) {
-    vec divisor = softmax_divisor(*state);
-    EACH_CHAINS(contiguous, n,
-                store_chains(out, whole, i, n, v,
-                             v_mul(load_chains(as_const(out), whole, i, n, v), divisor));)
+SA_INLINE void softmax_divide(const softmax_state *state, const int contiguous, const_strided_row x,
+                              strided_row out, int64_t n) {
+    vec divisor = softmax_divisor(*state), shift = finite_max(join_chains(state->max, v_max));
+    EACH_CHAINS(contiguous, n, {
+        vec p = load_chains(ELEM_IS_REAL ? as_const(out) : x, whole, i, n, v);
+        if (!ELEM_IS_REAL) p = v_exp_of_negative(v_sub(p, shift));
+        store_chains(out, whole, i, n, v, v_mul(p, divisor));
+    })
 }
 
 SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_row out,
@@ -129,14 +132,14 @@ SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, contiguous, x, n);
     softmax_sum_exp(&state, contiguous, x, out, n);
-    softmax_divide(&state, contiguous, out, n);
+    softmax_divide(&state, contiguous, x, out, n);
 }
 
 /* A row written by streaming stores, which do not read the lines that they replace; only whole
  * vectors at aligned addresses can be stored so. */
 static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
     real weights[MAX_STREAMED_N];
-    strided_row between = {(char *)weights, sizeof(real)};
+    strided_row between = {(char *)weights, REAL_SIZE};
     softmax_state state = softmax_cleared();
     softmax_find_max(&state, 1, x, n);
     softmax_sum_exp(&state, 1, x, between, n);
@@ -158,9 +161,9 @@ static void softmax_row(const char *x, ptrdiff_t x_col, char *out, ptrdiff_t out
                         int stream) {
     const_strided_row from = {x, x_col};
     strided_row to = {out, out_col};
-    if (x_col != (ptrdiff_t)sizeof(real) || out_col != (ptrdiff_t)sizeof(real))
+    if (x_col != ELEM_SIZE || out_col != ELEM_SIZE)
         softmax_whole(0, from, to, n);
-    else if (stream && n >= MIN_STREAMED_N && n <= MAX_STREAMED_N &&
+    else if (ELEM_IS_REAL && stream && n >= MIN_STREAMED_N && n <= MAX_STREAMED_N &&
              (uintptr_t)out % sizeof(real) == 0)
         softmax_streamed(from, out, n);
     else
@@ -179,7 +182,7 @@ static void softmax_part(sa_softmax_pass pass, sa_softmax_state *memory, const c
         case SA_SOFTMAX_CLEAR: state = softmax_cleared(); break;
         case SA_SOFTMAX_MAX: softmax_find_max(&state, 0, from, n); break;
         case SA_SOFTMAX_EXP: softmax_sum_exp(&state, 0, from, to, n); break;
-        case SA_SOFTMAX_DIVIDE: softmax_divide(&state, 0, to, n); break;
+        case SA_SOFTMAX_DIVIDE: softmax_divide(&state, 0, from, to, n); break;
     }
     memcpy(memory, &state, sizeof state);
     v_zeroupper();

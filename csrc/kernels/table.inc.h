@@ -5,7 +5,9 @@
 #include "../kernels.h"
 #include "simd.inc.h"
 #include "math.inc.h"
+#include "elem.inc.h"
 #include "pack.inc.h"
+#include "keys.inc.h"
 #include "ukernel.inc.h"
 #include "prefill.inc.h"
 #include "decode.inc.h"
@@ -22,9 +24,21 @@
 #define SA_TABLE_OF(isa, dtype) SA_JOIN(isa, dtype)
 
 static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
-    int finite = all_finite(x, 0, col, 1, n);
+    int finite = rows_finite(x, 0, 0, col, 1, n);
     v_zeroupper();
     return finite;
+}
+
+static void stage(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
+                  char *to) {
+    stage_rows(from, row, col, rows, length, (real *)to);
+    v_zeroupper();
+}
+
+static void unstage(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
+                    const char *from) {
+    unstage_rows(to, row, col, rows, length, (const real *)from);
+    v_zeroupper();
 }
 
 /* to[i] = f_of_x, an expression in the vector x of elements from[i]. */
@@ -96,7 +110,7 @@ const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
                .split = decode_split,
                .merge = decode_merge,
                .finish = decode_finish},
-    .project = {.lanes = SA_PROJECT_LANES * 4 / (int)sizeof(real),
+    .project = {.lanes = SA_PROJECT_LANES * 4 / REAL_SIZE,
                 .step = PROJECT_STEP,
                 .block = project_block,
                 .scratch_size = project_scratch_size,
@@ -123,6 +137,8 @@ const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
     .softmax_part = softmax_part,
     .merge_row = merge_row,
     .is_finite = is_finite,
+    .stage_rows = stage,
+    .unstage_rows = unstage,
     .rope_row = rope_row,
     .apply = apply,
 };

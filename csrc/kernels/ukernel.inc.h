@@ -2,7 +2,9 @@
  *
  *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
  *
- * A is read in place, one element at a time, through two strides; a row of B and of C is n vectors.
+ * A is read in place, one number at a time, through two strides; a row of B and of C is n vectors.
+ * All of them are reals, except for the B of ukernel_prefetching.
+ *
  * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of
  * an element depend on nothing but its own row of A and column of B; and leading or trailing k
  * whose products are 0 may be left out. */
@@ -10,6 +12,7 @@
 #define SA_KERNELS_UKERNEL_INC_H
 
 #include "simd.inc.h"
+#include "elem.inc.h"
 #include "prefetch.inc.h"
 
 typedef enum {
@@ -66,7 +69,7 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 typedef enum {
     PREFETCH_NONE,
     PREFETCH_LINE,  /* with each k, a line of the queue */
-    PREFETCH_ROW,   /* with each k, a row of n vectors */
+    PREFETCH_ROW,   /* with each k, a row of n vectors of elements, as B's rows are then */
     PREFETCH_STRIP, /* at the start of each chunk, the next strip's A for the same k */
 } prefetch_kind;
 
@@ -105,9 +108,12 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
             vec bk[NR_MAX];
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
-                bk[j] = v_load(b + j * (int)sizeof(vec));
-                if (fetch == PREFETCH_ROW || (fetch == PREFETCH_LINE && j == 0))
-                    SA_PREFETCH(prefetch_at + (uintptr_t)j * sizeof(vec));
+                bk[j] = fetch == PREFETCH_ROW ? s_load(b + j * LANES * ELEM_SIZE)
+                                              : v_load(b + j * (int)sizeof(vec));
+                const int offset = j * LANES * ELEM_SIZE;
+                if (fetch == PREFETCH_ROW ? offset % CACHE_LINE == 0
+                                          : fetch == PREFETCH_LINE && j == 0)
+                    SA_PREFETCH(prefetch_at + (uintptr_t)offset);
             }
             if (fetch == PREFETCH_LINE || fetch == PREFETCH_ROW)
                 prefetch_at += (uintptr_t)prefetch_step;
@@ -183,37 +189,53 @@ SA_INLINE void ukernel_rows(const int n, const prefetch_kind fetch, const ukerne
 #undef SUM_AT
 #undef WHOLE
 
-static void ukernel_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_NONE, p); }
-static void ukernel_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_NONE, p); }
-static void ukernel_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_NONE, p); }
+/* The products of each width. Those of reals do not know what lies in the caller's arrays: dtypes
+ * that are computed in the same reals share them. */
+typedef void ukernel_of_width(const ukernel_args *p);
+typedef struct {
+    ukernel_of_width *plain[4], *prefetching_a[4];
+} sa_products;
+
+#define SA_JOIN_PRODUCTS(isa, dtype) sa_##isa##_##dtype##_products
+#define SA_PRODUCTS_OF(isa, dtype) SA_JOIN_PRODUCTS(isa, dtype)
+#define PRODUCTS SA_PRODUCTS_OF(SA_ISA, SA_REAL_DTYPE)
+
+extern const sa_products PRODUCTS;
+
 static void prefetching_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_ROW, p); }
 static void prefetching_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_ROW, p); }
 static void prefetching_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_ROW, p); }
+#if NR_MAX == 4
+static void prefetching_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_ROW, p); }
+#else
+#define prefetching_4 NULL
+#endif
+
+#if SA_ELEM_IS_REAL
+static void plain_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_NONE, p); }
+static void plain_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_NONE, p); }
+static void plain_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_NONE, p); }
 static void streaming_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_STRIP, p); }
 static void streaming_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_STRIP, p); }
 static void streaming_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_STRIP, p); }
 #if NR_MAX == 4
-static void ukernel_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_NONE, p); }
-static void prefetching_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_ROW, p); }
+static void plain_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_NONE, p); }
 static void streaming_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_STRIP, p); }
 #else
-#define ukernel_4 NULL
-#define prefetching_4 NULL
+#define plain_4 NULL
 #define streaming_4 NULL
 #endif
 
+const sa_products PRODUCTS = {{plain_1, plain_2, plain_3, plain_4},
+                              {streaming_1, streaming_2, streaming_3, streaming_4}};
+#endif
+
 /* C for n <= NR_MAX vectors of lanes. */
-static void ukernel(int n, const ukernel_args *p) {
-    static void (*const of_width[])(const ukernel_args *) = {ukernel_1, ukernel_2, ukernel_3,
-                                                             ukernel_4};
-    of_width[n - 1](p);
-}
+static void ukernel(int n, const ukernel_args *p) { PRODUCTS.plain[n - 1](p); }
 
 /* ukernel, prefetching the next strip's rows of A while a strip is computed. */
 static void ukernel_prefetching_a(int n, const ukernel_args *p) {
-    static void (*const of_width[])(const ukernel_args *) = {streaming_1, streaming_2, streaming_3,
-                                                             streaming_4};
-    of_width[n - 1](p);
+    PRODUCTS.prefetching_a[n - 1](p);
 }
 
 /* ukernel for a long sum, p->part of k at a time: that many rows of B stay in L1 from strip to
@@ -232,8 +254,8 @@ static void ukernel_in_parts(int n, ukernel_args *p) {
     } while (left > 0);
 }
 
-/* ukernel, prefetching n vectors with each k: the first at p->prefetch_at, the next ones
- * p->prefetch_step bytes apart. */
+/* ukernel for a B of elements in the caller's array, read once: prefetches n vectors of elements
+ * with each k, the first at p->prefetch_at, the next ones p->prefetch_step bytes apart. */
 static void ukernel_prefetching(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
                                                              prefetching_3, prefetching_4};

@@ -113,6 +113,36 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 
 #if SA_REAL_BITS == 32
 
+SA_INLINE vec f16_load(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
+SA_INLINE void f16_store(void *p, vec x) {
+    _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+SA_INLINE vec bf16_load(const void *p) {
+    return AS_REAL(SI(slli)(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
+}
+SA_INLINE void f16_split(vec x, vec *even, vec *odd) {
+    const __m256i evens_odds = _mm256_setr_epi8(
+        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7,
+        10, 11, 14, 15);
+    __m256i halves = _mm256_shuffle_epi8(AS_BITS(x), evens_odds);
+    __m256i sorted = _mm256_permute4x64_epi64(halves, 0xd8);
+    *even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));
+    *odd = _mm256_cvtph_ps(_mm256_extracti128_si256(sorted, 1));
+}
+SA_INLINE void bf16_split(vec x, vec *even, vec *odd) {
+    *even = AS_REAL(SI(slli)(AS_BITS(x), 16));
+    *odd = AS_REAL(_mm256_and_si256(AS_BITS(x), SET_BITS((int)0xffff0000)));
+}
+SA_INLINE void bf16_store(void *p, vec x) {
+    __m256i b = AS_BITS(x), high = SI(srli)(b, 16);
+    __m256i odd = _mm256_and_si256(high, SET_BITS(1));
+    __m256i rounded = SI(srli)(SI(add)(SI(add)(b, SET_BITS(0x7fff)), odd), 16);
+    __m256i quiet = _mm256_or_si256(high, SET_BITS(0x40));
+    vec half = OP(blendv)(AS_REAL(rounded), AS_REAL(quiet), CMP(x, x, _CMP_UNORD_Q));
+    __m256i packed = _mm256_packus_epi32(AS_BITS(half), AS_BITS(half)); /* 0 0 . . 1 1 . . */
+    _mm_storeu_si128(p, _mm256_castsi256_si128(_mm256_permute4x64_epi64(packed, 0x08)));
+}
+
 SA_INLINE vec v_iota(void) { return _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0); }
 
 SA_INLINE vec v_swap(vec x, const int half) {

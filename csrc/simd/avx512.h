@@ -70,6 +70,38 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 
 #if SA_REAL_BITS == 32
 
+SA_INLINE vec f16_load(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
+SA_INLINE void f16_store(void *p, vec x) {
+    _mm256_storeu_si256(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+SA_INLINE vec bf16_load(const void *p) {
+    return _mm512_castsi512_ps(
+        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+}
+SA_INLINE void f16_split(vec x, vec *even, vec *odd) {
+    const __m512i evens_odds = _mm512_set_epi16(
+        31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16,
+        14, 12, 10, 8, 6, 4, 2, 0);
+    __m512i sorted = _mm512_permutexvar_epi16(evens_odds, _mm512_castps_si512(x));
+    *even = _mm512_cvtph_ps(_mm512_castsi512_si256(sorted));
+    *odd = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(sorted, 1));
+}
+SA_INLINE void bf16_split(vec x, vec *even, vec *odd) {
+    __m512i b = _mm512_castps_si512(x);
+    *even = _mm512_castsi512_ps(_mm512_slli_epi32(b, 16));
+    *odd = _mm512_castsi512_ps(_mm512_and_si512(b, _mm512_set1_epi32((int)0xffff0000)));
+}
+/* By integers: the instruction for it (AVX512_BF16) flushes subnormals. */
+SA_INLINE void bf16_store(void *p, vec x) {
+    __m512i b = _mm512_castps_si512(x), high = _mm512_srli_epi32(b, 16);
+    __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(b, _mm512_set1_epi32(0x7fff)), odd);
+    __m512i quiet = _mm512_or_si512(high, _mm512_set1_epi32(0x40));
+    vmask is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    __m512i half = _mm512_mask_blend_epi32(is_nan, _mm512_srli_epi32(rounded, 16), quiet);
+    _mm256_storeu_si256(p, _mm512_cvtepi32_epi16(half));
+}
+
 SA_INLINE vec v_iota(void) {
     return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
 }

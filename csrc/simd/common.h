@@ -25,6 +25,14 @@
  *     v_stream(p, x)          v_store around the caches; p is a multiple of sizeof(vec)
  *     v_stream_end()          after the last v_stream: no later store is seen before those
  *
+ * Half types, where a real is a float. NaN stays NaN; a store rounds to nearest, ties to even:
+ *
+ *     f16_load bf16_load(p)         LANES elements of 16 bits, as reals
+ *     f16_store bf16_store(p, x)    LANES reals, as such elements
+ *     f16_split bf16_split(x, &even, &odd)
+ *                                   of 2 LANES elements, as v_load loads them, two in a lane: the
+ *                                   first of each lane (its lower half) and the second, as reals
+ *
  * Lanes:
  *
  *     v_zero()                0 in every lane

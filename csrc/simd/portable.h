@@ -7,7 +7,17 @@
 
 #include <math.h>
 
+#include "../half.h"
 #include "common.h"
+
+/* Without an instruction for it, fma() is a call: unrolled loops and inlined sums are only larger. */
+#if defined(__GNUC__) && !defined(__FP_FAST_FMAF)
+#undef SA_UNROLL
+#define SA_UNROLL
+#define SA_FMA static __attribute__((noinline))
+#else
+#define SA_FMA SA_INLINE
+#endif
 
 #define LANES (128 / SA_REAL_BITS)
 #define NR_MAX 4
@@ -74,7 +84,7 @@ COMPARE(v_le, a.x[i] <= b.x[i])
 COMPARE(v_eq, a.x[i] == b.x[i])
 #undef COMPARE
 
-SA_INLINE vec v_fma(vec a, vec b, vec c) {
+SA_FMA vec v_fma(vec a, vec b, vec c) {
     vec r;
 #if SA_REAL_BITS == 32
     EACH(i) r.x[i] = fmaf(a.x[i], b.x[i], c.x[i]);
@@ -107,6 +117,31 @@ SA_INLINE real real_of(bits b) {
     memcpy(&x, &b, sizeof x);
     return x;
 }
+
+#if SA_REAL_BITS == 32
+#define HALF(type)                                         \
+    SA_INLINE vec type##_load(const void *p) {             \
+        uint16_t h[LANES];                                 \
+        vec r;                                             \
+        memcpy(h, p, sizeof h);                            \
+        EACH(i) r.x[i] = sa_float_of_##type(h[i]);         \
+        return r;                                          \
+    }                                                      \
+    SA_INLINE void type##_store(void *p, vec x) {          \
+        uint16_t h[LANES];                                 \
+        EACH(i) h[i] = sa_##type##_of_float(x.x[i]);       \
+        memcpy(p, h, sizeof h);                            \
+    }                                                      \
+    SA_INLINE void type##_split(vec x, vec *even, vec *odd) { \
+        uint16_t h[2 * LANES];                             \
+        memcpy(h, &x, sizeof h);                           \
+        EACH(i) even->x[i] = sa_float_of_##type(h[2 * i]); \
+        EACH(i) odd->x[i] = sa_float_of_##type(h[2 * i + 1]); \
+    }
+HALF(f16)
+HALF(bf16)
+#undef HALF
+#endif
 
 SA_INLINE vmask v_negative(vec x) {
     vmask r;
