@@ -13,13 +13,13 @@ cdef extern from "selfattn.h" nogil:
     ctypedef enum sa_status:
         SA_OK, SA_NO_MEMORY, SA_INTERRUPTED
     ctypedef enum sa_dtype:
-        SA_f32, SA_f64
+        SA_f32, SA_f64, SA_f16, SA_bf16
     ctypedef struct sa_array:
         char *data
         Py_ssize_t *batch
         Py_ssize_t head, row, col
     ctypedef enum sa_mask_kind:
-        SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_F32, SA_MASK_F64
+        SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_ELEM, SA_MASK_F32
     ctypedef struct sa_interrupt:
         int (*interrupted)(void *) noexcept nogil
         void *arg
@@ -43,6 +43,7 @@ cdef extern from "selfattn.h" nogil:
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
         sa_array out, query, key, value, mask, sinks
+        int query_is_real
     ctypedef struct sa_rows:
         char *data
         Py_ssize_t *stride

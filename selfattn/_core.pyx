@@ -15,10 +15,10 @@ import threading
 cimport numpy as cnp
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
-from cpython.pycapsule cimport PyCapsule_GetPointer
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_SetName
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from libc.math cimport NAN
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport getenv
 from libc.string cimport memset
 
@@ -82,8 +82,22 @@ cdef int check(sa_status status, PyObject *raised) except -1:
     return 0
 
 
+cdef int bfloat16_type = cnp.NPY_NOTYPE  # NumPy's number of it; NOTYPE until one has been seen
+
+
+def know_bfloat16(int number):
+    """NumPy numbers the dtypes of other libraries as they register them."""
+    global bfloat16_type
+    bfloat16_type = number
+
+
 cdef sa_dtype dtype_of(cnp.ndarray x) noexcept:
-    return SA_f32 if cnp.PyArray_TYPE(x) == cnp.NPY_FLOAT32 else SA_f64
+    cdef int kind = cnp.PyArray_TYPE(x)
+    if kind == cnp.NPY_FLOAT32:
+        return SA_f32
+    if kind == cnp.NPY_FLOAT64:
+        return SA_f64
+    return SA_f16 if kind == cnp.NPY_FLOAT16 else SA_bf16
 
 
 cdef void fill(sa_array *a, cnp.ndarray x, Axes axes, int batch_axes) noexcept:
@@ -206,8 +220,8 @@ cdef class AttentionProblem:
         fill(&self.problem.mask, mask, HEAD_ROW_COL, self.problem.batch_axes)
         self.problem.mask_kind = (
             SA_MASK_BOOL if kind == cnp.NPY_BOOL
-            else SA_MASK_F32 if kind == cnp.NPY_FLOAT32
-            else SA_MASK_F64
+            else SA_MASK_ELEM if kind == cnp.PyArray_TYPE(self.query)
+            else SA_MASK_F32
         )
         self.arrays = (*self.arrays, mask)
 
@@ -246,12 +260,12 @@ cdef class AttentionProblem:
         self.problem.softcap = softcap
 
     def set_alibi_slopes(self, cnp.ndarray slopes):
-        """Slopes of query's dtype that broadcast to (batch..., Hq)."""
+        """Slopes of query's real dtype that broadcast to (batch..., Hq)."""
         fill(&self.problem.alibi_slopes, slopes, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, slopes)
 
     def set_sinks(self, cnp.ndarray sinks):
-        """Sinks of query's dtype that broadcast to (batch..., Hq)."""
+        """Sinks of query's real dtype that broadcast to (batch..., Hq)."""
         fill(&self.problem.sinks, sinks, HEAD, self.problem.batch_axes)
         self.arrays = (*self.arrays, sinks)
 
@@ -305,7 +319,8 @@ cdef class AttentionProblem:
     ):
         """Write the gradients of query, key, value, mask and sinks into those arrays.
 
-        The last two may be None; that of the mask is of query's dtype, and is added to zeros.
+        The last two may be None, and are of query's real dtype; that of the mask is added to zeros.
+        The query's is too if it is broadcast (`selfattn.h`).
         """
         cdef sa_gradients g
         cdef PyObject *raised
@@ -317,6 +332,7 @@ cdef class AttentionProblem:
         memset(&g, 0, sizeof(sa_gradients))
         fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
         fill(&g.query, query, HEAD_ROW_COL, p.batch_axes)
+        g.query_is_real = dtype_of(query) != p.dtype
         fill(&g.key, key, HEAD_ROW_COL, p.batch_axes)
         fill(&g.value, value, HEAD_ROW_COL, p.batch_axes)
         if mask is not None:
@@ -347,17 +363,62 @@ def may_overlap(cnp.ndarray out, arrays):
     return False
 
 
+cdef extern from "numpy/arrayobject.h":
+    object PyArray_New(
+        type, int, cnp.npy_intp *, int, cnp.npy_intp *, void *, int, int, PyObject *
+    )
+
+
 cdef struct dl_tensor:
-    # DLPack's DLTensor, up to its dtype.
+    # DLPack's DLManagedTensor, which begins with a DLTensor.
     void *data
     int32_t device_type, device_id, ndim
     uint8_t code, bits
+    uint16_t lanes
+    int64_t *shape
+    int64_t *strides  # in elements; NULL: contiguous
+    uint64_t byte_offset
+    void *context
+    void (*deleter)(dl_tensor *) noexcept
 
 
 def dlpack_dtype(capsule):
     """The (code, bits) of the dtype in a DLPack capsule that is not of a newer version."""
     cdef dl_tensor *tensor = <dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")
     return tensor.code, tensor.bits
+
+
+cdef class DLPackOwner:
+    """Keeps what came in a DLPack capsule, which is used up, as long as an array looks at it."""
+    cdef dl_tensor *tensor
+
+    def __dealloc__(self):
+        if self.tensor != NULL and self.tensor.deleter != NULL:
+            self.tensor.deleter(self.tensor)
+
+
+def dlpack_uint16(capsule):
+    """The elements of 16 bits in a DLPack capsule of the CPU, as an array of uint16, uncopied."""
+    cdef DLPackOwner owner = DLPackOwner()
+    cdef dl_tensor *tensor = <dl_tensor *>PyCapsule_GetPointer(capsule, "dltensor")
+    cdef cnp.npy_intp shape[SA_MAX_BATCH_AXES + 3]
+    cdef cnp.npy_intp strides[SA_MAX_BATCH_AXES + 3]
+    cdef cnp.npy_intp step = 2
+    cdef int i
+    if tensor.bits != 16 or tensor.lanes != 1 or tensor.ndim > SA_MAX_BATCH_AXES + 3:
+        raise ValueError(f"expected elements of 16 bits, got {tensor.bits} x {tensor.lanes}")
+    for i in reversed(range(tensor.ndim)):
+        shape[i] = tensor.shape[i]
+        strides[i] = step if tensor.strides == NULL else 2 * tensor.strides[i]
+        step *= shape[i]
+    PyCapsule_SetName(capsule, "used_dltensor")
+    owner.tensor = tensor
+    cdef cnp.ndarray x = PyArray_New(
+        cnp.ndarray, tensor.ndim, shape, cnp.NPY_UINT16, strides,
+        <char *>tensor.data + tensor.byte_offset, 2, cnp.NPY_ARRAY_WRITEABLE, NULL,
+    )
+    cnp.set_array_base(x, owner)
+    return x
 
 
 # ------------------------------------------------------------------ the usual arguments
@@ -375,7 +436,7 @@ cdef void fill_fast(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarr
 
 def fast_problem(query, key, value, bint has_value):
     """The problem of the usual arrays; None of any others, at which the validator looks closer."""
-    if not are_fast_operands(query, key, value if has_value else key):
+    if not are_fast_operands(query, key, value if has_value else key, bfloat16_type):
         return None
     if not has_value:
         value = None
@@ -400,7 +461,7 @@ def fast_path(
     if not are_defaults(values, defaults):
         return None
     if (
-        not are_fast_operands(query, key, value)
+        not are_fast_operands(query, key, value, bfloat16_type)
         or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>query)
     ):
         return None

@@ -42,20 +42,27 @@ cdef inline bint is_same_pair(tuple a, tuple b) noexcept:
     return len(a) == 2 and len(b) == 2 and a[0] is b[0] and a[1] is b[1]
 
 
-cdef inline bint is_fast_array(x) noexcept:
-    """Whether it is a NumPy array, no subclass of it, of a dtype that the kernels compute in."""
+cdef inline bint is_fast_array(x, int bfloat16_type) noexcept:
+    """Whether it is a NumPy array, no subclass of it, of one of our dtypes."""
     if type(x) is not cnp.ndarray:
         return False
     cdef int kind = cnp.PyArray_TYPE(<cnp.ndarray>x)
     return (
-        (kind == cnp.NPY_FLOAT32 or kind == cnp.NPY_FLOAT64)
+        (
+            kind == cnp.NPY_FLOAT32
+            or kind == cnp.NPY_FLOAT64
+            or kind == cnp.NPY_FLOAT16
+            or kind == bfloat16_type
+        )
         and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray>x)
     )
 
 
-cdef inline bint are_fast_operands(query, key, value):
+cdef inline bint are_fast_operands(query, key, value, int bfloat16_type):
     """Whether they are arrays of one dtype, with the same leading axes, one at least."""
-    if not (is_fast_array(query) and is_fast_array(key) and is_fast_array(value)):
+    if not is_fast_array(query, bfloat16_type):
+        return False
+    if not (is_fast_array(key, bfloat16_type) and is_fast_array(value, bfloat16_type)):
         return False
     cdef cnp.ndarray q = <cnp.ndarray>query, k = <cnp.ndarray>key, v = <cnp.ndarray>value
     cdef int i, axes = cnp.PyArray_NDIM(q)
@@ -76,10 +83,12 @@ cdef inline bint are_fast_operands(query, key, value):
 
 cdef inline bint is_fast_out(out, query, key, value, int axes, cnp.npy_intp *shape):
     """Whether the result, of that shape and query's dtype, may go into `out` as it is."""
-    if not is_fast_array(out) or not cnp.PyArray_CHKFLAGS(<cnp.ndarray>out, cnp.NPY_ARRAY_CARRAY):
+    if type(out) is not cnp.ndarray:
         return False
     cdef cnp.ndarray x = out
     cdef int i
+    if not cnp.PyArray_CHKFLAGS(x, cnp.NPY_ARRAY_CARRAY) or not cnp.PyArray_ISNOTSWAPPED(x):
+        return False
     if cnp.PyArray_TYPE(x) != cnp.PyArray_TYPE(<cnp.ndarray>query) or cnp.PyArray_NDIM(x) != axes:
         return False
     for i in range(axes):

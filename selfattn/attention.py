@@ -123,7 +123,9 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query : array, shape (..., Hq, L, E)
-        float32 or float64; 2-D is one head. Any strides. A NumPy array, or an object that offers
+        float32, float64, float16 or bfloat16 (ml_dtypes'); 2-D is one head. Any strides. A half
+        type says how numbers lie in memory: they are computed in float32, and each result is
+        rounded once. A NumPy array, or an object that offers
         `__array__`, the buffer protocol or DLPack on the CPU; no tensor that requires grad.
     key : array, shape (..., Hkv, S, E)
     value : array, shape (..., Hkv, S, Ev)
@@ -177,7 +179,7 @@ def scaled_dot_product_attention(
     out : array, shape (..., Hq, L, Ev)
         In query's dtype and memory layout. A query that sees no key gets 0.
     lse : array, shape (..., Hq, L)
-        Only with `return_lse`, in query's dtype. It includes the sink: where no key is seen it is
+        Only with `return_lse`, in query's dtype, of half types in float32. It includes the sink: where no key is seen it is
         the sink alone, or -inf without one.
 
     Raises
@@ -231,9 +233,9 @@ def merge_states(
     Parameters
     ----------
     out_a, out_b : array, shape (..., L, Ev)
-        float32 or float64: what `scaled_dot_product_attention` gave for each set.
+        What `scaled_dot_product_attention` gave for each set.
     lse_a, lse_b : array, shape (..., L)
-        The log-sum-exp that it gave, of the same dtype. Where it is -inf, that side adds nothing,
+        The log-sum-exp that it gave with that. Where it is -inf, that side adds nothing,
         whatever its `out` holds.
 
     Returns

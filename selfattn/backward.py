@@ -120,7 +120,7 @@ def scaled_dot_product_attention_backward(
     problem.differentiate(*inputs, gradients, _args.num_threads(num_threads))
     of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(
-        of_query,
+        _args.in_dtype_of(of_query, problem.query),
         of_key,
         of_value,
         _args.in_dtype_of(of_mask, attn_mask),
@@ -204,7 +204,7 @@ def varlen_attention_backward(
     )
     of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(
-        of_query.swapaxes(0, 1),
+        _args.in_dtype_of(of_query, problem.query).swapaxes(0, 1),
         of_key.swapaxes(0, 1),
         of_value.swapaxes(0, 1),
         _args.in_dtype_of(of_mask, attn_mask),

@@ -34,7 +34,7 @@ def project(
     Parameters
     ----------
     x : array, shape (..., n_in)
-        float32 or float64. Any strides.
+        float32, float64, float16 or bfloat16. Any strides.
     weight : array, shape (n_out, n_in)
         Of x's dtype. Any strides; a step of rows is copied at a time where they do not lie well.
     bias : array, shape (n_out,), optional

@@ -78,7 +78,7 @@ def softmax(
     Parameters
     ----------
     x : array, shape (..., n, ...)
-        float32 or float64, any strides.
+        float32, float64, float16 or bfloat16, any strides.
     axis : int
     out : array of x's shape and dtype, optional
         It may be `x` itself.
@@ -127,7 +127,7 @@ def weighted_sum(
     Parameters
     ----------
     weights : array, shape (..., Hq, L, S)
-        float32 or float64.
+        float32, float64, float16 or bfloat16.
     value : array, shape (..., Hkv, S, Ev)
         Of weights' dtype. The axes before the last two broadcast.
     enable_gqa : bool

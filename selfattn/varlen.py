@@ -129,7 +129,7 @@ def varlen_attention(
     Parameters
     ----------
     query : array, shape (total_q, Hq, E)
-        float32 or float64: the queries of all sequences, one sequence after the other.
+        Of one of `scaled_dot_product_attention`'s dtypes: the queries of all sequences, one sequence after the other.
     key : array, shape (total_k, Hkv, E)
     value : array, shape (total_k, Hkv, Ev)
     cu_seqlens_q, cu_seqlens_k : int array, shape (B + 1,)
@@ -171,7 +171,7 @@ def varlen_attention(
     problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
     num_threads = _args.num_threads(num_threads)
     with_lse = _args.flag("return_lse", return_lse)
-    lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
+    lse = np.empty(problem.lse_shape, _args.real_dtype(problem.query.dtype)) if with_lse else None
     heads, total, head_dim_v = problem.out_shape
     result = _args.compute_into(
         out,

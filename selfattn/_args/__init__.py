@@ -20,7 +20,7 @@ which checks nothing but whether a call is a usual one: `fast_path`, which `atte
 first, and `fast_problem`, which `problems.py` does.
 """
 
-from .arrays import array, compute_into, same_dtype
+from .arrays import array, compute_into, real_dtype, same_dtype
 from .attention import attend
 from .gradients import backward_inputs, in_dtype_of, new_gradients
 from .layers import (
@@ -70,6 +70,7 @@ __all__ = [
     "num_threads",
     "options_of",
     "projection",
+    "real_dtype",
     "rotary",
     "rotary_offset",
     "same_dtype",

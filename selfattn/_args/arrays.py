@@ -1,4 +1,4 @@
-"""Arrays: which dtypes the kernels compute in, what counts as an array, where a result goes."""
+"""Arrays: which dtypes there are, what counts as an array, where a result goes."""
 
 from __future__ import annotations
 
@@ -9,34 +9,48 @@ from typing import Any
 import numpy as np
 
 from .. import _core
-from .foreign import PLANNED_DTYPES, to_numpy
+from .foreign import to_numpy
 
-# The dtypes that the kernels compute in, and the largest number of each: constants, because
-# NumPy before 2.4 computes `finfo` when it is first asked, by the rounding mode of that moment, and
-# keeps the result for the whole process.
+_FLOAT16, _FLOAT32, _FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+
+# The real dtypes, in which is computed, and the largest number of each: constants, because NumPy
+# before 2.4 computes `finfo` when it is first asked, by the rounding mode of that moment, and keeps
+# the result for the whole process.
 LARGEST = {
-    np.dtype(np.float32): (2.0 - 2.0**-23) * 2.0**127,
-    np.dtype(np.float64): sys.float_info.max,
+    _FLOAT32: (2.0 - 2.0**-23) * 2.0**127,
+    _FLOAT64: sys.float_info.max,
 }
-DTYPES = tuple(LARGEST)
+EXPECTED = "float16, bfloat16, float32 or float64"
+
+
+def is_dtype(dtype: np.dtype) -> bool:
+    """Whether arrays of it are taken: one of `EXPECTED`, in native byte order."""
+    return dtype in LARGEST or dtype == _FLOAT16 or is_bfloat16(dtype)
+
+
+def is_bfloat16(dtype: np.dtype) -> bool:
+    """Whether it is that of ml_dtypes, or of another library that gives NumPy one."""
+    if dtype.num < 256 or dtype.name != "bfloat16":  # NumPy's own have lower numbers
+        return False
+    _core.know_bfloat16(dtype.num)
+    return True
+
+
+def real_dtype(dtype: np.dtype) -> np.dtype:
+    """What elements of `dtype` are computed in: float32, or float64."""
+    return _FLOAT64 if dtype == _FLOAT64 else _FLOAT32
 
 
 def array(name: str, x: Any) -> np.ndarray:
-    """`x` as a NumPy array of a dtype that the kernels compute in, without a copy."""
+    """`x` as a NumPy array of one of our dtypes, without a copy."""
     y: np.ndarray = x if type(x) is np.ndarray else as_array(name, x)
-    dtype = y.dtype
-    if dtype in DTYPES:
+    if is_dtype(y.dtype):
         return y
-    if dtype.name in PLANNED_DTYPES and dtype.isnative:
-        raise NotImplementedError(f"{name}: {dtype.name} is not built yet, got an array of it")
-    raise TypeError(f"{name}: expected float32 or float64 in native byte order, got {dtype!r}")
+    raise TypeError(f"{name}: expected {EXPECTED} in native byte order, got {y.dtype!r}")
 
 
-def as_array(name: str, x: Any, expected: str = "an array", of_floats: bool = True) -> np.ndarray:
-    """`x` as a NumPy array of any dtype, without a copy.
-
-    `of_floats`: whether half precision is to be taken there one day.
-    """
+def as_array(name: str, x: Any, expected: str = "an array") -> np.ndarray:
+    """`x` as a NumPy array of any dtype, without a copy."""
     if type(x) is np.ndarray:
         return x
     given = type(x).__name__
@@ -46,7 +60,7 @@ def as_array(name: str, x: Any, expected: str = "an array", of_floats: bool = Tr
         return x.view(np.ndarray)
     if isinstance(x, (list, tuple, str, bytes, int, float, complex)) or x is None:
         raise TypeError(f"{name}: expected {expected}, got {given}")
-    y = to_numpy(name, x, expected, of_floats)
+    y = to_numpy(name, x, expected)
     if y.dtype == object:
         raise TypeError(f"{name}: expected {expected}, got {given}")
     return y
@@ -64,6 +78,16 @@ def _is_masked(x: object) -> bool:
 def same_dtype(name: str, x: np.ndarray, other_name: str, other: np.ndarray) -> None:
     if x.dtype != other.dtype:
         raise TypeError(f"{name}: expected {other.dtype}, {other_name}'s dtype, got {x.dtype}")
+
+
+def lse_dtype(name: str, lse: np.ndarray, other_name: str, other: np.ndarray) -> None:
+    """The lse of `other`: of its real dtype."""
+    expected = real_dtype(other.dtype)
+    if lse.dtype != expected:
+        raise TypeError(
+            f"{name}: expected {expected}, that of the lse where {other_name} is {other.dtype}, "
+            f"got {lse.dtype}"
+        )
 
 
 def compute_into(

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _core
 from .._threads import count, get_num_threads
-from .arrays import compute_into
+from .arrays import compute_into, real_dtype
 from .options import flag
 from .problems import attention_problem
 from .table import options_of
@@ -35,7 +35,7 @@ def attend(
     return_lse = options.pop("return_lse", False)
     problem = attention_problem(query, key, value, **options)
     with_lse = flag("return_lse", return_lse)
-    lse = np.empty(problem.lse_shape, problem.query.dtype) if with_lse else None
+    lse = np.empty(problem.lse_shape, real_dtype(problem.query.dtype)) if with_lse else None
     result = compute_into(
         out,
         problem.out_shape,

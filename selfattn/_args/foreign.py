@@ -6,25 +6,46 @@ those who copy numbers: `layers.py`, `nn/files.py`.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 
 from .. import _core
 
-PLANNED_DTYPES = ("float16", "bfloat16")
 _DLPACK_DTYPES = {(2, 16): "float16", (4, 16): "bfloat16"}  # by its codes and numbers of bits
 _DLPACK_CPU = 1
 
 
-def to_numpy(name: str, x: Any, expected: str, of_floats: bool) -> np.ndarray:
+def to_numpy(name: str, x: Any, expected: str) -> np.ndarray:
     """`x` as a NumPy array, by `__array__`, the buffer protocol or DLPack, without a copy."""
     try:
         if hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
             return np.from_dlpack(x)
         return np.asarray(x)
     except (TypeError, ValueError, BufferError, RuntimeError) as error:
-        raise _refusal(name, x, expected, of_floats, error) from error
+        y = _of_bfloat16(name, x)
+        if y is not None:
+            return y
+        raise _refusal(name, x, expected, error) from error
+
+
+def _of_bfloat16(name: str, x: Any) -> np.ndarray | None:
+    """`x` as an array of ml_dtypes' bfloat16, if it offers that by DLPack, which NumPy refuses."""
+    if not hasattr(x, "__dlpack__") or _dtype_of(x) != "bfloat16" or _device_of(x) is not None:
+        return None
+    try:
+        bits = _core.dlpack_uint16(x.__dlpack__())
+    except (TypeError, ValueError, BufferError, RuntimeError):
+        return None  # why is told by the error that NumPy met
+    try:
+        dtype = importlib.import_module("ml_dtypes").bfloat16
+    except ImportError:
+        raise TypeError(
+            f"{name}: expected ml_dtypes to be installed, whose bfloat16 is NumPy's, got "
+            f"{type(x).__name__} of bfloat16"
+        ) from None
+    return bits.view(dtype)
 
 
 def without_gradient(x: Any) -> Any:
@@ -42,7 +63,7 @@ def numbers_of(x: Any) -> Any:
     return x
 
 
-def _refusal(name: str, x: Any, expected: str, of_floats: bool, error: Exception) -> Exception:
+def _refusal(name: str, x: Any, expected: str, error: Exception) -> Exception:
     """The exception that says why `x` could not be read: by our words where the reason is known."""
     given, dtype = type(x).__name__, _dtype_of(x)
     if getattr(x, "requires_grad", False) is True:
@@ -52,8 +73,6 @@ def _refusal(name: str, x: Any, expected: str, of_floats: bool, error: Exception
         )
     if (device := _device_of(x)) is not None:
         return TypeError(f"{name}: expected {expected} on the CPU, got {given} on {device}")
-    if dtype in PLANNED_DTYPES and of_floats:
-        return NotImplementedError(f"{name}: {dtype} is not built yet, got {given} of it")
     if dtype is not None and not _is_of_numpy(dtype):
         return TypeError(
             f"{name}: expected {expected} of a dtype that NumPy has, got {given} of {dtype}"

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from .. import _core
 from .._core import AttentionProblem
 from . import options
-from .arrays import array, as_array, same_dtype
+from .arrays import array, as_array, lse_dtype, real_dtype, same_dtype
 
 
 def backward_inputs(
     problem: AttentionProblem, out_shape: tuple[int, ...], grad_out: Any, out: Any, lse: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """grad_out, out and lse as arrays of query's dtype.
+    """grad_out and out as arrays of query's dtype, lse as one of its real dtype.
 
     `out_shape` is that of the user's out: the problem's, or that of packed sequences.
     """
@@ -25,7 +27,7 @@ def backward_inputs(
         (("grad_out", grad_out), ("out", out), ("lse", lse)), shapes, strict=True
     ):
         x = array(name, x)
-        same_dtype(name, x, "query", query)
+        (lse_dtype if name == "lse" else same_dtype)(name, x, "query", query)
         if x.shape != shape:
             raise ValueError(f"{name}: expected shape {shape}, got {x.shape}")
         arrays.append(x)
@@ -38,35 +40,46 @@ def new_gradients(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Arrays for the gradients of query, key, value, mask and sinks, the last two if asked for.
 
-    Those of mask and sinks are zeros of query's dtype; `in_dtype_of` gives them their own.
+    Of the inputs' dtype, except where several rows of scores add to one element, as the kernels do
+    in reals: those of mask and sinks, which are zeros, and of a query that is broadcast.
+    `in_dtype_of` gives them their own.
     """
     of_mask = of_sinks = None
+    real = real_dtype(problem.query.dtype)
     if options.flag("mask_grad", mask_grad):
         mask = None if attn_mask is None else as_array("attn_mask", attn_mask)
         if mask is None or mask.dtype == bool:
             got = "none" if mask is None else "one of bools"
             raise ValueError(f"mask_grad: expected an attn_mask of floats, got {got}")
-        of_mask = np.zeros(mask.shape, problem.query.dtype)
+        of_mask = np.zeros(mask.shape, real)
     if options.flag("sinks_grad", sinks_grad):
         if sinks is None:
             raise ValueError("sinks_grad: expected sinks, got none")
-        of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), problem.query.dtype)
+        of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), real)
     # Where there are no rows of scores, nothing is written.
     new = np.zeros if 0 in problem.lse_shape else np.empty
-    query, key, value = (_like(x, new) for x in problem.arrays[:3])
+    query, key, value = (_like(x, new, x.dtype) for x in problem.arrays[:3])
+    if math.prod(query.shape[:-1]) < math.prod(problem.lse_shape):
+        query = _like(problem.query, new, real)
     return query, key, value, of_mask, of_sinks
 
 
 def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
-    """The gradient of `x` in its own dtype; None where there is none."""
-    return gradient if gradient is None else gradient.astype(as_array("", x).dtype, copy=False)
+    """The gradient of `x` in its own dtype, rounded to nearest; None where there is none."""
+    if gradient is None:
+        return None
+    dtype = as_array("", x).dtype
+    if gradient.dtype == dtype:
+        return gradient
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return _core.in_default_environment(gradient.astype, dtype)
 
 
-def _like(x: np.ndarray, new: Callable[..., np.ndarray]) -> np.ndarray:
+def _like(x: np.ndarray, new: Callable[..., np.ndarray], dtype: np.dtype) -> np.ndarray:
     """An array that lies in memory as `x` does, if each of its rows lies in one piece."""
     rows_in_one_piece = x.strides[-1:] == (x.itemsize,)
     if x.flags.c_contiguous or not rows_in_one_piece or 0 in x.strides:
-        return new(x.shape, x.dtype)
+        return new(x.shape, dtype)
     order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    array = new([x.shape[axis] for axis in order], x.dtype)
+    array = new([x.shape[axis] for axis in order], dtype)
     return array.transpose(np.argsort(order))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import DTYPES, array, as_array
+from .arrays import EXPECTED, array, as_array, is_dtype
 from .foreign import numbers_of
 from .numbers import integer
 from .shapes import broadcast_shapes
@@ -43,13 +43,13 @@ def _size(name: str, n: Any) -> int:
 
 
 def layer_dtype(dtype: Any) -> np.dtype:
-    """float32 or float64."""
+    """One of the dtypes that arrays may have."""
     try:
         found: np.dtype | None = None if dtype is None else np.dtype(dtype)
     except TypeError:
         found = None
-    if found is None or found not in DTYPES:
-        raise TypeError(f"dtype: expected float32 or float64, got {dtype!r}")
+    if found is None or not is_dtype(found):
+        raise TypeError(f"dtype: expected {EXPECTED}, got {dtype!r}")
     return found
 
 
@@ -148,7 +148,7 @@ def layer_state(
         raise ValueError(f"state: expected {', '.join(shapes)}, got one {' and '.join(parts)}")
     arrays = {}
     for name, shape in shapes.items():
-        x = as_array(name, numbers_of(state[name]), of_floats=False)
+        x = as_array(name, numbers_of(state[name]))
         if x.dtype.kind != "f" and x.dtype.name != "bfloat16":
             raise TypeError(f"{name}: expected floats, got {x.dtype!r}")
         if x.shape != shape:

@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import _threads
 from .._core import AttentionProblem
-from .arrays import LARGEST, as_array
+from .arrays import LARGEST, as_array, real_dtype
 from .numbers import finite, integer
 from .shapes import broadcast, unrepeated
 
@@ -69,8 +69,8 @@ def enable_gqa(x: Any, problem: AttentionProblem | None = None) -> bool:
 
 
 def scale(x: Any, problem: AttentionProblem) -> float:
-    """A float that query's dtype can hold."""
-    number, dtype = finite("scale", x), problem.query.dtype
+    """A float that can be computed with."""
+    number, dtype = finite("scale", x), real_dtype(problem.query.dtype)
     if abs(number) > LARGEST[dtype]:
         raise ValueError(f"scale: expected a number that {dtype} can hold, got {number}")
     return number
@@ -195,19 +195,20 @@ def _ids(x: Any) -> np.ndarray:
 
 
 def ints(name: str, x: Any, expected: str, kinds: str = "iu") -> np.ndarray:
-    y = as_array(name, x, expected, of_floats=False)
+    y = as_array(name, x, expected)
     if y.dtype.kind not in kinds or not y.dtype.isnative:
         raise TypeError(f"{name}: expected {expected}, got {y.dtype!r}")
     return y
 
 
 def _per_head(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A view of `shape`, which ends in the query heads, of floats of query's dtype."""
+    """A view of `shape`, which ends in the query heads, of the real dtype of query's `dtype`."""
     x = as_array(name, x)
     if x.dtype not in (np.float32, dtype):
         expected = " or ".join(dict.fromkeys(("float32", dtype.name)))
         raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
-    return broadcast(name, x.astype(dtype, copy=False), shape, "one for each query head", last=True)
+    x = x.astype(real_dtype(dtype), copy=False)
+    return broadcast(name, x, shape, "one for each query head", last=True)
 
 
 def _of_dtypes(name: str, x: Any, *dtypes: np.dtype) -> np.ndarray:

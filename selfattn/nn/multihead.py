@@ -70,7 +70,7 @@ class MultiheadAttention:
     kdim, vdim : int, optional
         Widths of what keys and values are projected from; `embed_dim` unless given.
     dtype : dtype
-        float32 or float64, of parameters, inputs and results.
+        float32, float64, float16 or bfloat16: of parameters, inputs and results.
     seed : int, optional
         Of the parameters' first values, or whatever `numpy.random.default_rng` takes. They are
         drawn as torch's are (other numbers, the same distributions), biases 0; the same for both

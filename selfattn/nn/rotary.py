@@ -40,7 +40,7 @@ def rope(
     Parameters
     ----------
     x : array, shape (..., H, L, E)
-        float32 or float64, any strides; 2-D is one head.
+        float32, float64, float16 or bfloat16, any strides; 2-D is one head.
     offset : int, or int array over the axes before the heads
         Position of the first row; row i has position `offset + i`. With a cache this is its
         `lengths` before the rows are appended.
@@ -72,7 +72,8 @@ def rope(
     Notes
     -----
     Su et al., "RoFormer: Enhanced transformer with rotary position embedding" (2021). Angles, sines
-    and cosines are float64, whatever x is, and rounded to its dtype at the end. The angle is off by
+    and cosines are float64, whatever x is, and rounded at the end: to x's dtype, for half types to
+    float32, in which they are computed. The angle is off by
     its size times 1e-16: in float32 that shows from positions of about 10**9 on; beyond 2**53
     positions are refused. The last few tables are kept, those of up to 2**18 pairs (4 MB): the
     layers of a model ask for the same.
@@ -143,7 +144,8 @@ def _rope(
     step, first, second = (1, 0, pairs) if is_half else (2, 0, 1)
     if is_backward:  # with its elements in the other order a pair rotates by -t
         first, second = second, first
-    angles = np.broadcast_to(_angles(positions, frequencies, x.dtype), (*x.shape[:-1], 2 * pairs))
+    angles = _angles(positions, frequencies, _args.real_dtype(x.dtype))
+    angles = np.broadcast_to(angles, (*x.shape[:-1], 2 * pairs))
     # Rows in the order of memory: heads may lie side by side.
     axes = (*sorted(range(x.ndim - 1), key=lambda axis: -abs(x.strides[axis])), x.ndim - 1)
     rows, angles = x.transpose(axes), angles.transpose(axes)
