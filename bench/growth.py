@@ -57,7 +57,7 @@ def calls(lengths, num_threads):
             if length <= CHECKED:
                 want = reference.scaled_dot_product_attention(*arrays, **rule.arguments(length))
                 error = np.abs(as_heads_first(run()) - want).max()
-                if not error <= contest.TOLERANCE:
+                if not error <= contest.TOLERANCE["float32"]:
                     raise RuntimeError(f"{rule.name}: off by {error:.1e} at length {length}")
     return runs
 

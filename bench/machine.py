@@ -68,7 +68,8 @@ def available_threads():
 def fma_loop(num_threads, dtype="float32"):
     """The FMA loop, its length set so that a run takes some 30 ms."""
     library = _library()
-    is_f64 = {"float32": 0, "float64": 1}[dtype]
+    dtype = "float64" if dtype == "float64" else "float32"  # half types are computed in float32
+    is_f64 = int(dtype == "float64")
     flops = library.bench_fma_flops(is_f64) * num_threads
     name = f"FMA peak ({fma_isa()}, {dtype})"
 

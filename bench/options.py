@@ -68,7 +68,7 @@ def check(name, row, arrays, arguments, result):
             }
             want = reference.scaled_dot_product_attention(*(x[entry, head] for x in arrays), **part)
             error = np.abs(result[entry, head] - want).max()
-            if not error <= contest.TOLERANCE:
+            if not error <= contest.TOLERANCE[row.dtype]:
                 raise RuntimeError(f"{name}: off by {error:.1e} on {row}")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from contest import Call, Peer, Way
 from onnxruntime_peer import OnnxRuntime
 from openvino_peer import OpenVino
+from suites.rows import HALF
 from torch_peer import Torch
 
 REFERENCE_BYTES = 2 << 30
@@ -57,6 +58,28 @@ class SelfAttn(Peer):
             return Call(partial(selfattn.project, x, weight, out=out, num_threads=num_threads))
 
         return [Way("project, out=", bind)]
+
+
+class SelfAttnFloat32(SelfAttn):
+    """The same on the same numbers in float32: what half types are held against."""
+
+    name = "as float32"
+
+    def unfit(self, row):
+        return "" if row.dtype in HALF else "for half types"
+
+    def attention(self, row, num_threads):
+        return _widened(super().attention(row, num_threads))
+
+    def backward(self, row, num_threads):
+        return _widened(super().backward(row, num_threads))
+
+
+def _widened(ways):
+    def bind(bind_same, arrays):
+        return bind_same([x.astype(np.float32) for x in arrays])
+
+    return [Way(way.name, partial(bind, way.bind)) for way in ways]
 
 
 class NumPy(Peer):
@@ -148,7 +171,7 @@ def _blas_threads(num_threads):
     return "threads in BLAS alone"
 
 
-PEERS = (SelfAttn(), NumPy(), Reference(), Torch(), OnnxRuntime(), OpenVino())
+PEERS = (SelfAttn(), SelfAttnFloat32(), NumPy(), Reference(), Torch(), OnnxRuntime(), OpenVino())
 
 
 def contenders():

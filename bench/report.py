@@ -20,13 +20,14 @@ import contest
 import harness
 import peers
 from suites import shapes
+from suites.rows import HALF
 
 
 def main():
     parser = command.parser(__doc__, repeats=15)
     parser.add_argument("--table", choices=sorted(shapes.SUITES), default="forward")
     parser.add_argument("--rows", type=command.names, help="names, by commas")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
+    parser.add_argument("--dtype", choices=("float32", "float64", *HALF), default="float32")
     arguments = command.parse(parser)
     try:
         chosen = shapes.pick(arguments.table, arguments.rows, arguments.dtype)

@@ -30,7 +30,7 @@ KEYS = {"GF": "gf", "GB/s": "gb_per_s"}
 
 
 def cases():
-    for suite in ("forward", "backward", "softmax", "linear"):
+    for suite in ("forward", "backward", "softmax", "linear", "half"):
         for row in SUITES[suite]:
             name = row.name.replace("+forward", "-with_forward")
             for peer in contenders():

@@ -31,9 +31,9 @@ class Torch(Peer):
             visible = torch.ones(row.seqlen_q, row.seqlen_k, dtype=torch.bool)
             mask = {"attn_mask": visible.tril(row.query_offset)}
 
-        def bind(arrays, lay_out=torch.from_numpy, gqa=row.is_gqa):
+        def bind(arrays, lay_out=_tensor, gqa=row.is_gqa):
             tensors = [lay_out(x) for x in arrays]
-            return Call(partial(attend, *tensors, enable_gqa=gqa, **mask))
+            return Call(partial(attend, *tensors, enable_gqa=gqa, **mask), _array)
 
         ways = [Way("BHSD", bind), Way("BSHD", partial(bind, lay_out=_bshd))]
         if row.is_gqa and row.seqlen_q == 1:
@@ -46,7 +46,7 @@ class Torch(Peer):
         torch = _torch(num_threads)
         attend = torch.nn.functional.scaled_dot_product_attention
 
-        def bind(arrays, lay_out=torch.from_numpy, attend=attend):
+        def bind(arrays, lay_out=_tensor, attend=attend):
             *inputs, grad_out = map(lay_out, arrays)
             for x in inputs:
                 x.requires_grad_()
@@ -69,8 +69,8 @@ class Torch(Peer):
         torch = _torch(num_threads)
 
         def bind(arrays):
-            x, out = map(torch.from_numpy, arrays)
-            return Call(partial(torch.softmax, x, -1, out=out))
+            x, out = map(_tensor, arrays)
+            return Call(partial(torch.softmax, x, -1, out=out), _array)
 
         return [Way("softmax, out=", bind)]
 
@@ -78,8 +78,8 @@ class Torch(Peer):
         torch = _torch(num_threads)
 
         def bind(arrays):
-            x, weight, _ = map(torch.from_numpy, arrays)
-            return Call(partial(torch.nn.functional.linear, x, weight))
+            x, weight, _ = map(_tensor, arrays)
+            return Call(partial(torch.nn.functional.linear, x, weight), _array)
 
         return [Way("linear", bind)]
 
@@ -92,11 +92,18 @@ def _torch(num_threads):
     return torch
 
 
-def _bshd(x):
-    """The same numbers in the BSHD layout."""
+def _tensor(x):
+    """A tensor that shares the array; NumPy's bfloat16 goes by its bits."""
     import torch
 
-    return torch.from_numpy(positions_first(x)).transpose(1, 2)
+    if x.dtype.name == "bfloat16":
+        return torch.from_numpy(x.view(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def _bshd(x):
+    """The same numbers in the BSHD layout."""
+    return _tensor(positions_first(x)).transpose(1, 2)
 
 
 def _to_repeated_heads(attend, query, key, value, *, is_causal, enable_gqa):
@@ -106,5 +113,9 @@ def _to_repeated_heads(attend, query, key, value, *, is_causal, enable_gqa):
     return attend(query, key, value, is_causal=is_causal)
 
 
+def _array(x):
+    return np.asarray(x.float() if x.itemsize == 2 else x)
+
+
 def _arrays(tensors):
-    return [np.asarray(x) for x in tensors]
+    return [_array(x) for x in tensors]

@@ -11,9 +11,24 @@ The tables of rows are in shapes.py.
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
+
+HALF = ("float16", "bfloat16")
+
+
+def numpy_dtype(name):
+    """NumPy's dtype of that name; its bfloat16 is ml_dtypes'."""
+    return np.dtype(importlib.import_module("ml_dtypes").bfloat16 if name == "bfloat16" else name)
+
+
+def normal(rng, shape, dtype):
+    """N(0, 1) of that dtype; NumPy draws float32 and float64 themselves, without a second copy."""
+    if dtype in HALF:
+        return rng.standard_normal(shape, dtype=np.float32).astype(numpy_dtype(dtype))
+    return rng.standard_normal(shape, dtype=dtype)
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Row:
     def kv_bytes(self):
         """Bytes of key and value together."""
         kv_elements = self.batch * self.num_heads_kv * self.seqlen_k * self.head_dim
-        return 2 * kv_elements * np.dtype(self.dtype).itemsize
+        return 2 * kv_elements * numpy_dtype(self.dtype).itemsize
 
     def arrays(self, copy=0):
         """(query, key, value), N(0, 1), C-contiguous (batch, heads, positions, head_dim).
@@ -93,10 +108,8 @@ class Row:
         )
         if self.layout == "BSHD":
             swapped = ((b, n, h, e) for b, h, n, e in shapes)
-            drawn = (rng.standard_normal(shape, dtype=self.dtype) for shape in swapped)
-            return tuple(x.swapaxes(1, 2) for x in drawn)
-        # standard_normal draws float32 and float64 itself: no cast, no second copy in memory.
-        return tuple(rng.standard_normal(shape, dtype=self.dtype) for shape in shapes)
+            return tuple(normal(rng, shape, self.dtype).swapaxes(1, 2) for shape in swapped)
+        return tuple(normal(rng, shape, self.dtype) for shape in shapes)
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ class BackwardRow(Row):
         """(query, key, value, grad_out), the last of the output's shape."""
         query, key, value = super().arrays(copy)
         rng = np.random.default_rng([copy, *query.shape])
-        return query, key, value, rng.standard_normal(query.shape, dtype=self.dtype)
+        return query, key, value, normal(rng, query.shape, self.dtype)
 
 
 @dataclass(frozen=True)
@@ -143,12 +156,12 @@ class SoftmaxRow:
     @property
     def amount(self):
         """Bytes read and written by one call."""
-        return 2 * self.num_rows * self.length * np.dtype(self.dtype).itemsize
+        return 2 * self.num_rows * self.length * numpy_dtype(self.dtype).itemsize
 
     def arrays(self, copy=0):
         """(x, out): N(0, 1), and an output whose pages have been touched."""
         rng = np.random.default_rng([copy, self.num_rows, self.length])
-        x = rng.standard_normal((self.num_rows, self.length), dtype=self.dtype)
+        x = normal(rng, (self.num_rows, self.length), self.dtype)
         return x, np.zeros_like(x)
 
 
@@ -179,17 +192,17 @@ class LinearRow:
     def amount(self):
         """Operations, or bytes of the weight, in one call."""
         if self.unit == "GB":
-            return self.n_in * self.n_out * np.dtype(self.dtype).itemsize
+            return self.n_in * self.n_out * numpy_dtype(self.dtype).itemsize
         return 2 * self.num_rows * self.n_in * self.n_out
 
     def arrays(self, copy=0):
         """(x, weight, out): N(0, 1), and an output whose pages have been touched."""
         rng = np.random.default_rng([copy, self.num_rows, self.n_in, self.n_out])
-        x = rng.standard_normal((self.num_rows, self.n_in), dtype=self.dtype)
-        weight = rng.standard_normal((self.n_out, self.n_in), dtype=self.dtype)
+        x = normal(rng, (self.num_rows, self.n_in), self.dtype)
+        weight = normal(rng, (self.n_out, self.n_in), self.dtype)
         if self.is_transposed:
             weight = np.asfortranarray(weight)
-        return x, weight, np.zeros((self.num_rows, self.n_out), self.dtype)
+        return x, weight, np.zeros((self.num_rows, self.n_out), x.dtype)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .rows import LayerRow, LinearRow, Row, SoftmaxRow, backward_of
+from .rows import HALF, LayerRow, LinearRow, Row, SoftmaxRow, backward_of
 
 # Shapes of models that people run, decoding with a cache, and the smallest call.
 FORWARD = (
@@ -120,6 +120,16 @@ ACCURACY_LINEAR = (
     LinearRow("inputs12288", 64, 12288, 256),
 )
 
+# Half types, beside float32 on the same numbers: forward, decoding, backward, in both types.
+_HALF = (
+    *(row for row in FORWARD if row.name not in ("gpt", "tiny")),
+    Row("dim96", 3, 5, 5, 777, 777, 96),
+    *(row for row in BACKWARD if not row.with_forward),
+)
+HALF_TYPES = tuple(
+    replace(row, name=f"{row.name}-{dtype}", dtype=dtype) for row in _HALF for dtype in HALF
+)
+
 PAUSES_PEERS = ("selfattn", "torch", "onnxruntime")
 ACCURACY_PEERS = ("selfattn", "numpy", "torch", "onnxruntime", "openvino")
 
@@ -130,6 +140,7 @@ SUITES = {
     "backward_more": BACKWARD_MORE,
     "softmax": SOFTMAX,
     "linear": LINEAR,
+    "half": HALF_TYPES,
     "pauses": PAUSES,
 }
 
