@@ -391,16 +391,19 @@ def test_the_order_before_release_1_22(attention, dtype):
 
 @pytest.fixture
 def cases(monkeypatch):
-    """The operator's backend tests in the dtypes that selfattn computes in."""
+    """The operator's backend tests: (opset, inputs, attributes, outputs) of each."""
     module = pytest.importorskip("onnx.backend.test.case.node.attention")
     recorded = []
 
     def expect(node, inputs, outputs, name, opset_imports):
         names = [name for name in node.input if name]
         attributes = {x.name: onnx.helper.get_attribute_value(x) for x in node.attribute}
-        if inputs[0].dtype in (np.float32, np.float64):
-            opset = opset_imports[0].version
-            recorded.append((opset, dict(zip(names, inputs, strict=True)), attributes))
+        given = dict(zip(names, inputs, strict=True))
+        theirs = {
+            OUTPUTS[list(node.output).index(name)]: x
+            for name, x in zip([name for name in node.output if name], outputs, strict=True)
+        }
+        recorded.append((opset_imports[0].version, given, attributes, theirs))
 
     monkeypatch.setattr(module, "expect", expect)
     state = np.random.get_state()  # noqa: NPY002 (theirs)
@@ -413,6 +416,31 @@ def cases(monkeypatch):
 
 def test_the_packages_own_cases(attention, cases):
     """Shapes and options that the authors of the operator thought worth a test."""
+    cases = [case for case in cases if case[1]["Q"].dtype in (np.float32, np.float64)]
     assert len(cases) >= 80
-    for opset, inputs, attributes in cases:
+    for opset, inputs, attributes, _ in cases:
         check(attention, opset, inputs, attributes)
+
+
+def test_the_packages_own_cases_in_half_types(attention, cases):
+    """The result of float32, which is checked as above, rounded once; near what they expect.
+
+    Theirs is rounded at every step, to a few last places of the largest number.
+    """
+    cases = [case for case in cases if case[1]["Q"].dtype.itemsize == 2]
+    assert {case[1]["Q"].dtype.name for case in cases} == {"float16", "bfloat16"}
+    assert len(cases) >= 10
+    for opset, inputs, attributes, theirs in cases:
+        dtype = inputs["Q"].dtype
+        wide = {name: x.astype(np.float32) if x.dtype == dtype else x for name, x in inputs.items()}
+        check(attention, opset, wide, attributes)
+        arguments = {**attributes, "qk_matmul_output": True, "opset": opset}
+        got = dict(zip(OUTPUTS, attention(**inputs, **arguments), strict=True))
+        want = dict(zip(OUTPUTS, attention(**wide, **arguments), strict=True))
+        unit = 2.0**-11 if dtype == np.float16 else 2.0**-8
+        for name, x in got.items():
+            rounded = np.ascontiguousarray(want[name].astype(dtype)).view(np.uint16)
+            assert np.array_equal(np.ascontiguousarray(x).view(np.uint16), rounded), name
+        for name, x in theirs.items():
+            x = x.astype(np.float64)
+            assert_close(got[name].astype(np.float64), x, 8 * unit * largest(x), name)
