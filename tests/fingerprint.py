@@ -1,14 +1,17 @@
-"""One hash for each of some 300 calls: out, lse and gradients, on every set and several threads.
+"""One hash for each of some 400 calls: out, lse and gradients, on every set and several threads.
 
     python tests/fingerprint.py --save before.json
     python tests/fingerprint.py --compare before.json
 
 A change that is to keep all bits has the same hashes before and after. Beside that, each call must
-have the same bits on all sets that this machine runs, and on one, two and three threads.
+have the same bits on all sets that this machine runs, and on one, two and three threads. bfloat16 takes
+part where ml_dtypes is installed.
 """
 
 import argparse
 import hashlib
+import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -20,6 +23,9 @@ from selfattn import _core
 from selfattn.nn import rope
 
 DTYPES = (np.float32, np.float64)
+HALVES = (np.float16,)  # a third as many calls of each
+if importlib.util.find_spec("ml_dtypes"):
+    HALVES += (importlib.import_module("ml_dtypes").bfloat16,)
 LENGTHS = (1, 2, 3, 5, 8, 9, 16, 17, 31, 48, 64, 97, 128, 130, 300)
 LONG = (*LENGTHS, 512, 513, 700, 1100)
 HEAD_DIMS = (1, 3, 8, 16, 31, 32, 64, 65, 80, 96, 128, 130, 256)
@@ -181,8 +187,8 @@ KINDS = [(_forward, 70), (_backward, 35), (_varlen, 8), (_steps, 15), (_projecti
 def calls():
     """(name, call) of each: what `call(num_threads=n)` returns is arrays, or None for some."""
     for number, (kind, count) in enumerate(KINDS):
-        for dtype in DTYPES:
-            for i in range(count):
+        for dtype in DTYPES + HALVES:
+            for i in range(count // 3 if dtype in HALVES else count):
                 rng = np.random.default_rng((number, i))
                 name = f"{kind.__name__.strip('_')}-{np.dtype(dtype)}-{i}"
                 yield name, kind(rng, dtype)
