@@ -29,9 +29,12 @@ def is_dtype(dtype: np.dtype) -> bool:
 
 
 def is_bfloat16(dtype: np.dtype) -> bool:
-    """Whether it is that of ml_dtypes, or of another library that gives NumPy one."""
-    if dtype.num < 256 or dtype.name != "bfloat16":  # NumPy's own have lower numbers
-        return False
+    """Whether it is that of ml_dtypes, or of another library that gives NumPy one.
+
+    One in the other byte order has the same number and name.
+    """
+    if dtype.num < 256 or dtype.name != "bfloat16" or not dtype.isnative:
+        return False  # NumPy's own have lower numbers
     _core.know_bfloat16(dtype.num)
     return True
 

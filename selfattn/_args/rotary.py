@@ -83,7 +83,7 @@ def _frequencies(frequencies: Any, theta: Any, rotary_dim: int, is_empty: bool) 
         if powers.max(initial=0) > _MAX_FREQUENCY:
             raise ValueError(f"theta: expected a number not so close to 0, got {theta}")
         return powers
-    own = as_array("frequencies", frequencies, of_floats=False)
+    own = as_array("frequencies", frequencies)
     if own.dtype not in (np.float32, np.float64):
         raise TypeError(f"frequencies: expected float32 or float64, got {own.dtype!r}")
     if own.shape != (rotary_dim // 2,):

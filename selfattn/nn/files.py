@@ -158,7 +158,7 @@ def _arrays(state: Any, suffix: str) -> dict[str, np.ndarray]:
             )
         if any("\ud800" <= character <= "\udfff" for character in name):
             raise ValueError(f"state: expected names that are valid text, got {name!r}")
-        x = as_array(name, without_gradient(x), of_floats=False)
+        x = as_array(name, without_gradient(x))
         if not tensors.is_kept(x.dtype, suffix):
             raise TypeError(
                 f"{name}: expected an array of numbers that a {suffix} file keeps, got {x.dtype!r}"
