@@ -3,6 +3,7 @@
 Faults 16 and 20. That nothing is written then is tested in test_out.py.
 """
 
+import itertools
 import math
 import re
 
@@ -18,7 +19,7 @@ from selfattn import (
     softmax,
     weighted_sum,
 )
-from support.arrays import normal, qkv
+from support.arrays import HALF_DTYPES, normal, qkv
 from support.errors import ARGUMENTS, KEY, QUERY, VALUE
 
 WRONG_ARRAYS = [
@@ -73,18 +74,29 @@ def test_dtypes_are_not_mixed(f, arrays, name):
 @pytest.mark.parametrize(
     ("f", "arrays", "name"), PLACES, ids=[f"{f.__name__}-{name}" for f, _, name in PLACES]
 )
-def test_dtypes_that_are_to_come(f, arrays, name):
-    half = [np.float16]
-    try:
-        import ml_dtypes
+def test_half_types_are_not_mixed(f, arrays, name):
+    """Neither one with float32, nor one with the other."""
+    if len(arrays) == 1:
+        return
+    dtypes = "float16|bfloat16|float32"
+    message = rf"^\w+: expected ({dtypes}), \w+'s dtype, got ({dtypes})$"
+    for others, dtype in itertools.permutations([*HALF_DTYPES, np.float32], 2):
+        mixed = {n: x.astype(dtype if n == name else others) for n, x in arrays.items()}
+        with pytest.raises(TypeError, match=message):
+            f(**mixed)
 
-        half.append(ml_dtypes.bfloat16)
-    except ImportError:
-        pass
-    for dtype in half:
-        message = f"^{name}: {np.dtype(dtype).name} is not built yet"
-        with pytest.raises(NotImplementedError, match=message):
-            f(**(arrays | {name: arrays[name].astype(dtype)}))
+
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize(
+    ("f", "arrays", "name"), PLACES, ids=[f"{f.__name__}-{name}" for f, _, name in PLACES]
+)
+def test_half_types_in_the_other_byte_order(f, arrays, name, dtype):
+    """NumPy takes bfloat16's for the same type by its number and its name."""
+    half = {n: x.astype(dtype) for n, x in arrays.items()}
+    wrong = half[name].view(np.uint16).byteswap().view(np.dtype(dtype).newbyteorder())
+    message = f"^{name}: expected float16, bfloat16, float32 or float64 in native byte order, got "
+    with pytest.raises(TypeError, match=message):
+        f(**(half | {name: wrong}))
 
 
 def shape_errors():

@@ -57,8 +57,9 @@ def test_torch_tensors(dtype):
     assert same_bits(selfattn.scaled_dot_product_attention(*tensors), want)
     transposed = [x.T.contiguous().T for x in tensors]
     assert same_bits(selfattn.scaled_dot_product_attention(*transposed), want)
-    with pytest.raises(NotImplementedError, match=r"(query|value): float16 is not built yet"):
-        selfattn.scaled_dot_product_attention(*(x.half() for x in tensors))
+    half = [x.astype(np.float16) for x in (query, key, value)]
+    got = selfattn.scaled_dot_product_attention(*(x.half() for x in tensors))
+    assert same_bits(got, selfattn.scaled_dot_product_attention(*half))
     with pytest.raises(TypeError, match=r"(query|value): expected .*int64"):
         selfattn.scaled_dot_product_attention(*(x.long() for x in tensors))
 

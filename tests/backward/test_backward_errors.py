@@ -5,6 +5,7 @@ orders and shapes. Options are in test_backward_errors_options.py.
 """
 
 import inspect
+import itertools
 import re
 
 import numpy as np
@@ -17,7 +18,7 @@ from selfattn import (
     varlen_attention,
     varlen_attention_backward,
 )
-from support.arrays import normal
+from support.arrays import HALF_DTYPES, normal
 from support.errors import LISTS, LONGDOUBLE_IS_DOUBLE, NO_ARRAYS, SWAPPED
 from support.errors_backward import (
     DENSE,
@@ -127,10 +128,18 @@ def test_dtypes_are_not_mixed(name):
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_half_precision_is_to_come(name):
-    for f, right in FUNCTIONS:
-        with pytest.raises(NotImplementedError, match=f"^{name}: float16 is not built yet"):
-            f(**(right | {name: right[name].astype(np.float16)}))
+def test_half_types_are_not_mixed(name):
+    """All arrays but lse, which is float32, are of query's dtype."""
+    for (f, right), dtype in itertools.product(FUNCTIONS, HALF_DTYPES):
+        half = {
+            n: x.astype(dtype) if x.dtype == np.float32 and n != "lse" else x
+            for n, x in right.items()
+        }
+        f(**half)
+        wrong = half[name].astype(dtype if name == "lse" else np.float32)
+        named = name if name not in ("query", "key", "value") else "key|value"
+        with pytest.raises(TypeError, match=rf"^({named}): expected b?float(16|32), .*got b?float"):
+            f(**(half | {name: wrong}))
 
 
 def test_a_masked_array_does_not_lose_its_mask():

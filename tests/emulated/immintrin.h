@@ -9,6 +9,7 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <math.h>
 #include <simde/x86/avx512.h>
+#include <simde/x86/f16c.h>
 #include <simde/x86/fma.h>
 #include <string.h>
 
@@ -34,6 +35,49 @@ static inline unsigned emulated_test_epi8(__m128i a, __m128i b) {
 #define EMULATED_LOAD _mm512_loadu_pd
 #define EMULATED_STORE _mm512_storeu_pd
 #include "lanes.inc.h"
+
+/* Half precision: two vectors of AVX. */
+static inline __m512 emulated_cvtph_ps(__m256i h) {
+    __m128i halves[2];
+    __m256 reals[2];
+    memcpy(halves, &h, sizeof halves);
+    for (int i = 0; i < 2; ++i) reals[i] = _mm256_cvtph_ps(halves[i]);
+    return _mm512_loadu_ps(reals);
+}
+
+static inline __m256i emulated_cvtps_ph(__m512 x) {
+    __m256 reals[2];
+    __m128i halves[2];
+    _mm512_storeu_ps(reals, x);
+    for (int i = 0; i < 2; ++i)
+        halves[i] = _mm256_cvtps_ph(reals[i], _MM_FROUND_TO_NEAREST_INT);
+    return _mm256_loadu_si256((const void *)halves);
+}
+
+/* Words of 16 bits and of 32. */
+static inline __m512i emulated_cvtepu16_epi32(__m256i narrow) {
+    uint16_t from[16];
+    uint32_t to[16];
+    memcpy(from, &narrow, sizeof from);
+    for (int i = 0; i < 16; ++i) to[i] = from[i];
+    return _mm512_loadu_si512(to);
+}
+
+static inline __m256i emulated_cvtepi32_epi16(__m512i wide) {
+    uint32_t from[16];
+    uint16_t to[16];
+    _mm512_storeu_si512(from, wide);
+    for (int i = 0; i < 16; ++i) to[i] = (uint16_t)from[i];
+    return _mm256_loadu_si256((const void *)to);
+}
+#undef _mm512_cvtph_ps
+#undef _mm512_cvtps_ph
+#undef _mm512_cvtepu16_epi32
+#undef _mm512_cvtepi32_epi16
+#define _mm512_cvtepu16_epi32 emulated_cvtepu16_epi32
+#define _mm512_cvtepi32_epi16 emulated_cvtepi32_epi16
+#define _mm512_cvtph_ps emulated_cvtph_ps
+#define _mm512_cvtps_ph(x, rounding) emulated_cvtps_ph(x)
 
 /* SIMDe's own name for it is misspelt. */
 #undef _mm256_cmpge_epu32_mask

@@ -178,12 +178,12 @@ WRONG_SIZES = [
     ((8, 2), {"kdim": 0}, ValueError, "kdim: expected 1 or more, got 0"),
     ((8, 2), {"vdim": "8"}, TypeError, "vdim: expected an int, got str"),
     ((8, 2), {"bias": 1}, TypeError, "bias: expected a bool, got int"),
-    ((8, 2), {"dtype": np.int32}, TypeError, "dtype: expected float32 or float64, got"),
+    ((8, 2), {"dtype": np.int32}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got"),
     ((8, 2), {"seed": -1}, ValueError, "seed: expected what default_rng takes, got -1"),
     ((8, 2), {"seed": "one"}, TypeError, "seed: expected what default_rng takes, got 'one'"),
-    ((8, 2), {"dtype": None}, TypeError, "dtype: expected float32 or float64, got None"),
-    ((8, 2), {"dtype": "real"}, TypeError, "dtype: expected float32 or float64, got 'real'"),
-    ((8, 2), {"dtype": ">f4"}, TypeError, "dtype: expected float32 or float64, got '>f4'"),
+    ((8, 2), {"dtype": None}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got None"),
+    ((8, 2), {"dtype": "real"}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got 'real'"),
+    ((8, 2), {"dtype": ">f4"}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got '>f4'"),
 ]
 
 

@@ -292,8 +292,21 @@ static void test_bytes(void) {
     end();
 }
 
-int main(void) {
+#if SA_REAL_BITS == 32
+#include "simd_half.h"
+#endif
+
+/* With an argument, every float through the stores of half types, and nothing else. */
+int main(int count, char **arguments) {
+    (void)arguments;
     if (!IS_SUPPORTED) return 77;
+    if (count > 1) {
+        map_page();
+#if SA_REAL_BITS == 32
+        store_every_float();
+#endif
+        return num_differences != 0;
+    }
     test_arithmetic();
     test_choices();
     test_ldexp();
@@ -304,6 +317,9 @@ int main(void) {
     test_loads();
     test_stores();
     test_bytes();
+#if SA_REAL_BITS == 32
+    test_half_types();
+#endif
     v_zeroupper();
     return num_differences != 0;
 }

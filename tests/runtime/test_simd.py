@@ -45,13 +45,15 @@ def run(*command):
 def defined(header):
     """The names of the operations that a header of csrc/simd defines."""
     text = (CSRC / "simd" / header).read_text()
-    return set(re.findall(r"(?:SA_INLINE \w+ |LANEWISE\(|COMPARE\(|WORDWISE\()([uv]_\w+)", text))
+    macros = r"SA_(?:INLINE|FMA) \w+ |LANEWISE\(|COMPARE\(|WORDWISE\("
+    names = set(re.findall(rf"(?:{macros})((?:[uv]|b?f16)_\w+)", text))
+    for half in re.findall(r"^HALF\((\w+)\)", text, re.M):
+        names |= {f"{half}_load", f"{half}_store"}
+    return names
 
 
-@pytest.mark.parametrize("bits", [32, 64])
-@pytest.mark.parametrize("isa", SETS)
-@pytest.mark.parametrize("cc", COMPILERS)
-def test_every_operation(cc, isa, bits, tmp_path):
+def compared(cc, isa, bits, tmp_path, *arguments):
+    """How many lanes of each operation were compared by simd.c."""
     header, is_supported, flags = SETS[isa]
     program = tmp_path / "simd"
     header_and_dtype = [f'-DHEADER="simd/{header}"', f"-DSA_REAL_BITS={bits}"]
@@ -60,14 +62,32 @@ def test_every_operation(cc, isa, bits, tmp_path):
     sources = [HERE / "simd.c", CSRC / "cpu.c"]
     built = run(cc, *exact, *macros, f"-I{CSRC}", *flags, *sources, "-o", program, "-lm")
     assert built.returncode == 0, built.stderr
-    done = run(program)
+    done = run(program, *arguments)
     if done.returncode == UNSUPPORTED:
         pytest.skip(f"this processor does not run {isa}")
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
-    lanes = dict(line.split() for line in done.stdout.splitlines())
-    # v_zeroupper is what test_registers.py is about.
-    assert set(lanes) == defined("portable.h") - {"v_zeroupper"}
-    assert "0" not in lanes.values()
+    return {name: int(n) for name, n in map(str.split, done.stdout.splitlines())}
+
+
+@pytest.mark.parametrize("bits", [32, 64])
+@pytest.mark.parametrize("isa", SETS)
+@pytest.mark.parametrize("cc", COMPILERS)
+def test_every_operation(cc, isa, bits, tmp_path):
+    lanes = compared(cc, isa, bits, tmp_path)
+    of_halves = {name for name in defined("portable.h") if "f16" in name}
+    assert len(of_halves) == 4
+    # v_zeroupper is what test_registers.py is about; a half type is computed in floats.
+    wanted = defined("portable.h") - {"v_zeroupper"} - (of_halves if bits == 64 else set())
+    assert set(lanes) == wanted
+    assert 0 not in lanes.values()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("isa", SETS)
+def test_every_float_as_half(isa, tmp_path):
+    """All 2^32 of them through the stores of both half types."""
+    lanes = compared(COMPILERS[0], isa, 32, tmp_path, "all floats")
+    assert lanes == {"f16_store": 2**32, "bf16_store": 2**32}
 
 
 def test_every_header_defines_every_operation():
@@ -79,4 +99,4 @@ def test_every_header_defines_every_operation():
         assert defined(header) | shared == want
         assert not defined(header) & shared
     contract = (CSRC / "simd" / "common.h").read_text().split("*/")[0]
-    assert set(re.findall(r"\b[uv]_\w+", contract)) == want
+    assert set(re.findall(r"\b(?:[uv]|b?f16)_\w+", contract)) == want

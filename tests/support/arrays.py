@@ -2,7 +2,13 @@
 
 import numpy as np
 
+try:
+    from ml_dtypes import bfloat16
+except ImportError:  # it is optional
+    bfloat16 = None
+
 DTYPES = [np.float32, np.float64]
+HALF_DTYPES = [np.float16, *([] if bfloat16 is None else [bfloat16])]
 
 BROADCASTS = [
     # query's leading axes, key's, value's
@@ -73,7 +79,8 @@ def in_structs(x):
 def _bits(x):
     """The bits of x; a NaN is a NaN, whatever its payload."""
     x = np.ascontiguousarray(x)
-    return np.where(np.isnan(x), np.asarray(np.nan, x.dtype), x).view(f"u{x.itemsize}")
+    bits = x.view(f"u{x.itemsize}")
+    return np.where(np.isnan(x), np.asarray(np.nan, x.dtype).view(bits.dtype), bits)
 
 
 def same_bits(a, b):

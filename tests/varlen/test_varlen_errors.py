@@ -13,7 +13,7 @@ from selfattn import (
     merge_states,
     varlen_attention,
 )
-from support.arrays import normal
+from support.arrays import HALF_DTYPES, normal
 from support.errors import LISTS, NO_ARRAYS, PACKED, SWAPPED, varlen_raises
 
 # ------------------------------------------------------------------ packed sequences
@@ -227,10 +227,20 @@ def test_states_of_two_dtypes(name):
         merge_states(**wrong)
 
 
-def test_states_in_half_precision():
-    half = {name: x.astype(np.float16) for name, x in STATES.items()}
-    with pytest.raises(NotImplementedError, match=r"^out_a: float16 is not built yet"):
+@pytest.mark.parametrize("name", STATES)
+def test_states_in_half_precision(name):
+    """Outputs of a half type have an lse of float32."""
+    for dtype in HALF_DTYPES:
+        half = STATES | {n: STATES[n].astype(dtype) for n in ("out_a", "out_b")}
         merge_states(**half)
+        wrong = half[name].astype(dtype if name.startswith("lse") else np.float32)
+        expected = (
+            "float32, that of the lse where out_a is b?float16, got b?float16"
+            if name.startswith("lse")
+            else "b?float16, out_a's dtype, got float32|float32, out_a's dtype, got b?float16"
+        )
+        with pytest.raises(TypeError, match=rf"^(out|lse)_[ab]: expected ({expected})$"):
+            merge_states(**(half | {name: wrong}))
 
 
 STATE_SHAPES = [
