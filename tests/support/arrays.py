@@ -80,7 +80,8 @@ def _bits(x):
     """The bits of x; a NaN is a NaN, whatever its payload."""
     x = np.ascontiguousarray(x)
     bits = x.view(f"u{x.itemsize}")
-    return np.where(np.isnan(x), np.asarray(np.nan, x.dtype).view(bits.dtype), bits)
+    with np.errstate(invalid="ignore"):  # ml_dtypes tells of a signalling NaN
+        return np.where(np.isnan(x), np.asarray(np.nan, x.dtype).view(bits.dtype), bits)
 
 
 def same_bits(a, b):
