@@ -194,8 +194,8 @@ def segments(draw, a, rng):
 
 
 @st.composite
-def problems(draw):
-    dtype = draw(st.sampled_from(DTYPES))
+def problems(draw, dtypes=DTYPES):
+    dtype = draw(st.sampled_from(dtypes))
     a = draw(axes())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     arrays = [
@@ -235,9 +235,9 @@ def dropouts(draw):
 
 
 @st.composite
-def backward_problems(draw):
+def backward_problems(draw, dtypes=DTYPES):
     """grad_out, (query, key, value), options."""
-    arrays, options = draw(problems())
+    arrays, options = draw(problems(dtypes))
     # As with the keys: its products with values of alike columns would all be alike.
     grad_out = draw(laid_out(grad_of(*arrays), columns_differ=True))
     return grad_out, arrays, options | draw(dropouts())
