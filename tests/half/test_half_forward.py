@@ -160,7 +160,7 @@ def test_strides_of_0(each_isa, half, rows, axis):
         check(with_lse, *repeated)
 
 
-@pytest.mark.parametrize("half", HALF_DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@each_half
 @pytest.mark.parametrize("threads", [2, 3])
 def test_splits_that_threads_share(each_isa, half, threads):
     """One head and long keys: whoever computes the last split of a tile merges them."""
@@ -172,8 +172,19 @@ def test_splits_that_threads_share(each_isa, half, threads):
 
 
 @given(problem=problems(HALF_DTYPES), threads=st.integers(1, 3))
-@repeatable(120)
+@repeatable(40)
 def test_any_problem(each_isa, problem, threads):
+    check_problem(each_isa, problem, threads)
+
+
+@pytest.mark.long
+@given(problem=problems(HALF_DTYPES), threads=st.integers(1, 3))
+@repeatable(1000)
+def test_many_problems(each_isa, problem, threads):
+    check_problem(each_isa, problem, threads)
+
+
+def check_problem(each_isa, problem, threads):
     """The three functions of a problem, in every set."""
     (query, key, value), options = problem
     no_sinks = without_sinks(options)
