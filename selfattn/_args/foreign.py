@@ -45,7 +45,8 @@ def _of_bfloat16(name: str, x: Any) -> np.ndarray | None:
             f"{name}: expected ml_dtypes to be installed, whose bfloat16 is NumPy's, got "
             f"{type(x).__name__} of bfloat16"
         ) from None
-    return bits.view(dtype)
+    y: np.ndarray = bits.view(dtype)
+    return y
 
 
 def without_gradient(x: Any) -> Any:

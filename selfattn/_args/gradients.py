@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
@@ -64,6 +64,10 @@ def new_gradients(
     return query, key, value, of_mask, of_sinks
 
 
+@overload
+def in_dtype_of(gradient: np.ndarray, x: Any) -> np.ndarray: ...
+@overload
+def in_dtype_of(gradient: None, x: Any) -> None: ...
 def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
     """The gradient of `x` in its own dtype, rounded to nearest; None where there is none."""
     if gradient is None:

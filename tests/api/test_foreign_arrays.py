@@ -191,9 +191,9 @@ def test_tensors_of_torch():
     torch = pytest.importorskip("torch")
     x = torch.zeros(2, 3, 4)
     call = selfattn.scaled_dot_product_attention
-    with pytest.raises(TypeError, match="^value: expected float32, query's dtype, got bfloat16"):
+    with pytest.raises(TypeError, match=r"^value: expected float32, query's dtype, got bfloat16"):
         call(x, x, x.bfloat16())
-    with pytest.raises(TypeError, match="^attn_mask: expected bool or float32 .* got .*bfloat16"):
+    with pytest.raises(TypeError, match=r"^attn_mask: expected .* float32 .* got .*bfloat16"):
         call(x, x, x, torch.zeros(3, 3).bfloat16())
     gradient = x.clone().requires_grad_()
     for name, arguments in (

@@ -168,6 +168,7 @@ def test_parameters_have_gradients_beside_those_of_options(layer):
     assert set(layer.grads) == {*layer.params, "sinks"}
 
 
+DTYPE = "dtype: expected float16, bfloat16, float32 or float64"
 WRONG_SIZES = [
     ((0, 1), {}, ValueError, "embed_dim: expected 1 or more, got 0"),
     ((8, 3), {}, ValueError, "num_heads: expected a number that divides embed_dim, 8, got 3"),
@@ -178,12 +179,12 @@ WRONG_SIZES = [
     ((8, 2), {"kdim": 0}, ValueError, "kdim: expected 1 or more, got 0"),
     ((8, 2), {"vdim": "8"}, TypeError, "vdim: expected an int, got str"),
     ((8, 2), {"bias": 1}, TypeError, "bias: expected a bool, got int"),
-    ((8, 2), {"dtype": np.int32}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got"),
+    ((8, 2), {"dtype": np.int32}, TypeError, f"{DTYPE}, got"),
     ((8, 2), {"seed": -1}, ValueError, "seed: expected what default_rng takes, got -1"),
     ((8, 2), {"seed": "one"}, TypeError, "seed: expected what default_rng takes, got 'one'"),
-    ((8, 2), {"dtype": None}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got None"),
-    ((8, 2), {"dtype": "real"}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got 'real'"),
-    ((8, 2), {"dtype": ">f4"}, TypeError, "dtype: expected float16, bfloat16, float32 or float64, got '>f4'"),
+    ((8, 2), {"dtype": None}, TypeError, f"{DTYPE}, got None"),
+    ((8, 2), {"dtype": "real"}, TypeError, f"{DTYPE}, got 'real'"),
+    ((8, 2), {"dtype": ">f4"}, TypeError, f"{DTYPE}, got '>f4'"),
 ]
 
 

@@ -53,10 +53,11 @@ def assert_rounded(got, want, context=""):
         assert x.shape == y.shape, (i, context)
         wide = x.astype(np.float64), y.astype(np.float64)
         differ = (wide[0] != wide[1]) & ~(np.isnan(wide[0]) & np.isnan(wide[1]))
-        at = tuple(map(int, np.argwhere(differ)[0])) if differ.any() else "the sign of a zero"
+        at = tuple(map(int, np.argwhere(differ)[0])) if differ.any() else "a zero's sign"
         values = [w[at] for w in wide] if differ.any() else ""
         raise AssertionError(
-            f"{context} result {i}, {x.dtype}: {differ.sum()} of {x.size} differ, first {at} {values}"
+            f"{context} result {i}, {x.dtype}: {differ.sum()} of {x.size} differ, "
+            f"first at {at}: {values}"
         )
 
 
