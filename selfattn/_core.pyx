@@ -405,6 +405,8 @@ def dlpack_uint16(capsule):
     cdef cnp.npy_intp strides[SA_MAX_BATCH_AXES + 3]
     cdef cnp.npy_intp step = 2
     cdef int i
+    if tensor.device_type != 1:  # kDLCPU
+        raise ValueError(f"expected memory of the CPU, got that of device {tensor.device_type}")
     if tensor.bits != 16 or tensor.lanes != 1 or tensor.ndim > SA_MAX_BATCH_AXES + 3:
         raise ValueError(f"expected elements of 16 bits, got {tensor.bits} x {tensor.lanes}")
     for i in reversed(range(tensor.ndim)):
