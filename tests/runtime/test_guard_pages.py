@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from support import subprocesses
+from support.halves import each_half
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="mprotect is POSIX")
 
@@ -44,4 +45,13 @@ def test_the_harness_catches_a_stray_read(where, tmp_path):
 @pytest.mark.parametrize("program", ["guard.py", "guard_backward.py"])
 def test_no_stray_access(isa, dtype, program, tmp_path):
     done = run(isa, np.dtype(dtype).name, cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@each_half
+@pytest.mark.parametrize("step", [5, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("program", ["guard.py", "guard_backward.py"])
+def test_no_stray_access_in_half_types(isa, half, program, step, tmp_path):
+    """Every fifth of those shapes; all of them in the long run."""
+    done = run(isa, np.dtype(half).name, str(step), cwd=tmp_path, program=program)
     assert done.returncode == 0, done.stderr[-2000:]

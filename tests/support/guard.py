@@ -2,7 +2,7 @@
 
 Run as a program, by test_guard_pages.py, since a stray access kills the process:
 
-    python guard.py ISA DTYPE         every function on shapes with all kinds of tails
+    python guard.py ISA DTYPE [N]     every function on shapes with all kinds of tails; or every Nth
     python guard.py overrun WHERE     one deliberate stray read: the harness itself must catch it
 
 Before each call its case goes to stderr, so that the last line says which one crashed.
@@ -18,6 +18,7 @@ import numpy as np
 
 import selfattn
 from selfattn import _args, _core
+from support.arrays import DTYPES, HALF_DTYPES
 
 PAGE = mmap.PAGESIZE
 PROT_NONE = 0
@@ -156,7 +157,7 @@ def calls_on(query, key, value):
     angles = np.random.default_rng(1).standard_normal((*query.shape[:-1], 2 * pairs))
     for step, first, second in ((1, 0, pairs), (2, 1, 0)):
         rotate = rotation(pairs, step, first, second)
-        arrays = query, angles.astype(query.dtype)
+        arrays = query, angles.astype(_args.real_dtype(query.dtype))
         rotate(*arrays, out := np.empty_like(query))
         yield rotate, arrays, [out]
 
@@ -239,6 +240,11 @@ def calls_with_options(query, key, value):
                 yield to_out(step), (query, key, *given), [step(query, key, *given)]
 
 
+def dtype_named(name):
+    """One that selfattn computes in."""
+    return {x.name: x for x in map(np.dtype, (*DTYPES, *HALF_DTYPES))}[name]
+
+
 def to_out(f, **options):
     """f as a function of arrays alone, the last of them out."""
     return lambda *arrays: f(*arrays[:-1], out=arrays[-1], **options)
@@ -249,11 +255,11 @@ def rotation(*places):
     return lambda x, angles, out: _core.rope(x, angles, out, *places, 1)
 
 
-def run_all(dtype):
+def run_all(dtype, step=1):
     bench, rng = Bench(), np.random.default_rng(0)
     for shape, calls in (
-        *((shape, calls_on) for shape in shapes()),
-        *((shape, calls_with_options) for shape in option_shapes()),
+        *((shape, calls_on) for shape in [*shapes()][::step]),
+        *((shape, calls_with_options) for shape in [*option_shapes()][::step]),
     ):
         heads, length, keys, head_dim, head_dim_v = shape
         query = rng.standard_normal((heads, length, head_dim)).astype(dtype)
@@ -263,7 +269,7 @@ def run_all(dtype):
             for end, rows in itertools.product((True, False), repeat=2):
                 print(calls.__name__, shape, i, end, rows, file=sys.stderr)
                 bench.call(f, inputs, want, end, rows)
-    for shape in projection_shapes():
+    for shape in [*projection_shapes()][::step]:
         for i, (f, inputs, want) in enumerate(calls_of_projections(*shape, dtype)):
             for end, rows in itertools.product((True, False), repeat=2):
                 print("calls_of_projections", shape, i, end, rows, file=sys.stderr)
@@ -285,4 +291,4 @@ if __name__ == "__main__":
         overrun(sys.argv[2])
     else:
         assert _core.force_isa(sys.argv[1])
-        run_all(np.dtype(sys.argv[2]))
+        run_all(dtype_named(sys.argv[2]), *map(int, sys.argv[3:]))

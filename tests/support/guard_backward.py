@@ -2,7 +2,7 @@
 
 Run as a program, by test_guard_pages.py:
 
-    python guard_backward.py ISA DTYPE
+    python guard_backward.py ISA DTYPE [N]
 
 The gradients are written to guarded arrays too, which the public functions allocate themselves: the
 problem that they make of their arguments is given them here.
@@ -15,7 +15,8 @@ import numpy as np
 
 import selfattn
 from selfattn import _args, _core
-from support.guard import Bench, option_shapes, options_of, shapes
+from selfattn._args import real_dtype
+from support.guard import Bench, dtype_named, option_shapes, options_of, shapes
 from support.option_arrays import float_mask
 
 
@@ -72,7 +73,8 @@ def calls_on(query, key, value):
 
 
 def calls_with_options(query, key, value):
-    dtype, (heads, length, _), keys = query.dtype, query.shape, key.shape[1]
+    # Gradients of masks and sinks are written to arrays of these.
+    dtype, (heads, length, _), keys = real_dtype(query.dtype), query.shape, key.shape[1]
     rng = np.random.default_rng(0)
     mask = float_mask(heads, length, keys, dtype=dtype)
     per_head = rng.standard_normal((2, heads)).astype(dtype)
@@ -88,11 +90,11 @@ def calls_with_options(query, key, value):
         yield case(query, key, value, {"dropout_p": 0.2} if "ids_q" in arrays else {}, arrays)
 
 
-def run_all(dtype):
+def run_all(dtype, step=1):
     bench, rng = Bench(), np.random.default_rng(0)
     for shape, calls in (
-        *((shape, calls_on) for shape in shapes()),
-        *((shape, calls_with_options) for shape in option_shapes()),
+        *((shape, calls_on) for shape in [*shapes()][::step]),
+        *((shape, calls_with_options) for shape in [*option_shapes()][::step]),
     ):
         heads, length, keys, head_dim, head_dim_v = shape
         query = rng.standard_normal((heads, length, head_dim)).astype(dtype)
@@ -106,4 +108,4 @@ def run_all(dtype):
 
 if __name__ == "__main__":
     assert _core.force_isa(sys.argv[1])
-    run_all(np.dtype(sys.argv[2]))
+    run_all(dtype_named(sys.argv[2]), *map(int, sys.argv[3:]))
