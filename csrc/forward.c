@@ -85,6 +85,24 @@ static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
     return 1;
 }
 
+/* Whether a row of a half type that is not finite there is finite as reals: only rounding made it
+ * infinite. The row is computed to the worker's memory; *goes_on becomes 0 if the call is
+ * cancelled.
+ */
+static int is_finite_as_reals(forward_worker *w, sa_tile *row, int *goes_on) {
+    const sa_problem *p = w->call->schedule->problem;
+    const sa_dtype real = sa_real_dtype(p->dtype);
+    if (p->dtype == real) return 0;
+    char *out = row->out[0];
+    ptrdiff_t out_col = row->out_col;
+    int overflowed = 0;
+    row->out_is_real = 1, row->out[0] = w->part, row->out_col = sa_real_size(p->dtype);
+    *goes_on = compute_tile(w, row, &overflowed);
+    int finite = sa_kernels_for(real)->is_finite(w->part, row->out_col, p->head_dim_v);
+    row->out_is_real = 0, row->out[0] = out, row->out_col = out_col;
+    return finite;
+}
+
 /* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. */
 static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
@@ -96,6 +114,9 @@ static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
         sa_tile row;
         row.finite = &finite;
         sa_fill_row(s, tile, r, &row);
+        int goes_on = 1, only_rounded = is_finite_as_reals(w, &row, &goes_on);
+        if (!goes_on) return 0;
+        if (only_rounded) continue;
         row.weight_factor = ldexp(1, -exponent - 1);
         if (!compute_tile(w, &row, &overflowed)) return 0;
     }
@@ -103,8 +124,8 @@ static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
     return 1;
 }
 
-/* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them. Decoding
- * reads elements as they lie. */
+/* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them.
+ * Decoding reads elements as they lie. */
 static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
     const sa_problem *p = s->problem;

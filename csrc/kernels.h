@@ -89,6 +89,7 @@ typedef struct sa_tile {
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
      * the weighted sum of the values overflowed. */
     double weight_factor;
+    int out_is_real; /* `out` holds reals, not elements: of tiles for the decode kernels alone */
     /* Ranges (visibility.h): row r sees only keys key_lo[r] <= j < key_hi[r]. [begin, end) is the
      * union of the rows' ranges, [full_begin, full_end) their intersection. */
     int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];

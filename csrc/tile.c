@@ -141,6 +141,7 @@ void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
     const sa_problem *p = s->problem;
     t->prefetch = (sa_prefetch){0};
     t->weight_factor = 1;
+    t->out_is_real = 0;
     t->group = s->group;
     t->head_dim = p->head_dim;
     t->head_dim_v = p->head_dim_v;

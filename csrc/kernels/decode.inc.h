@@ -410,8 +410,12 @@ static void decode_finish(const sa_tile *t, void *total_memory) {
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
             vec sum = v_load(total.o + r * row + e), out = softmax_scaled(sum, of_row);
             if (is_mean) out = v_select(finite_lanes(sum), within_range(out), out);
-            s_store_strided(t->out[r] + e * t->out_col, t->out_col,
-                            at_most(t->head_dim_v - e, LANES), out);
+            int width = at_most(t->head_dim_v - e, LANES);
+            char *to = t->out[r] + e * t->out_col;
+            if (ELEM_IS_REAL || t->out_is_real)
+                v_store_strided(to, t->out_col, width, out);
+            else
+                s_store_strided(to, t->out_col, width, out);
         }
     }
     write_lse(t, 0, max, sum);

@@ -139,6 +139,32 @@ def test_sums_that_overflow_float32_are_computed_again(each_isa, rows, keys):
             assert_rounded(attend(query, key, value, num_threads=threads), want[0], isa)
 
 
+@pytest.mark.skipif(bfloat16 is None, reason="needs ml_dtypes")
+@pytest.mark.parametrize("rows", [2, 40])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_only_what_overflows_in_float32_is_computed_again(each_isa, rows, threads):
+    """Row 0 is finite in float32 and infinite as bfloat16; row 1, of the same tile, overflows.
+
+    Row 0's other column comes from a weight so small that it would lose bits where weights are made
+    smaller for the sum's sake.
+    """
+    query, key = np.zeros((rows, 2), bfloat16), np.zeros((6, 2), bfloat16)
+    value = np.zeros((6, 2), bfloat16)
+    query[0, 0] = 128
+    key[:, 0] = 1, -1, -1, -1, -1, 0.2421875
+    value[:5, 0] = 2.0**127
+    value[5, 1] = 1e38
+    options = {"scale": 1.0, "dropout_p": 0.49943, "num_threads": threads}
+    found = 0
+    for seed in range(30):
+        options["dropout_seed"] = seed
+        want = attend(*widened((query, key, value)), **options)
+        found += np.isfinite(want[0]).all() and np.isinf(rounded(want[0, 0], bfloat16))
+        for isa in each_isa():
+            assert_rounded(attend(query, key, value, **options), want, f"{isa} {seed}")
+    assert found
+
+
 @each_half
 def test_subnormal_numbers_count(each_isa, half):
     """They are neither read nor written as 0."""
