@@ -147,6 +147,24 @@ def test_odd_addresses(each_isa, half, rows):
             assert_rounded(out.copy(), want[0], offset)
 
 
+RANGES = [
+    {"kv_lengths": np.array([130, 400, 260])},
+    {"is_causal": True, "query_offset": np.array([300, 0, 140])},
+    {"window_size": (40, 0), "query_offset": np.array([0, 300, 140])},
+]
+
+
+@each_half
+@pytest.mark.parametrize("options", RANGES, ids=lambda options: next(iter(options)))
+def test_entries_that_see_other_keys_of_one_head(each_isa, half, options):
+    """A copy of the keys that one entry sees does not serve the next, though the head is one."""
+    query, key, value = qkv((3, 1, 110, 16), seqlen_k=400, dtype=half)
+    arrays = query, key[:1], value[:1]
+    want = with_lse(*widened(arrays), **options)
+    for isa in each_isa():
+        assert_rounded(with_lse(*arrays, num_threads=1, **options), want, isa)
+
+
 @each_half
 @pytest.mark.parametrize("axis", [-1, -2])
 @pytest.mark.parametrize("rows", [2, 110])

@@ -44,8 +44,9 @@ def test_attention_has_this_machines_bits(tmp_path):
     assert output(*EMULATE, there).split() == want
 
 
-def test_float64_compiles(tmp_path):
-    assert c_core.instance(CROSS, "portable", 64, tmp_path).exists()
+@pytest.mark.parametrize("dtype", ["f64", "f16", "bf16"])
+def test_other_dtypes_compile(dtype, tmp_path):
+    assert c_core.instance(CROSS, "portable", dtype, tmp_path).exists()
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -15,9 +15,10 @@
 
 #include "kernels.h"
 
-const sa_kernels sa_portable_f64;
+const sa_kernels sa_portable_f64, sa_portable_f16, sa_portable_bf16;
 #ifdef SA_HAVE_X86
-const sa_kernels sa_avx2_f64, sa_avx512_f32, sa_avx512_f64;
+const sa_kernels sa_avx2_f64, sa_avx2_f16, sa_avx2_bf16;
+const sa_kernels sa_avx512_f32, sa_avx512_f64, sa_avx512_f16, sa_avx512_bf16;
 #endif
 
 enum { HEADS = 2, MANY = 100, KEYS = 700, DIM = 20 };

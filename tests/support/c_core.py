@@ -26,11 +26,19 @@ def compiled(compiler, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-def instance(compiler, isa, bits, folder, *flags):
+def dtypes():
+    """(element, real) of each dtype, by name."""
+    rows = re.findall(r"^SA_DTYPE\((\w+), (\w+), (\w+)\)$", (CSRC / "dtypes.def").read_text(), re.M)
+    return {name: (element, real) for name, element, real in rows}
+
+
+def instance(compiler, isa, dtype, folder, *flags):
     """The object file of one set's kernels for one dtype; compiled fast, not to be fast."""
-    built = folder / f"{isa}_f{bits}.o"
-    macros = [f"-DSA_ISA={isa}", f"-DSA_DTYPE_NAME=f{bits}", f"-DSA_REAL_BITS={bits}"]
-    macros.append(f'-DSA_SIMD_HEADER="simd/{isa}.h"')
+    built = folder / f"{isa}_{dtype}.o"
+    element, real = dtypes()[dtype]
+    macros = [f"-DSA_ISA={isa}", f"-DSA_DTYPE_NAME={dtype}", f"-DSA_ELEM={element}"]
+    macros += [f"-DSA_REAL_DTYPE={real}", f"-DSA_REAL_BITS={real.removeprefix('f')}"]
+    macros += [f"-DSA_ELEM_IS_REAL={dtype == real:d}", f'-DSA_SIMD_HEADER="simd/{isa}.h"']
     source = ["-c", CSRC / "instance.c", "-o", built]
     compiled(compiler, "-O0", *macros, *isa_flags()[isa], *flags, *source)
     return built
@@ -38,7 +46,7 @@ def instance(compiler, isa, bits, folder, *flags):
 
 def program(compiler, main, built, isas, *flags):
     """A program, `main` being its source, with the core and the kernels of float32 of some sets."""
-    objects = [instance(compiler, isa, 32, built.parent, *flags) for isa in isas]
+    objects = [instance(compiler, isa, "f32", built.parent, *flags) for isa in isas]
     sources = {*CSRC.glob("*.c")} - {CSRC / "instance.c"} | {main}
     last = ["-o", built, "-lm", "-pthread"]
     compiled(compiler, "-O0", *flags, *sorted(sources), *objects, *last)
