@@ -67,9 +67,9 @@ def test_a_tile_alone_has_the_bits_of_many(isa, half):
 
 
 @each_half
-@pytest.mark.parametrize("rows", [1, 3, 60, 300])
+@pytest.mark.parametrize("rows", [1, 3, 60, 110])
 def test_threads(isa, half, rows):
-    arrays = qkv((1, 2, rows, 33), seqlen_k=1600, head_dim_v=16, dtype=half)
+    arrays = qkv((1, 2, rows, 33), seqlen_k=1100, head_dim_v=16, dtype=half)
     grad_out = grad_of(*arrays)
     one = with_lse(*arrays, num_threads=1)
     given = {"out": one[0], "lse": one[1]}

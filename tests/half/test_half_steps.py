@@ -95,7 +95,7 @@ def test_softmax_of_special_rows(each_isa, half):
 
 
 @each_half
-@pytest.mark.parametrize("rows", [1, 4, 30, 120])
+@pytest.mark.parametrize("rows", [1, 4, 50])
 @pytest.mark.parametrize(("keys", "head_dim"), [(1, 7), (129, 64), (600, 33), (140, 256), (9, 0)])
 def test_scores_weights_and_sums(each_isa, half, rows, keys, head_dim):
     query, key = normal(2, 4, rows, head_dim, dtype=half), normal(2, 2, keys, head_dim, dtype=half)
@@ -174,7 +174,7 @@ def test_rope(each_isa, half, options):
 
 
 @given(data=st.data())
-@repeatable(60)
+@repeatable(40)
 def test_any_rows(each_isa, data):
     """Every function of rows, on any shape and layout of each array."""
     half = data.draw(st.sampled_from(HALF_DTYPES))
