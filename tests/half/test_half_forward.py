@@ -69,8 +69,9 @@ def test_every_way_of_the_kernels(each_isa, half, name):
             assert out.dtype == half
             assert lse.dtype == np.float32
             assert_rounded((out, lse), want, f"{name} {isa} {options}")
-            alone = attend(query, key, value, enable_gqa=True, **options)
-            assert_rounded(alone, want[0], f"{name} {isa} {options} without lse")
+            if not options:
+                alone = attend(query, key, value, enable_gqa=True)
+                assert_rounded(alone, want[0], f"{name} {isa} without lse")
 
 
 @each_half

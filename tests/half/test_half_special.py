@@ -80,6 +80,35 @@ def test_what_is_masked_is_not_read(each_isa, half, rows):
 
 
 @each_half
+@pytest.mark.parametrize("place", ["key", "value"])
+def test_poison_in_a_later_head_alone(each_isa, half, place):
+    """Copies of heads lie at one address: that one was finite says nothing of the next."""
+    query, key, value = qkv((1, 3, 210, 16), seqlen_k=300, head_dim_v=8, dtype=half)
+    options = {"is_causal": True, "query_offset": 40, "num_threads": 1}
+    want = compare(each_isa, query, key, value, **options)
+    bad = {"key": key.copy(), "value": value.copy()}
+    bad[place][0, 1:, 250:] = np.nan  # which the last query does not see
+    got = compare(each_isa, query, bad["key"], bad["value"], **options)
+    assert same_bits(got[0], want[0])
+    for name in ("query", "key", "value"):
+        assert same_bits(got[1][name], want[1][name])
+
+
+@each_half
+def test_poison_of_an_entry_before(each_isa, half):
+    """What its copy has left before the first key that the next entry sees is not read."""
+    query, key, value = qkv((2, 1, 110, 16), seqlen_k=500, head_dim_v=8, dtype=half)
+    options = {"window_size": (40, 0), "query_offset": np.array([200, 301]), "num_threads": 1}
+    want = compare(each_isa, query, key, value, **options)
+    key[0], value[0] = np.nan, np.nan
+    got = compare(each_isa, query, key, value, **options)
+    assert np.isnan(widened(got[0][0][0])).all()
+    assert same_bits(got[0][0][1], want[0][0][1])
+    for name in ("query", "key", "value"):
+        assert same_bits(got[1][name][1], want[1][name][1])
+
+
+@each_half
 @pytest.mark.parametrize("rows", ROWS)
 def test_masks_of_the_least_finite_number(each_isa, half, rows):
     """finfo.min, as models write it: a row of nothing else is a mean of all keys, none is NaN."""
