@@ -48,6 +48,8 @@ def isa_flags(machine):
         for name, family, _, words in rows_of("csrc/isas.def", "SA_ISA")
         if family in ("any", machine)
     }
+    if machine == "x86":
+        flags["portable"].append("-O2")  # a fallback there: half as large as with -O3
     if EMULATE_AVX512:
         flags["avx512"] = ["-Itests/emulated", *flags["avx2"]]
     return flags
