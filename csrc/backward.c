@@ -27,7 +27,7 @@ typedef struct {
     sa_finite finite;
     sa_kv kv;
     int stages_keys, stages_grads; /* of the job */
-    sa_key_gradients dest, accum; /* the job's gradients in their arrays; where they accumulate */
+    sa_key_gradients dest, accum;  /* the job's gradients in their arrays; where they accumulate */
 } backward_worker;
 
 /* ------------------------------------------------------------------ tiles */

@@ -108,8 +108,7 @@ sa_backward_schedule sa_backward_schedule_make(const sa_problem *p, const sa_gra
     if (s.keys_of_job > p->seqlen_k) s.keys_of_job = p->seqlen_k;
     if (s.forward.num_threads > s.jobs) s.forward.num_threads = s.jobs > 1 ? (int)s.jobs : 1;
     s.forward.scratch_size =
-        sa_whole_lines(s.forward.kernels->backward.scratch_size(most, p->head_dim,
-                                                                p->head_dim_v));
+        sa_whole_lines(s.forward.kernels->backward.scratch_size(most, p->head_dim, p->head_dim_v));
     s.sinks_size = sa_whole_lines((size_t)s.forward.group * sizeof(double));
     return s;
 }
@@ -226,6 +225,6 @@ void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const doub
     int64_t b, head_kv, group = s->forward.group;
     find_entry(p, job, 0, &b, &head_kv);
     for (int64_t g = 0; g < group; ++g)
-        sa_store_scalar(sa_real_dtype(p->dtype), sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0),
-                        sinks[g]);
+        sa_store_scalar(sa_real_dtype(p->dtype),
+                        sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0), sinks[g]);
 }

@@ -40,7 +40,7 @@ typedef struct {
     int num_passes;
     int64_t jobs;
     int64_t keys_of_job; /* at most, of a job that computes key's or value's gradient */
-    size_t sinks_size; /* bytes of a group's sums */
+    size_t sinks_size;   /* bytes of a group's sums */
 } sa_backward_schedule;
 
 sa_backward_schedule sa_backward_schedule_make(const sa_problem *problem,

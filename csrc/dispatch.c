@@ -23,8 +23,7 @@
 _Static_assert(SA_EACH_DTYPE(SA_COUNT, any) == SA_NUM_DTYPES, "every row of dtypes.def is here");
 
 #define SA_DECLARE(isa, dtype) extern const sa_kernels sa_##isa##_##dtype;
-#define SA_ISA(name, machine, is_supported, flags) \
-    SA_IF_##machine(SA_EACH_DTYPE(SA_DECLARE, name))
+#define SA_ISA(name, machine, is_supported, flags) SA_IF_##machine(SA_EACH_DTYPE(SA_DECLARE, name))
 #include "isas.def"
 #undef SA_ISA
 

@@ -47,7 +47,8 @@ static inline uint16_t sa_f16_of_float(float x) {
     enum { BIAS = 112, DROPPED = 13 }; /* of the exponents; bits of the mantissa */
     uint32_t b = sa_bits_of_float(x), magnitude = b & 0x7fffffffu;
     uint16_t sign = (uint16_t)(b >> 16 & 0x8000u);
-    if (magnitude > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (magnitude >> DROPPED & 0x3ffu));
+    if (magnitude > 0x7f800000u)
+        return (uint16_t)(sign | 0x7e00u | (magnitude >> DROPPED & 0x3ffu));
     if (magnitude >= 0x47800000u) return (uint16_t)(sign | 0x7c00u); /* 2^16 and more: inf */
     int32_t exponent = (int32_t)(magnitude >> 23) - BIAS;
     uint32_t kept = magnitude - ((uint32_t)BIAS << 23), shift = DROPPED;

@@ -151,8 +151,8 @@ typedef struct sa_backward_tile {
     const char *dout[SA_MAX_TILE_M];
     char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
-    int adds_to_query; /* whether dq is added to what is there, or written */
-    int dq_is_real;    /* dq holds reals, not elements: several tiles add to it */
+    int adds_to_query;      /* whether dq is added to what is there, or written */
+    int dq_is_real;         /* dq holds reals, not elements: several tiles add to it */
     sa_key_gradients grads; /* reals */
     ptrdiff_t dout_col, dq_col, dmask_col, dk_col, dv_col;
     int q_finite, dout_finite; /* found by `begin` */
@@ -283,9 +283,9 @@ typedef struct sa_kernels {
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
     /* Rows of elements to contiguous rows of reals, and back, rounded. */
     void (*stage_rows)(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                      char *to);
+                       char *to);
     void (*unstage_rows)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                       const char *from);
+                         const char *from);
     /* Rotate the pairs of a row of n elements; elements in no pair are copied. */
     void (*rope_row)(const sa_rope_row *row, int64_t n);
     void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);

@@ -1,5 +1,5 @@
-/* Staged keys and values, and their gradients: rows of reals in the worker's scratch, contiguous and
- * without gaps, in place of rows of the arrays.
+/* Staged keys and values, and their gradients: rows of reals in the worker's scratch, contiguous
+ * and without gaps, in place of rows of the arrays.
  *
  * They are staged for one of two reasons. Rows of a half type must become reals before the products
  * read them; the kernels convert a block at a time (kernels/keys.inc.h), but where several tiles of

@@ -95,10 +95,11 @@ sa_status sa_sum(const sa_problem *problem);
  * input is broadcast over: the gradient is summed over it. NULL data: not asked for. The problem's
  * out and lse are those that attention gave.
  *
- * Elements are of the problem's dtype, except where several tiles add to one: mask, sinks, and query
- * if `query_is_real`, as it must be where it is broadcast, hold the real type of that dtype. */
+ * Elements are of the problem's dtype, except where several tiles add to one: mask, sinks, and
+ * query if `query_is_real`, as it must be where it is broadcast, hold the real type of that dtype.
+ */
 typedef struct {
-    sa_array out;                     /* the gradient that is given */
+    sa_array out; /* the gradient that is given */
     sa_array query, key, value, mask;
     int query_is_real;
     sa_array sinks;

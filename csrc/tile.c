@@ -96,8 +96,7 @@ static void fill_options(const sa_schedule *s, sa_tile *t, const sa_row_pos *fir
         if (t->has_alibi)
             t->slope[r] = sa_load_scalar(real, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
         if (t->has_alibi) t->position[r] = sa_position(p, at.b, at.i);
-        if (t->has_sinks)
-            t->sink[r] = sa_load_scalar(real, sa_row_of(p, &p->sinks, at.b, head, 0));
+        if (t->has_sinks) t->sink[r] = sa_load_scalar(real, sa_row_of(p, &p->sinks, at.b, head, 0));
     }
 }
 

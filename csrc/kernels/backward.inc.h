@@ -130,9 +130,9 @@ static void backward_block(const sa_backward_tile *g, const backward_scratch *x,
     if (!find_block_keys(t, block, &keys)) return;
     if (is_partial(&keys)) {
         prefill_block_ranges(t, &x->tile, block);
-        keys.v_is_finite = !needs_grad(g, SA_GRADIENT_QUERY) ||
-                           known_finite(t->finite, &t->k, block + keys.begin, block + keys.end,
-                                        t->head_dim);
+        keys.v_is_finite =
+            !needs_grad(g, SA_GRADIENT_QUERY) ||
+            known_finite(t->finite, &t->k, block + keys.begin, block + keys.end, t->head_dim);
     }
     backward_keys(g, x, &keys);
 }

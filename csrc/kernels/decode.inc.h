@@ -111,8 +111,7 @@ SA_INLINE void decode_end_chunk(const int M, int64_t begin, int64_t end, int64_t
         part[r] = is_multiple(begin, length) ? acc[r] : v_add(part[r], acc[r]);
         acc[r] = v_zero();
     }
-    if (is_multiple(end, length) || end == head_dim)
-        decode_add_part(M, part, begin & -length, s);
+    if (is_multiple(end, length) || end == head_dim) decode_add_part(M, part, begin & -length, s);
 }
 
 /* The scores of LANES keys for M rows, a constant. Squares of K, of LANES keys and as many vectors'
@@ -249,7 +248,8 @@ static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const 
 }
 
 /* The sum of weights [begin, end) in four chains, which are the lanes 0 to 3, of two vectors where
- * LANES is 2. The other lanes of a vector are brought there in order; those past the last key are 0.
+ * LANES is 2. The other lanes of a vector are brought there in order; those past the last key are
+ * 0.
  */
 SA_INLINE real sum_of_chains(const real *s, int begin, int end) {
     enum { VECTORS = LANES < 4 ? 4 / LANES : 1 };

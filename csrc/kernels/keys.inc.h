@@ -1,6 +1,6 @@
-/* The products of keys and of values with the queries' lanes. Rows of reals are read in place: those
- * of float32 and float64, and staged ones (kv.h). Elements of half types are converted on the way, a
- * piece at a time, so small that it stays in L1: PIECE rows, or PIECE columns of all rows.
+/* The products of keys and of values with the queries' lanes. Rows of reals are read in place:
+ * those of float32 and float64, and staged ones (kv.h). Elements of half types are converted on the
+ * way, a piece at a time, so small that it stays in L1: PIECE rows, or PIECE columns of all rows.
  *
  *     key_product      C[key][lane] += sum over x of rows[key, x] * B[x][lane]       S and dP
  *     value_product    C[x][lane]   += sum over keys of rows[key, x] * B[key][lane]  O and dQ
@@ -18,7 +18,7 @@
 
 /* to[r][x] = from[r][x]: rows of elements become contiguous rows of reals. */
 static void stage_rows(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                      real *to) {
+                       real *to) {
     int64_t whole = col == ELEM_SIZE ? length / LANES * LANES : 0;
     for (int64_t r = 0; r < rows; ++r, from += row, to += length) {
         for (int64_t x = 0; x < whole; x += LANES) v_store(to + x, s_load(from + x * ELEM_SIZE));
@@ -31,7 +31,7 @@ static void stage_rows(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t r
 
 /* The inverse of stage_rows, rounding. */
 static void unstage_rows(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                       const real *from) {
+                         const real *from) {
     for (int64_t r = 0; r < rows; ++r, to += row, from += length)
         for (int64_t x = 0; x < length; x += LANES) {
             int width = at_most(length - x, LANES);
@@ -57,8 +57,8 @@ SA_INLINE int64_t piece_room(int64_t head_dim, int64_t head_dim_v) {
 }
 
 /* stage_rows of a piece, of contiguous elements. The piece that begins `next` bytes further on is
- * prefetched into L1: its turn comes after the product with this one. `length`: of a row, a multiple
- * of LANES; a constant where this is inlined for columns. */
+ * prefetched into L1: its turn comes after the product with this one. `length`: of a row, a
+ * multiple of LANES; a constant where this is inlined for columns. */
 SA_INLINE void stage_piece(const char *from, ptrdiff_t row, int64_t rows, int64_t length,
                            ptrdiff_t next, real *to) {
     for (int64_t r = 0; r < rows; ++r, from += row, to += length) {
@@ -114,8 +114,8 @@ static void key_product(int n, const ukernel_args *p, const sa_key_rows *x, int6
     }
 }
 
-/* p, but for A, has the product with rows [key, key + p->k), of which p->m is the length. Where B is
- * not finite, `marks` has its masked elements marked (ukernel_masked); else NULL. */
+/* p, but for A, has the product with rows [key, key + p->k), of which p->m is the length. Where B
+ * is not finite, `marks` has its masked elements marked (ukernel_masked); else NULL. */
 static void value_product(int n, const ukernel_args *p, const sa_key_rows *x, int64_t key,
                           const char *marks, real *room) {
     ukernel_args piece = *p;

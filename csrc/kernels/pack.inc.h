@@ -31,7 +31,8 @@ SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t 
     }
 }
 
-/* The same of lanes as they are, each of PER_LANE elements: the vectors at `offset` of LANES rows. */
+/* The same of lanes as they are, each of PER_LANE elements: the vectors at `offset` of LANES rows.
+ */
 SA_INLINE void load_square_of_lanes(const char *const *rows, ptrdiff_t offset,
                                     uintptr_t prefetch_offset, vec square[LANES]) {
     SA_UNROLL
@@ -76,9 +77,9 @@ static void gather(const char *const *rows, int count, ptrdiff_t col, int64_t le
         gather_part(rows, count, col, at_most(length - x, LANES), x * col, scale, panel, panel_row);
 }
 
-/* Whether all rows × cols numbers are finite, elements if `stored`, a constant, or else reals: x · 0
- * is NaN iff x is not finite, and NaN is sticky under +. Several independent sums hide the latency
- * of the additions. */
+/* Whether all rows × cols numbers are finite, elements if `stored`, a constant, or else reals: x ·
+ * 0 is NaN iff x is not finite, and NaN is sticky under +. Several independent sums hide the
+ * latency of the additions. */
 SA_INLINE int all_finite_of(const int stored, const char *p, ptrdiff_t row, ptrdiff_t col,
                             int64_t rows, int64_t cols) {
     enum { SUMS = 8 };

@@ -6,8 +6,9 @@
  *     P, m, l       = online softmax down the keys              softmax.inc.h
  *     O[e][lane]    = O * 2^(u (m - m')) + sum over keys of V[key, e] * P[key][lane]
  *
- * K and V are read as keys.inc.h says. Where the rows' ranges of keys differ within a block, each vector of
- * lanes computes with its own range. Called by the loops through the table (kernels.h). */
+ * K and V are read as keys.inc.h says. Where the rows' ranges of keys differ within a block, each
+ * vector of lanes computes with its own range. Called by the loops through the table (kernels.h).
+ */
 #ifndef SA_KERNELS_PREFILL_INC_H
 #define SA_KERNELS_PREFILL_INC_H
 

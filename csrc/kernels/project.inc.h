@@ -30,8 +30,8 @@
 enum {
     PROJECT_CHUNK = 64, /* k of a chunk; half of it for a short sum: project_chunk */
     PROJECT_RUN = 1024,
-    PROJECT_LANES = NR_BEST * LANES,         /* lanes of a panel */
-    PROJECT_STEP = 128,                      /* rows of A multiplied at a time */
+    PROJECT_LANES = NR_BEST * LANES, /* lanes of a panel */
+    PROJECT_STEP = 128,              /* rows of A multiplied at a time */
     PROJECT_PIECE = 128 / REAL_SIZE, /* elements of a row transposed at a time */
     PIECE_BYTES = PROJECT_PIECE * ELEM_SIZE,
     PANEL_BYTES = PROJECT_PIECE * REAL_SIZE, /* of it in a panel, for each lane */
@@ -178,7 +178,7 @@ static void load_columns(const sa_project_tile *t, const project_scratch *x, int
                 int lane = first + j * LANES;
                 v_store(p.b + k * p.row + j * LANES,
                         s_load_strided(t->x[k] + lane * t->p.x_col, t->p.x_col,
-                                     at_most(t->lanes - lane, LANES)));
+                                       at_most(t->lanes - lane, LANES)));
             }
         finite &= all_finite(p.b, count * p.row);
     }
@@ -219,8 +219,7 @@ static void transpose_a(const project_scratch *x, const char *const *columns, in
             const char *from[LANES];
             int width = at_most(count - k, LANES);
             for (int i = 0; i < width; ++i) from[i] = columns[k + i] + m * col;
-            if (col == ELEM_SIZE)
-                prefetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
+            if (col == ELEM_SIZE) prefetch_pieces(from, width, PIECE_BYTES, PIECE_BYTES);
             gather(from, width, col, length, 1, 0, x->a + (m - m_begin) * x->row + k, x->row);
         }
     }
@@ -302,8 +301,7 @@ static void multiply_long_rows(const sa_project_tile *t, const project_scratch *
         ukernel_args args = project_args(t, x, &p, a, m, rows, k_begin, k_end);
         prefetch_queue prefetch;
         prefetch_begin(&prefetch);
-        prefetch_rows(&prefetch, a.at + rows * a.row, a.row, strip,
-                      (k_end - k_begin) * REAL_SIZE);
+        prefetch_rows(&prefetch, a.at + rows * a.row, a.row, strip, (k_end - k_begin) * REAL_SIZE);
         args.prefetch = &prefetch;
         ukernel_in_parts(p.n, &args);
     }

@@ -55,8 +55,9 @@ static void gemv_load(const sa_project_tile *t, void *memory, int64_t k_begin, i
     gemv_scratch x = gemv_layout(t, memory);
     for (int r = 0; r < t->lanes; ++r)
         for (int64_t k = k_begin; k < k_end; k += LANES)
-            v_store(x.x + r * x.x_row + (k - k_begin),
-                    s_load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
+            v_store(
+                x.x + r * x.x_row + (k - k_begin),
+                s_load_strided(t->x[r] + k * t->p.x_col, t->p.x_col, at_most(k_end - k, LANES)));
     v_zeroupper();
 }
 
@@ -269,8 +270,8 @@ static void gemv_finish(const sa_project_tile *t, void *memory) {
             int width = at_most(t->m - m, LANES);
             vec out = t->p.k ? v_load(x.c + r * x.c_row + m) : v_zero();
             if (t->p.bias)
-                out =
-                    v_add(out, s_load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
+                out = v_add(out,
+                            s_load_strided(t->p.bias + m * t->p.bias_step, t->p.bias_step, width));
             s_store_strided(t->out[r] + m * t->p.out_col, t->p.out_col, width, out);
         }
     v_zeroupper();

@@ -3,9 +3,9 @@
  *     m = max x,   p = e^(x - m),   l = sum p,   out = p / l
  *
  * in three passes, each of which may be cut at multiples of CHAINS. Between the last two, p lies in
- * out, if that holds reals; else it is computed again, since it must not be rounded. Maxima and sums run in 16
- * chains, element mod 16, which are joined by halves. Called by rows.c through the table
- * (kernels.h). */
+ * out, if that holds reals; else it is computed again, since it must not be rounded. Maxima and
+ * sums run in 16 chains, element mod 16, which are joined by halves. Called by rows.c through the
+ * table (kernels.h). */
 #ifndef SA_KERNELS_SOFTMAX_ROW_INC_H
 #define SA_KERNELS_SOFTMAX_ROW_INC_H
 

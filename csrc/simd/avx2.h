@@ -121,9 +121,9 @@ SA_INLINE vec bf16_load(const void *p) {
     return AS_REAL(SI(slli)(_mm256_cvtepu16_epi32(_mm_loadu_si128(p)), 16));
 }
 SA_INLINE void f16_split(vec x, vec *even, vec *odd) {
-    const __m256i evens_odds = _mm256_setr_epi8(
-        0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7,
-        10, 11, 14, 15);
+    const __m256i evens_odds =
+        _mm256_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15, 0, 1, 4, 5, 8, 9, 12,
+                         13, 2, 3, 6, 7, 10, 11, 14, 15);
     __m256i halves = _mm256_shuffle_epi8(AS_BITS(x), evens_odds);
     __m256i sorted = _mm256_permute4x64_epi64(halves, 0xd8);
     *even = _mm256_cvtph_ps(_mm256_castsi256_si128(sorted));

@@ -75,13 +75,12 @@ SA_INLINE void f16_store(void *p, vec x) {
     _mm256_storeu_si256(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 SA_INLINE vec bf16_load(const void *p) {
-    return _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(p)), 16));
 }
 SA_INLINE void f16_split(vec x, vec *even, vec *odd) {
-    const __m512i evens_odds = _mm512_set_epi16(
-        31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24, 22, 20, 18, 16,
-        14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i evens_odds =
+        _mm512_set_epi16(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, 30, 28, 26, 24,
+                         22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     __m512i sorted = _mm512_permutexvar_epi16(evens_odds, _mm512_castps_si512(x));
     *even = _mm512_cvtph_ps(_mm512_castsi512_si256(sorted));
     *odd = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(sorted, 1));

@@ -10,7 +10,8 @@
 #include "../half.h"
 #include "common.h"
 
-/* Without an instruction for it, fma() is a call: unrolled loops and inlined sums are only larger. */
+/* Without an instruction for it, fma() is a call: unrolled loops and inlined sums are only larger.
+ */
 #if defined(__GNUC__) && !defined(__FP_FAST_FMAF)
 #undef SA_UNROLL
 #define SA_UNROLL
@@ -119,23 +120,23 @@ SA_INLINE real real_of(bits b) {
 }
 
 #if SA_REAL_BITS == 32
-#define HALF(type)                                         \
-    SA_INLINE vec type##_load(const void *p) {             \
-        uint16_t h[LANES];                                 \
-        vec r;                                             \
-        memcpy(h, p, sizeof h);                            \
-        EACH(i) r.x[i] = sa_float_of_##type(h[i]);         \
-        return r;                                          \
-    }                                                      \
-    SA_INLINE void type##_store(void *p, vec x) {          \
-        uint16_t h[LANES];                                 \
-        EACH(i) h[i] = sa_##type##_of_float(x.x[i]);       \
-        memcpy(p, h, sizeof h);                            \
-    }                                                      \
+#define HALF(type)                                            \
+    SA_INLINE vec type##_load(const void *p) {                \
+        uint16_t h[LANES];                                    \
+        vec r;                                                \
+        memcpy(h, p, sizeof h);                               \
+        EACH(i) r.x[i] = sa_float_of_##type(h[i]);            \
+        return r;                                             \
+    }                                                         \
+    SA_INLINE void type##_store(void *p, vec x) {             \
+        uint16_t h[LANES];                                    \
+        EACH(i) h[i] = sa_##type##_of_float(x.x[i]);          \
+        memcpy(p, h, sizeof h);                               \
+    }                                                         \
     SA_INLINE void type##_split(vec x, vec *even, vec *odd) { \
-        uint16_t h[2 * LANES];                             \
-        memcpy(h, &x, sizeof h);                           \
-        EACH(i) even->x[i] = sa_float_of_##type(h[2 * i]); \
+        uint16_t h[2 * LANES];                                \
+        memcpy(h, &x, sizeof h);                              \
+        EACH(i) even->x[i] = sa_float_of_##type(h[2 * i]);    \
         EACH(i) odd->x[i] = sa_float_of_##type(h[2 * i + 1]); \
     }
 HALF(f16)

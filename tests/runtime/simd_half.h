@@ -60,35 +60,35 @@ static uint32_t bf16_near(uint16_t h, int which) {
         }                                                                     \
     end();
 
-#define STORE_HALVES(type, inf, p)                               \
-    halves want;                                                 \
-    EACH_LANE(i) want.x[i] = sa_##type##_of_float(a.x[i]);       \
+#define STORE_HALVES(type, inf, p)                         \
+    halves want;                                           \
+    EACH_LANE(i) want.x[i] = sa_##type##_of_float(a.x[i]); \
     type##_store(p, vec_of(a)), same_halves(p, want, inf);
 
 /* Floats on both sides of every tie, each in every lane, and any floats; then bytes around. */
-#define CHECK_HALF_STORE(type, inf)                                                          \
-    begin(#type "_store");                                                                   \
-    for (int rotated = 0; rotated < LANES; ++rotated)                                        \
-        for (int at = 0; at < NEAR << 16; at += LANES) {                                     \
-            EACH_LANE(i) {                                                                   \
-                int n = at + (i ^ rotated);                                                  \
-                a.w[i] = type##_near((uint16_t)(n / NEAR), n % NEAR);                        \
-            }                                                                                \
-            STORE_HALVES(type, inf, page + 1)                                                \
-        }                                                                                    \
-    for (int round = 0; operands(round, 1) || round < 20 * RANDOM_ROUNDS; ++round) {         \
-        STORE_HALVES(type, inf, page)                                                        \
-    }                                                                                        \
-    memcpy(expected, page, (size_t)(page_end - page));                                       \
-    for (int k = 0; k < PLACES; ++k) {                                                       \
-        char *p = place(k, sizeof(halves));                                                  \
-        halves stored;                                                                       \
-        draw(&a);                                                                            \
-        EACH_LANE(i) while (isnan(a.x[i])) a.w[i] = random_real();                           \
-        EACH_LANE(i) stored.x[i] = sa_##type##_of_float(a.x[i]);                             \
-        type##_store(p, vec_of(a));                                                          \
-        memcpy(expected + (p - page), &stored, sizeof stored), same_page();                  \
-    }                                                                                        \
+#define CHECK_HALF_STORE(type, inf)                                                  \
+    begin(#type "_store");                                                           \
+    for (int rotated = 0; rotated < LANES; ++rotated)                                \
+        for (int at = 0; at < NEAR << 16; at += LANES) {                             \
+            EACH_LANE(i) {                                                           \
+                int n = at + (i ^ rotated);                                          \
+                a.w[i] = type##_near((uint16_t)(n / NEAR), n % NEAR);                \
+            }                                                                        \
+            STORE_HALVES(type, inf, page + 1)                                        \
+        }                                                                            \
+    for (int round = 0; operands(round, 1) || round < 20 * RANDOM_ROUNDS; ++round) { \
+        STORE_HALVES(type, inf, page)                                                \
+    }                                                                                \
+    memcpy(expected, page, (size_t)(page_end - page));                               \
+    for (int k = 0; k < PLACES; ++k) {                                               \
+        char *p = place(k, sizeof(halves));                                          \
+        halves stored;                                                               \
+        draw(&a);                                                                    \
+        EACH_LANE(i) while (isnan(a.x[i])) a.w[i] = random_real();                   \
+        EACH_LANE(i) stored.x[i] = sa_##type##_of_float(a.x[i]);                     \
+        type##_store(p, vec_of(a));                                                  \
+        memcpy(expected + (p - page), &stored, sizeof stored), same_page();          \
+    }                                                                                \
     end();
 
 static void test_half_types_here(void) {
@@ -98,8 +98,8 @@ static void test_half_types_here(void) {
     CHECK_HALF_STORE(bf16, BF16_INF)
 }
 
-/* As usual, and where subnormal results and operands are flushed to 0: conversions are exact all the
- * same. */
+/* As usual, and where subnormal results and operands are flushed to 0: conversions are exact all
+ * the same. */
 static void test_half_types(void) {
     test_half_types_here();
 #if defined(__SSE2__)
@@ -111,12 +111,12 @@ static void test_half_types(void) {
 #endif
 }
 
-#define STORE_EVERY_FLOAT(type, inf)                              \
-    begin(#type "_store");                                        \
+#define STORE_EVERY_FLOAT(type, inf)                                   \
+    begin(#type "_store");                                             \
     for (uint64_t bits = 0; bits < (uint64_t)1 << 32; bits += LANES) { \
-        EACH_LANE(i) a.w[i] = (uint32_t)bits + (uint32_t)i;       \
-        STORE_HALVES(type, inf, page)                             \
-    }                                                             \
+        EACH_LANE(i) a.w[i] = (uint32_t)bits + (uint32_t)i;            \
+        STORE_HALVES(type, inf, page)                                  \
+    }                                                                  \
     end();
 
 static void store_every_float(void) {
