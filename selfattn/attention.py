@@ -30,8 +30,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -55,8 +55,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -80,8 +80,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -104,8 +104,8 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
-    window_size: Window = (-1, -1),
-    softcap: Number = 0.0,
+    window_size: Window | None = (-1, -1),
+    softcap: Number | None = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
@@ -139,7 +139,7 @@ def scaled_dot_product_attention(
     dropout_p : float
         Probability of dropping a weight, 0 to 1; those left are divided by `1 - dropout_p`. As
         torch's function, it drops whenever it is not 0: there is no training mode to switch.
-    is_causal : bool
+    is_causal : bool, or 0 or 1
         Query i sees key j only where `j <= i + query_offset`. With a mask, both apply.
     scale : float, optional
         Multiplies the scores; `1 / sqrt(E)` unless given. 0 and negative are legal.
@@ -151,14 +151,16 @@ def scaled_dot_product_attention(
     kv_lengths : int array over the axes before the heads, optional
         Keys at or past the length are masked. 0 to S.
     window_size : (int, int)
-        (left, right), inclusive, around position `i + query_offset`; -1 is unbounded.
+        (left, right), inclusive, around position `i + query_offset`; -1 is unbounded, None is
+        (-1, -1).
     softcap : float
-        Cap the scores at `softcap * tanh(scores / softcap)`, before all else; 0 does not.
+        Cap the scores at `softcap * tanh(scores / softcap)`, before all else; 0 and None do
+        not.
     alibi_slopes : array, shape (Hq,) or (..., Hq), optional
         Subtract `slope * abs(i + query_offset - j)` from the scores. Query's dtype or float32.
         A distance that all of a query's keys have in common cancels in the softmax and moves `lse`
         alone; but the scores hold it, rounded to query's dtype, and lose the digits it takes.
-    sinks : array, shape (Hq,), optional
+    sinks : array, shape (Hq,) or (1, Hq, 1, 1), optional
         One more logit for each head in the softmax's denominator, which no value belongs to.
         Query's dtype or float32.
     segment_ids : int array, shape (..., L), or a pair of shapes (..., L) and (..., S), optional
@@ -179,8 +181,8 @@ def scaled_dot_product_attention(
     out : array, shape (..., Hq, L, Ev)
         In query's dtype and memory layout. A query that sees no key gets 0.
     lse : array, shape (..., Hq, L)
-        Only with `return_lse`, in query's dtype, of half types in float32. It includes the sink: where no key is seen it is
-        the sink alone, or -inf without one.
+        Only with `return_lse`, in query's dtype, of half types in float32. It includes the sink:
+        where no key is seen it is the sink alone, or -inf without one.
 
     Raises
     ------

@@ -31,8 +31,8 @@ def varlen_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -58,8 +58,8 @@ def varlen_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -85,8 +85,8 @@ def varlen_attention(
     enable_gqa: bool = ...,
     query_offset: Ints = ...,
     kv_lengths: Ints | None = ...,
-    window_size: Window = ...,
-    softcap: Number = ...,
+    window_size: Window | None = ...,
+    softcap: Number | None = ...,
     alibi_slopes: Array | None = ...,
     sinks: Array | None = ...,
     segment_ids: Array | tuple[Array, Array] | None = ...,
@@ -111,8 +111,8 @@ def varlen_attention(
     enable_gqa: bool = False,
     query_offset: Ints = 0,
     kv_lengths: Ints | None = None,
-    window_size: Window = (-1, -1),
-    softcap: Number = 0.0,
+    window_size: Window | None = (-1, -1),
+    softcap: Number | None = 0.0,
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
@@ -129,7 +129,8 @@ def varlen_attention(
     Parameters
     ----------
     query : array, shape (total_q, Hq, E)
-        Of one of `scaled_dot_product_attention`'s dtypes: the queries of all sequences, one sequence after the other.
+        One of `scaled_dot_product_attention`'s dtypes: the queries of all sequences, one sequence
+        after the other.
     key : array, shape (total_k, Hkv, E)
     value : array, shape (total_k, Hkv, Ev)
     cu_seqlens_q, cu_seqlens_k : int array, shape (B + 1,)

@@ -4,8 +4,8 @@
     python tests/fingerprint.py --compare before.json
 
 A change that is to keep all bits has the same hashes before and after. Beside that, each call must
-have the same bits on all sets that this machine runs, and on one, two and three threads. bfloat16 takes
-part where ml_dtypes is installed.
+have the same bits on all sets that this machine runs, and on one, two and three threads. bfloat16
+takes part where ml_dtypes is installed.
 """
 
 import argparse

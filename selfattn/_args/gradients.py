@@ -55,7 +55,7 @@ def new_gradients(
     if options.flag("sinks_grad", sinks_grad):
         if sinks is None:
             raise ValueError("sinks_grad: expected sinks, got none")
-        of_sinks = np.zeros(np.shape(as_array("sinks", sinks)), real)
+        of_sinks = np.zeros(as_array("sinks", sinks).size, real)
     # Where there are no rows of scores, nothing is written.
     new = np.zeros if 0 in problem.lse_shape else np.empty
     query, key, value = (_like(x, new, x.dtype) for x in problem.arrays[:3])
@@ -69,10 +69,11 @@ def in_dtype_of(gradient: np.ndarray, x: Any) -> np.ndarray: ...
 @overload
 def in_dtype_of(gradient: None, x: Any) -> None: ...
 def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
-    """The gradient of `x` in its own dtype, rounded to nearest; None where there is none."""
+    """The gradient of `x` in its own shape and dtype, rounded to nearest; None stays None."""
     if gradient is None:
         return None
-    dtype = as_array("", x).dtype
+    x = as_array("", x)
+    gradient, dtype = gradient.reshape(x.shape), x.dtype
     if gradient.dtype == dtype:
         return gradient
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):

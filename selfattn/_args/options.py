@@ -36,8 +36,13 @@ def axis(name: str, n: Any, x: np.ndarray) -> int:
 
 
 def flag(name: str, x: Any) -> bool:
+    """A bool, or 0 or 1, which some frameworks have in its place."""
     if x is True or x is False or isinstance(x, np.bool_):
         return bool(x)
+    if isinstance(x, (int, np.integer)):
+        if x in (0, 1):
+            return bool(x)
+        raise ValueError(f"{name}: expected a bool, or 0 or 1, got {x}")
     raise TypeError(f"{name}: expected a bool, got {type(x).__name__}")
 
 
@@ -77,15 +82,17 @@ def scale(x: Any, problem: AttentionProblem) -> float:
 
 
 def softcap(x: Any, problem: AttentionProblem) -> float:
-    """A finite float of 0 or more; 0 is none."""
-    number = finite("softcap", x)
+    """A finite float of 0 or more; 0 is none, and so is None."""
+    number = 0.0 if x is None else finite("softcap", x)
     if number < 0:
         raise ValueError(f"softcap: expected 0 or more, got {number}")
     return number
 
 
 def window_size(x: Any, problem: AttentionProblem) -> tuple[int, int]:
-    """Its sides as ints."""
+    """Its sides as ints; None is a window without bounds."""
+    if x is None:
+        return -1, -1
     try:
         if not isinstance(x, (tuple, list, np.ndarray)):
             raise TypeError
@@ -155,8 +162,12 @@ def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:
 
 
 def sinks(x: Any, problem: AttentionProblem) -> np.ndarray:
-    """A view of one for each query head."""
-    return _per_head("sinks", x, (problem.num_heads_q,), problem.query.dtype)
+    """A view of one for each query head: of (Hq,), or of (1, Hq, 1, 1), as models keep them."""
+    heads = problem.num_heads_q
+    x = as_array("sinks", x)
+    if x.shape == (1, heads, 1, 1):
+        x = x.reshape(heads)
+    return _per_head("sinks", x, (heads,), problem.query.dtype)
 
 
 def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarray]:
