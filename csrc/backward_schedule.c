@@ -186,10 +186,13 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     char *dout = sa_row_of(p, &d->out, at.b, head, row);
     char *dq = sa_row_of(p, &d->query, at.b, head, row);
     char *dmask = sa_row_of(p, &d->mask, at.b, head, row);
+    char *dlse = sa_row_of(p, &d->lse, at.b, head, row);
+    t->has_dlse = d->lse.data != NULL;
     for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
         t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
         t->dmask[r] = d->mask.data ? dmask + at.g * d->mask.head + at.i * d->mask.row : NULL;
+        t->dlse[r] = dlse + at.g * d->lse.head + at.i * d->lse.row;
         t->dsink[r] = sinks + at.g;
     }
     return 1;

@@ -149,6 +149,8 @@ typedef struct sa_backward_tile {
     sa_tile fwd;
     int needs_grad; /* of sa_gradient, joined by |; sinks and mask are each asked for alone */
     const char *dout[SA_MAX_TILE_M];
+    int has_dlse;
+    const char *dlse[SA_MAX_TILE_M];                /* each row's gradient of lse */
     char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
     int adds_to_query;      /* whether dq is added to what is there, or written */

@@ -99,7 +99,7 @@ sa_status sa_sum(const sa_problem *problem);
  * query if `query_is_real`, as it must be where it is broadcast, hold the real type of that dtype.
  */
 typedef struct {
-    sa_array out; /* the gradient that is given */
+    sa_array out, lse; /* the gradients that are given; that of lse, of the real type, or no data */
     sa_array query, key, value, mask;
     int query_is_real;
     sa_array sinks;

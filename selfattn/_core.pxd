@@ -42,7 +42,7 @@ cdef extern from "selfattn.h" nogil:
         int num_threads
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
-        sa_array out, query, key, value, mask, sinks
+        sa_array out, lse, query, key, value, mask, sinks
         int query_is_real
     ctypedef struct sa_rows:
         char *data

@@ -316,6 +316,7 @@ cdef class AttentionProblem:
         cnp.ndarray lse,
         tuple gradients,
         int num_threads,
+        cnp.ndarray grad_lse=None,
     ):
         """Write the gradients of query, key, value, mask and sinks into those arrays.
 
@@ -331,6 +332,8 @@ cdef class AttentionProblem:
         query, key, value, mask, sinks = gradients
         memset(&g, 0, sizeof(sa_gradients))
         fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
+        if grad_lse is not None:
+            fill(&g.lse, grad_lse, HEAD_ROW, p.batch_axes)
         fill(&g.query, query, HEAD_ROW_COL, p.batch_axes)
         g.query_is_real = dtype_of(query) != p.dtype
         fill(&g.key, key, HEAD_ROW_COL, p.batch_axes)

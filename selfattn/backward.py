@@ -36,6 +36,7 @@ def scaled_dot_product_attention_backward(
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
     dropout_seed: int = 0,
+    grad_lse: Array | None = None,
     mask_grad: bool = False,
     sinks_grad: bool = False,
     num_threads: int | None = None,
@@ -56,6 +57,9 @@ def scaled_dot_product_attention_backward(
         What it returned with `return_lse=True`. Or both of more keys than these, merged
         (`merge_states`): then the gradients of key and value are those of a piece of the keys, and
         the query's is its part of a sum over all pieces.
+    grad_lse : array, shape (..., Hq, L), optional
+        The gradient of `lse`, of its dtype, where the function that is differentiated uses it too:
+        the gradients are then those of `sum(grad_out * out) + sum(grad_lse * lse)`.
     mask_grad : bool
         Return the gradient of `attn_mask` too, which must be of floats.
     sinks_grad : bool
@@ -116,8 +120,9 @@ def scaled_dot_product_attention_backward(
     options = _args.nondefault("scaled_dot_product_attention_backward", values)
     problem = _args.attention_problem(query, key, value, **options)
     inputs = _args.backward_inputs(problem, problem.out_shape, grad_out, out, lse)
+    of_lse = _args.lse_gradient(problem, grad_lse)
     gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
-    problem.differentiate(*inputs, gradients, _args.num_threads(num_threads))
+    problem.differentiate(*inputs, gradients, _args.num_threads(num_threads), of_lse)
     of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(
         _args.in_dtype_of(of_query, problem.query),
@@ -151,6 +156,7 @@ def varlen_attention_backward(
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
     dropout_seed: int = 0,
+    grad_lse: Array | None = None,
     mask_grad: bool = False,
     sinks_grad: bool = False,
     num_threads: int | None = None,
@@ -194,6 +200,7 @@ def varlen_attention_backward(
     problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
     heads, total, head_dim_v = problem.out_shape
     inputs = _args.backward_inputs(problem, (total, heads, head_dim_v), grad_out, out, lse)
+    of_lse = _args.lse_gradient(problem, grad_lse)
     gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
     problem.differentiate(
         inputs[0].swapaxes(0, 1),
@@ -201,6 +208,7 @@ def varlen_attention_backward(
         inputs[2],
         gradients,
         _args.num_threads(num_threads),
+        of_lse,
     )
     of_query, of_key, of_value, of_mask, of_sinks = gradients
     return AttentionGradients(

@@ -4,7 +4,7 @@
  *
  *     P[key][lane]   = e^(n S - lse)                               gradient_weights.inc.h
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
- *     dS[key][lane]  = P * (dP - D)                                the mask's: gradient_mask.inc.h
+ *     dS[key][lane]  = P * (dP - D + dlse)                         the mask's: gradient_mask.inc.h
  *     dQ[d][lane]   += sum over keys of K[key, d] * dS[key][lane]
  *     dV[key][e]    += sum over lanes of P[key][lane] * dO[lane][e]        gradient_keys.inc.h
  *     dK[key][d]    += sum over lanes of dS[key][lane] * Q[lane][d]
@@ -177,7 +177,8 @@ static void backward_finish(const sa_backward_tile *g, void *memory) {
     v_zeroupper();
 }
 
-/* Add each row's term of its sink's gradient, -e^(sink - lse) D. */
+/* Add each row's term of its sink's gradient, e^(sink - lse) (dlse - D); of a fully masked row,
+ * whose lse is the sink, dlse. */
 static void backward_sinks(const sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     const sa_tile *t = &g->fwd;
@@ -190,8 +191,12 @@ static void backward_sinks(const sa_backward_tile *g, void *memory) {
         vec by_lse = v_exp(v_sub(sink, v_load(x.lse + i)));
         v_store(share, v_select(recomputed_lanes(&x, i / LANES), by_stats, by_lse));
         v_store(delta, v_load(x.delta + i));
-        for (int r = 0; r < LANES && i + r < t->rows; ++r)
-            if (!is_fully_masked(t, i + r)) *g->dsink[i + r] -= (double)share[r] * (double)delta[r];
+        for (int r = 0; r < LANES && i + r < t->rows; ++r) {
+            int is_masked = is_fully_masked(t, i + r);
+            if (!is_masked) *g->dsink[i + r] -= (double)share[r] * (double)delta[r];
+            if (!g->has_dlse) continue;
+            *g->dsink[i + r] += (is_masked ? 1 : (double)share[r]) * (double)x.dlse[i + r];
+        }
     }
     v_zeroupper();
 }

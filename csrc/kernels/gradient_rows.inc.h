@@ -69,6 +69,8 @@ static void pack_tile(sa_backward_tile *g, void *memory, const backward_scratch 
                1, 0, x->dout + i * LANES, x->row);
         v_store(x->delta + i * LANES, delta_of_rows(g, x, i));
     }
+    for (int r = 0; g->has_dlse && r < x->row; ++r)
+        x->dlse[r] = r < t->rows ? read_real(g->dlse[r]) : 0;
     g->q_finite = g->dout_finite = 1; /* read only when dK or dV is needed */
     if (!needs_grad(g, SA_GRADIENT_KEY | SA_GRADIENT_VALUE)) return;
     pack_rows(t->q, t->rows, t->q_col, t->head_dim, x->q_rows);

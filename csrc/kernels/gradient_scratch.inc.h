@@ -22,6 +22,7 @@ typedef struct {
     real *q_rows, *dout_rows;  /* Q and dO as rows */
     real *key_rows;            /* a panel of KEY_ROWS rows of dK or dV */
     real *lse, *delta;
+    real *dlse;               /* only with a gradient of lse */
     real *recomputed;         /* sign bit set where P comes from `stats` instead of lse */
     split_state stats, split; /* m and l of the recomputed rows, over all keys and over a split's */
 } backward_scratch;
@@ -29,7 +30,7 @@ typedef struct {
 static size_t backward_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
     size_t row = (size_t)whole_vectors(rows);
     size_t q = (size_t)whole_vectors(head_dim), v = (size_t)whole_vectors(head_dim_v);
-    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 7;
+    size_t panels = 3 * SA_BLOCK_N + (size_t)head_dim_v + (size_t)head_dim + 8;
     size_t elements = panels * row + (size_t)rows * (q + v) + KEY_ROWS * LANES;
     return prefill_scratch_size(rows, head_dim, head_dim_v) + elements * sizeof(real);
 }
@@ -48,7 +49,8 @@ static backward_scratch backward_layout(const sa_backward_tile *g, void *memory)
     x.dq = x.dout + t->head_dim_v * x.row;
     x.lse = x.dq + t->head_dim * x.row;
     x.delta = x.lse + x.row;
-    x.recomputed = x.delta + x.row;
+    x.dlse = x.delta + x.row;
+    x.recomputed = x.dlse + x.row;
     x.stats.row_max = x.recomputed + x.row;
     x.stats.row_sum = x.stats.row_max + x.row;
     x.split.row_max = x.stats.row_sum + x.row;

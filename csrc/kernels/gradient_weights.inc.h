@@ -2,12 +2,12 @@
  *
  *     P[key][lane]   = e^(n S - lse)                               0 where masked
  *     dP[key][lane]  = sum over e of V[key, e] * dO[e][lane]
- *     dS[key][lane]  = P * (dP - D)                                0 where masked
+ *     dS[key][lane]  = P * (dP - D + dlse)                         0 where masked
  *
- * With a softcap, dT = dS * (1 - tanh^2) replaces dS, except in the mask's gradient. With dropout,
- * dropped elements of dP are 0 and the others are divided by the kept fraction; dropped elements of
- * P are 0 once dS is computed. In partial blocks `marks` has the sign bit set where a key is
- * masked. Called by backward.inc.h. */
+ * where dlse is the gradient of lse, if one is given. With a softcap, dT = dS * (1 - tanh^2)
+ * replaces dS, except in the mask's gradient. With dropout, dropped elements of dP are 0 and the
+ * others are divided by the kept fraction; dropped elements of P are 0 once dS is computed. In
+ * partial blocks `marks` has the sign bit set where a key is masked. Called by backward.inc.h. */
 #ifndef SA_KERNELS_GRADIENT_WEIGHTS_INC_H
 #define SA_KERNELS_GRADIENT_WEIGHTS_INC_H
 
@@ -165,10 +165,12 @@ static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_wei
     return v_select(is_single, delta, best);
 }
 
-/* Vector i: S and dP become P and dS. `fast_path`, a constant: no mask, softcap, dropout or
- * recomputed row. */
-SA_INLINE void weights_column(const int fast_path, const sa_tile *t, const backward_scratch *x,
-                              const row_weights *w, const block_keys *keys, int has_dcap, int i) {
+/* Vector i: S and dP become P and dS. `fast_path`, a constant: no mask, softcap, dropout, gradient
+ * of lse or recomputed row. */
+SA_INLINE void weights_column(const int fast_path, const sa_backward_tile *g,
+                              const backward_scratch *x, const row_weights *w,
+                              const block_keys *keys, int has_dcap, int i) {
+    const sa_tile *t = &g->fwd;
     int masks = !fast_path && is_partial(keys), drops = !fast_path && t->scoring.has_dropout;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
     vec delta = find_delta(t, x, w, keys, i);
@@ -178,7 +180,9 @@ SA_INLINE void weights_column(const int fast_path, const sa_tile *t, const backw
         if (masks) p = unless_masked(v_load(x->marks + at), p);
         vec kept_p = p;
         if (drops) drop(w, keys->block + j, &kept_p, &dp);
-        vec ds = v_mul(p, v_sub(dp, delta));
+        vec difference = v_sub(dp, delta);
+        if (!fast_path && g->has_dlse) difference = v_add(difference, v_load(x->dlse + i * LANES));
+        vec ds = v_mul(p, difference);
         if (!fast_path && has_dcap) ds = v_mul(ds, v_load(x->dcap + at));
         if (masks) ds = unless_masked(v_load(x->marks + at), ds);
         v_store(x->tile.s + at, kept_p);
@@ -193,10 +197,10 @@ static void weights_of_vector(const sa_backward_tile *g, const backward_scratch 
     prefill_bias_and_mask_dcap(t, &x->tile, keys, has_dcap ? x->dcap : NULL, i);
     if (is_partial(keys)) mark_masked(x, keys, i);
     row_weights w = weights_of_rows(t, x, i);
-    if (is_partial(keys) || has_dcap || t->scoring.has_dropout || w.any_recomputed)
-        weights_column(0, t, x, &w, keys, has_dcap, i);
+    if (is_partial(keys) || has_dcap || t->scoring.has_dropout || w.any_recomputed || g->has_dlse)
+        weights_column(0, g, x, &w, keys, has_dcap, i);
     else
-        weights_column(1, t, x, &w, keys, 0, i);
+        weights_column(1, g, x, &w, keys, 0, i);
 }
 
 #endif

@@ -22,7 +22,7 @@ first, and `fast_problem`, which `problems.py` does.
 
 from .arrays import array, compute_into, real_dtype, same_dtype
 from .attention import attend
-from .gradients import backward_inputs, in_dtype_of, new_gradients
+from .gradients import backward_inputs, in_dtype_of, lse_gradient, new_gradients
 from .layers import (
     layer_dtype,
     layer_input,
@@ -64,6 +64,7 @@ __all__ = [
     "layer_rng",
     "layer_sizes",
     "layer_state",
+    "lse_gradient",
     "merge_operands",
     "new_gradients",
     "nondefault",

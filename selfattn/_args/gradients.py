@@ -35,6 +35,17 @@ def backward_inputs(
     return of_out, out, lse
 
 
+def lse_gradient(problem: AttentionProblem, grad_lse: Any) -> np.ndarray | None:
+    """The gradient of lse as an array of lse's shape and dtype; None where none is given."""
+    if grad_lse is None:
+        return None
+    x = array("grad_lse", grad_lse)
+    lse_dtype("grad_lse", x, "query", problem.query)
+    if x.shape != problem.lse_shape:
+        raise ValueError(f"grad_lse: expected shape {problem.lse_shape}, got {x.shape}")
+    return x
+
+
 def new_gradients(
     problem: AttentionProblem, attn_mask: Any, sinks: Any, mask_grad: Any, sinks_grad: Any
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:

@@ -53,6 +53,7 @@ TABLE = (
     Option("segment_ids", None, _ALL, options.segment_ids, Problem.set_segments),
     Option("dropout_seed", 0, _FUSED, options.dropout_seed, Problem.set_dropout_seed),
     Option("return_lse", False, _FORWARD),
+    Option("grad_lse", None, _BACKWARD),
     Option("mask_grad", False, _BACKWARD),
     Option("sinks_grad", False, _BACKWARD),
     Option("out", None, _FORWARD | _SCORES | _WEIGHTS),

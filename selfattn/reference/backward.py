@@ -2,7 +2,7 @@
 
 With g = grad_out, D what dropout multiplies the weights P by, y(t) the capped score:
 
-    out   = (P D) v                       delta = sum over e of g out
+    out   = (P D) v                       delta = sum over e of g out, less the gradient of lse
     dv    = (P D)' g                      dmask = dS = P (D (g v') - delta)
     dq    = scale (dS y'(t)) k            dk    = scale (dS y'(t))' q
     dsink = - sum over i of P_sink delta
@@ -35,6 +35,7 @@ def scaled_dot_product_attention_backward(
     enable_gqa=False,
     dropout_p=0.0,
     dropout_seed=0,
+    grad_lse=None,
     mask_grad=False,
     sinks_grad=False,
     sinks=None,
@@ -42,14 +43,18 @@ def scaled_dot_product_attention_backward(
 ):
     """The gradients of `sum(grad_out * out)`, each of the shape and dtype of its input.
 
-    `out` and `lse` are there for the signature's sake: as they are rounded to the inputs' dtype,
-    they are not looked at, and all is computed from the inputs.
+    With `grad_lse`, those of that plus `sum(grad_lse * lse)`. `out` and `lse` are there for the
+    signature's sake: as they are rounded to the inputs' dtype, they are not looked at, and all is
+    computed from the inputs.
     """
     q, k, v = aligned(query, key, value, enable_gqa=enable_gqa)
     scores_shape = *q.shape[:-1], k.shape[-2]
     dropout = dropout_factor(scores_shape, dropout_p, dropout_seed)
     dq, dk, dv, dscores, dsinks = gradients(
-        wide(grad_out), q, k, v, dropout, attn_mask, is_causal, sinks=sinks, **options
+        *(wide(grad_out), q, k, v, dropout, attn_mask, is_causal),
+        sinks=sinks,
+        grad_lse=None if grad_lse is None else wide(grad_lse),
+        **options,
     )
     return AttentionGradients(
         *(
@@ -62,13 +67,17 @@ def scaled_dot_product_attention_backward(
 
 
 @np.errstate(all="ignore")
-def gradients(g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **options):
+def gradients(
+    g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, grad_lse=None, **options
+):
     """Those of `aligned` q, k, v, of the scores and of each row's sink; nothing summed, float64."""
     scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
     weights, _ = with_sinks(scores, sinks)
     kept = dropout * weights
     out = sum_over_visible(kept, visible, v)
     delta = (g * out).sum(-1, keepdims=True)
+    if grad_lse is not None:
+        delta = delta - grad_lse[..., None]
     dweights = dropout * (g @ v.swapaxes(-1, -2))
     dscores = np.where(visible, weights * (dweights - delta), 0.0)
     dproduct = factor(q, options.get("scale")) * (dscores * derivative_of_cap(q, k, **options))
@@ -79,7 +88,10 @@ def gradients(g, q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=Non
     dsinks = None
     if sinks is not None:
         attended = visible.any(-1, keepdims=True)
-        dsinks = np.where(attended, -share_of_sinks(scores, sinks) * delta, 0.0)
+        alone = (
+            0.0 if grad_lse is None else grad_lse[..., None]
+        )  # lse is the sink where none is seen
+        dsinks = np.where(attended, -share_of_sinks(scores, sinks) * delta, alone)
     return dq, dk, dv, dscores, dsinks
 
 

@@ -58,6 +58,7 @@ def varlen_attention_backward(
     enable_gqa=False,
     dropout_p=0.0,
     dropout_seed=0,
+    grad_lse=None,
     mask_grad=False,
     sinks_grad=False,
     **options,
@@ -80,7 +81,10 @@ def varlen_attention_backward(
         scores_shape = *q_b.shape[:2], k_b.shape[1]
         dropout = dropout_factor(scores_shape, dropout_p, dropout_seed, sequence=b)
         dq[:, rows], dk[:, keys], dv[:, keys], dscores, dsinks_b = gradients(
-            g[:, rows], q_b, k_b, v_b, dropout, is_causal=is_causal, **own
+            *(g[:, rows], q_b, k_b, v_b, dropout),
+            is_causal=is_causal,
+            grad_lse=None if grad_lse is None else wide(grad_lse)[:, rows],
+            **own,
         )
         dmask[:, rows, : k_b.shape[1]] = dscores
         if dsinks_b is not None:

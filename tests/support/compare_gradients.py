@@ -12,7 +12,8 @@ element, and "of itself" standing for exp(.) - 1 where it is not small:
     P      by d + e of itself
     out    by (P D d) abs(v) + (sum of P d) abs(out) + 4 P D abs(v): what moves it, sums, division
     dP     = D g v' - delta: by 3 D abs(g) abs(v)' for the product, 5 with dropout's factor; for
-             delta by abs(g) times what out moves by and 3 abs(out). It may be a small difference
+             delta by abs(g) times what out moves by and 3 abs(out). It may be a small difference.
+             A gradient of lse is added to it: one rounding before and one after
     dS     = P dP: by d + e + 3 of itself, and P times what dP does. It is the mask's gradient
     dT     = dS (1 - t^2), t = tanh(x), with a soft cap: t moves by 5 of itself and by 1 - t^2 of
              what x does, 3 A / softcap + 2 x; its square by 2 t times that, the difference by 1
@@ -80,7 +81,13 @@ def across(x):
 
 @np.errstate(all="ignore")
 def gradient_bounds(
-    *inputs, enable_gqa=False, dropout_p=0.0, dropout_seed=0, sequence=0, **options
+    *inputs,
+    enable_gqa=False,
+    dropout_p=0.0,
+    dropout_seed=0,
+    sequence=0,
+    grad_lse=None,
+    **options,
 ):
     """By how much each gradient may be off, by name, of inputs grad_out, query, key and value.
 
@@ -105,6 +112,11 @@ def gradient_bounds(
     delta_off = (np.abs(g) * (out_off + DOT * np.abs(out) + least)).sum(-1, keepdims=True)
     dp = dropout * (g @ across(v)) - delta
     dp_off = dot * dropout * (np.abs(g) @ across(np.abs(v))) + delta_off
+    if grad_lse is not None:
+        of_lse = finite(grad_lse)[..., None]
+        dp_off += np.abs(dp)  # before the gradient of lse is added
+        dp, delta = dp + of_lse, delta - of_lse
+        dp_off += np.abs(dp)
     ds = w.p * dp
     ds_off = (moved + 3) * np.abs(ds) + w.p * dp_off + least * (np.abs(dp) + v.shape[-1] + 1)
     dt, dt_off = ds, ds_off

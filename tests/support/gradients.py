@@ -29,10 +29,11 @@ def upon(grad_out, *arrays, out, lse, **options):
     return {name: x for name, x in gradients._asdict().items() if x is not None}
 
 
-def backward(grad_out, *arrays, **options):
+def backward(grad_out, *arrays, grad_lse=None, **options):
     """Every gradient that there is, by name, after a forward call of these arguments."""
     out, lse = selfattn.scaled_dot_product_attention(*arrays, return_lse=True, **options)
-    return upon(grad_out, *arrays, out=out, lse=lse, **options)
+    given = {} if grad_lse is None else {"grad_lse": grad_lse}
+    return upon(grad_out, *arrays, out=out, lse=lse, **given, **options)
 
 
 def packed_backward(grad_out, packed, **options):
