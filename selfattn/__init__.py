@@ -11,7 +11,8 @@ A call travels one way:
             -> csrc/dispatch.c the kernel table of the best instruction set
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
-`nn` has layers that learn, around these functions; it loads when it is first asked for.
+`nn` has layers that learn, around these functions, and `torch` is all of it for PyTorch's tensors;
+each loads when it is first asked for.
 `reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
 through these rooms.
 """
@@ -33,6 +34,7 @@ from .varlen import varlen_attention
 
 if TYPE_CHECKING:
     from . import nn as nn
+    from . import torch as torch
 
 __all__ = [
     "AttentionGradients",
@@ -56,7 +58,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-_LAZY = ("nn",)
+_LAZY = ("nn", "torch")
 
 
 def __getattr__(name: str) -> Any:

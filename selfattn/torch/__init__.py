@@ -1,0 +1,22 @@
+"""selfattn in PyTorch: attention, packed sequences and projections of tensors, with gradients.
+
+    functions.py        the public functions, their docstrings
+      -> operators.py   torch.ops.selfattn: schemas, kernels, derivatives, rules of vmap
+        -> kernels.py   the NumPy API on the memory of tensors; shapes for torch.compile
+    eager.py            the shorter way of a call that nobody needs to see
+    options.py, shapes.py, arrays.py, differentiation.py, batching.py    what operators share
+
+Loaded when it is first asked for, and only then is PyTorch. docs/torch.md is its page.
+"""
+
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "selfattn.torch: expected PyTorch, which is not installed (pip install 'selfattn[torch]')",
+        name=error.name,
+    ) from error
+
+from .functions import linear, scaled_dot_product_attention, varlen_attention
+
+__all__ = ["linear", "scaled_dot_product_attention", "varlen_attention"]

@@ -1,0 +1,75 @@
+"""Tensors as arrays, arrays as tensors, and new tensors for results: nothing is copied.
+
+`array_of` and `tensor_of` are the only places that know how a dtype of PyTorch lies in NumPy: a
+dtype that the kernels compute in is added to DTYPES and, where NumPy itself lacks it, to these two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from .. import _args
+
+# What the kernels compute in. The provider leaves all else to PyTorch's own functions.
+DTYPES = (torch.float32, torch.float64)
+
+
+def array_of(name: str, x: torch.Tensor) -> np.ndarray:
+    """The memory of a tensor on the CPU, as an array with the tensor's strides.
+
+    TypeError, or what the NumPy API raises for such a dtype, for any other tensor.
+    """
+    if x.requires_grad:
+        x = x.detach()
+    try:
+        array: np.ndarray = x.numpy()
+    except (TypeError, RuntimeError):
+        return _other_array(name, x)
+    return array
+
+
+def _other_array(name: str, x: torch.Tensor) -> np.ndarray:
+    """What is no plain view of memory: a negative bit that is resolved, or an error that says why."""
+    if x.device.type != "cpu":
+        raise TypeError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name}: expected a dense tensor, got one of {x.layout}")
+    if x.is_neg() or x.is_conj():
+        return array_of(name, x.resolve_neg().resolve_conj())
+    return _args.array(name, x)
+
+
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """A tensor of the memory of a writeable array."""
+    return torch.from_numpy(array)
+
+
+def new_result(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """An empty tensor of like's dtype whose axes lie in memory in the order of like's.
+
+    In C order where `like` has another number of axes or repeats elements. This is called for real
+    tensors and for those that have no memory (fake kernels), which must agree on the strides.
+    """
+    if like.is_contiguous() or like.dim() != len(shape) or _repeats(like):
+        return like.new_empty(shape)
+    return torch.empty_permuted(shape, _order(like), dtype=like.dtype, device=like.device)
+
+
+def new_gradient(like: torch.Tensor) -> torch.Tensor:
+    """An empty tensor with the strides that the NumPy API gives the gradient of `like`."""
+    if like.is_contiguous() or like.stride(-1) != 1 or 0 in like.stride():
+        return like.new_empty(like.shape)
+    return torch.empty_permuted(like.shape, _order(like), dtype=like.dtype, device=like.device)
+
+
+def _repeats(x: torch.Tensor) -> bool:
+    return any(step == 0 and n != 1 for step, n in zip(x.stride(), x.shape, strict=True))
+
+
+def _order(x: torch.Tensor) -> list[int]:
+    """The axes from the outermost in memory to the innermost."""
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda axis: -strides[axis])

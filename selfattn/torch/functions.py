@@ -1,0 +1,214 @@
+"""The public functions: of tensors, with the signatures of the NumPy API's and all of its options.
+
+Each packs its options for the operator (`options.py`), and calls it; or the kernel at once, where
+nobody would see the difference (`eager.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from . import eager, kernels, operators, options
+
+Tensor = torch.Tensor
+Number = Any  # a float or an int, or what torch.compile puts in its place
+Ints = Any  # an int or an int tensor
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: Number = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: Number = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    segment_ids: Tensor | tuple[Tensor, Tensor] | None = None,
+    dropout_seed: Ints = 0,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """`selfattn.scaled_dot_product_attention` of tensors, with gradients.
+
+    Parameters, shapes and meaning are those of the NumPy function, with tensors for arrays; the
+    result has the same bits. Tensors are read where they lie, whatever their strides.
+
+    Parameters
+    ----------
+    query, key, value : tensor, shapes (..., Hq, L, E), (..., Hkv, S, E), (..., Hkv, S, Ev)
+        float32 or float64, on the CPU.
+    attn_mask : tensor that broadcasts to (..., Hq, L, S), optional
+        Of bools or floats. One of floats may require grad, broadcast or not.
+    sinks : tensor, shape (Hq,), optional
+        It may require grad.
+    dropout_seed : int, or an int64 tensor of one element
+        A tensor lets a compiled program draw it anew in each call.
+
+    Returns
+    -------
+    out : tensor, shape (..., Hq, L, Ev)
+        Of query's dtype; its axes lie in memory in the order of query's.
+    lse : tensor, shape (..., Hq, L)
+        Only with `return_lse`. It is marked as not differentiable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the NumPy function; TypeError for a tensor that is not on the CPU.
+    NotImplementedError
+        For forward-mode derivatives, for second derivatives, and where `alibi_slopes` requires
+        grad: none of these is ever silently 0. For half precision.
+
+    Notes
+    -----
+    See `selfattn.scaled_dot_product_attention` for the method and its sources. Under torch.func.vmap
+    the mapped axis becomes a leading axis of one call.
+
+    Examples
+    --------
+    >>> import torch, selfattn.torch
+    >>> query = torch.tensor([[1.0, 0.0], [0.0, 1.0]], requires_grad=True)
+    >>> value = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> out = selfattn.torch.scaled_dot_product_attention(query, query, value, is_causal=True)
+    >>> out.sum().backward()
+    >>> query.grad.shape
+    torch.Size([2, 2])
+    """
+    given = options.of_call(
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
+    )  # fmt: skip
+    if not torch.compiler.is_compiling():
+        _on_cpu(given, query=query, key=key, value=value)
+        if (
+            not return_lse
+            and eager.is_plain(query, key, value)
+            and not eager.wants_grad(query, key, value, *given)
+        ):
+            return kernels.attend(query, key, value, given)
+    out, lse = operators.attention(query, key, value, *given)
+    return (out, lse) if options.flag("return_lse", return_lse) else out
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: Number = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: Number | None = None,
+    enable_gqa: bool = False,
+    query_offset: Ints = 0,
+    kv_lengths: Ints | None = None,
+    window_size: Sequence[int] = (-1, -1),
+    softcap: Number = 0.0,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+    segment_ids: Tensor | tuple[Tensor, Tensor] | None = None,
+    dropout_seed: Ints = 0,
+    return_lse: bool = False,
+    num_threads: int | None = None,
+) -> Any:
+    """`selfattn.varlen_attention` of tensors, with gradients: packed sequences of many lengths.
+
+    Parameters that are not named below are those of `scaled_dot_product_attention` here, and shapes
+    are those of the NumPy function.
+
+    Parameters
+    ----------
+    query, key, value : tensor, shapes (total_q, Hq, E), (total_k, Hkv, E), (total_k, Hkv, Ev)
+    cu_seqlens_q, cu_seqlens_k : int tensor, shape (B + 1,)
+        Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`.
+
+    Returns
+    -------
+    out : tensor, shape (total_q, Hq, Ev)
+    lse : tensor, shape (Hq, total_q)
+        Only with `return_lse`. It is marked as not differentiable.
+
+    Examples
+    --------
+    >>> import torch, selfattn.torch
+    >>> query = torch.randn(5, 1, 4, requires_grad=True)
+    >>> starts = torch.tensor([0, 2, 5])
+    >>> out = selfattn.torch.varlen_attention(query, query, query, starts, starts)
+    >>> alone = selfattn.torch.scaled_dot_product_attention(*[query[2:, 0]] * 3)
+    >>> torch.equal(out[2:, 0], alone)
+    True
+    """
+    given = options.of_call(
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
+    )  # fmt: skip
+    starts = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    if not torch.compiler.is_compiling():
+        _on_cpu(given, query=query, key=key, value=value, **starts)
+    out, lse = operators.varlen(query, key, value, *starts.values(), *given)
+    return (out, lse) if options.flag("return_lse", return_lse) else out
+
+
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *, num_threads: int | None = None
+) -> Tensor:
+    """`selfattn.project` of tensors, with gradients: `x @ weight.T + bias`.
+
+    A row of the result has the same bits whatever other rows there are, and so has a row of the
+    gradient of `x`. Gradients that nobody asks for are not computed.
+
+    Parameters
+    ----------
+    x : tensor, shape (..., n_in)
+        float32 or float64, on the CPU. Any strides.
+    weight : tensor, shape (n_out, n_in)
+    bias : tensor, shape (n_out,), optional
+
+    Returns
+    -------
+    tensor, shape (..., n_out)
+        In C order, as `torch.nn.functional.linear` returns it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a wrong dtype, kind or device; for a wrong shape.
+    NotImplementedError
+        For forward-mode and for second derivatives.
+
+    Examples
+    --------
+    >>> import torch, selfattn.torch
+    >>> weight = torch.tensor([[1.0, 1.0], [0.0, -1.0]], requires_grad=True)
+    >>> selfattn.torch.linear(torch.tensor([[1.0, 2.0]]), weight).tolist()
+    [[3.0, -2.0]]
+    """
+    if not torch.compiler.is_compiling():
+        _on_cpu((bias,), x=x, weight=weight)
+        given = (x, weight) if bias is None else (x, weight, bias)
+        if eager.is_plain(*given) and not eager.wants_grad(*given):
+            return kernels.linear_forward(x, weight, bias, num_threads)
+    result: Tensor = operators.linear(x, weight, bias, num_threads)
+    return result
+
+
+def _on_cpu(others: Sequence[Any], **tensors: Any) -> None:
+    """Refuse what is no tensor on the CPU; the names of `others` are told by the kernels."""
+    for name, x in tensors.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        if not x.is_cpu:
+            raise TypeError(f"{name}: expected a tensor on the CPU, got one on {x.device}")

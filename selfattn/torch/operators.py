@@ -1,0 +1,159 @@
+"""The operators of PyTorch, `torch.ops.selfattn`: schemas, kernels, derivatives, rules of vmap.
+
+    attention, varlen, linear           forward
+    …_backward                          their gradients, which are not differentiated again
+
+`attention` and `varlen` return (out, lse), and lse is not differentiable. Their arguments after the
+tensors are those of `options.py`, in its order. Gradients that are not asked for are tensors without
+elements. The public functions stand upon these; whoever builds an integration of his own may too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import batching, differentiation, kernels, options
+
+_QKV = "Tensor query, Tensor key, Tensor value"
+_UPON = f"Tensor grad_out, {_QKV}, Tensor out, Tensor lse"
+_STARTS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k"
+_WANTED = "bool mask_grad, bool sinks_grad"
+_FIVE = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+# name: arguments and results, kernel, fake kernel, rule of vmap
+_OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batching.Rule]] = {
+    "attention": (
+        f"({_QKV}, {options.SCHEMA}) -> (Tensor out, Tensor lse)",
+        kernels.attention_forward,
+        kernels.fake_attention_forward,
+        batching.attention,
+    ),
+    "attention_backward": (
+        f"({_UPON}, {_WANTED}, {options.SCHEMA}) -> {_FIVE}",
+        kernels.attention_backward,
+        kernels.fake_attention_backward,
+        batching.attention_backward,
+    ),
+    "varlen": (
+        f"({_QKV}, {_STARTS}, {options.SCHEMA}) -> (Tensor out, Tensor lse)",
+        kernels.varlen_forward,
+        kernels.fake_varlen_forward,
+        batching.varlen,
+    ),
+    "varlen_backward": (
+        f"({_UPON}, {_STARTS}, {_WANTED}, {options.SCHEMA}) -> {_FIVE}",
+        kernels.varlen_backward,
+        kernels.fake_varlen_backward,
+        batching.varlen_backward,
+    ),
+    "linear": (
+        "(Tensor x, Tensor weight, Tensor? bias=None, int? num_threads=None) -> Tensor",
+        kernels.linear_forward,
+        kernels.fake_linear_forward,
+        batching.linear,
+    ),
+    "linear_backward": (
+        "(Tensor grad_out, Tensor x, Tensor weight, bool x_grad, bool weight_grad, "
+        "bool bias_grad, int? num_threads=None) -> (Tensor, Tensor, Tensor)",
+        kernels.linear_backward,
+        kernels.fake_linear_backward,
+        batching.linear_backward,
+    ),
+}
+
+# Lives as long as the process: without it there are no operators.
+_library: Any = torch.library.Library("selfattn", "DEF")
+_register: Any = torch.library
+
+
+def _define() -> None:
+    for name, (signature, kernel, fake, rule) in _OPERATORS.items():
+        _library.define(name + signature)
+        _library.impl(name, kernel, "CPU")
+        _register.register_fake(f"selfattn::{name}", fake, lib=_library)
+        _register.register_vmap(f"selfattn::{name}", rule, lib=_library)
+
+
+_define()
+attention: Any = torch.ops.selfattn.attention.default
+varlen: Any = torch.ops.selfattn.varlen.default
+linear: Any = torch.ops.selfattn.linear.default
+_attention_backward: Any = torch.ops.selfattn.attention_backward.default
+_varlen_backward: Any = torch.ops.selfattn.varlen_backward.default
+_linear_backward: Any = torch.ops.selfattn.linear_backward.default
+
+
+# ------------------------------------------------------------------ derivatives
+
+
+def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors: int = 3) -> None:
+    """Tensors by PyTorch's own means, which sees when one is written to; None stays None."""
+    given = options.filled(arguments[tensors:])
+    kept = (*arguments[:tensors], *results)
+    is_tensor = [isinstance(x, torch.Tensor) for x in given]
+    ctx.save_for_backward(*kept, *(x for x in given if isinstance(x, torch.Tensor)))
+    ctx.given = [None if there else x for x, there in zip(given, is_tensor, strict=True)]
+    ctx.is_tensor = is_tensor
+    ctx.num_inputs = tensors
+    ctx.mark_non_differentiable(results[1])
+
+
+def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, ...]:
+    n = ctx.num_inputs
+    saved = ctx.saved_tensors
+    rest = iter(saved[n + 2 :])
+    given = [
+        next(rest) if there else x for x, there in zip(ctx.given, ctx.is_tensor, strict=True)
+    ]
+    needs = ctx.needs_input_grad[1 + n :]
+    mask_grad, sinks_grad = (
+        len(needs) > place and needs[place] for place in (options.MASK, options.SINKS)
+    )
+    of_query, of_key, of_value, of_mask, of_sinks = backward(
+        grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], mask_grad, sinks_grad, *given
+    )
+    found = [of_query, of_key, of_value, *[None] * (n - 3 + options.SINKS + 1)]
+    found[n + options.MASK] = of_mask if mask_grad else None
+    found[n + options.SINKS] = of_sinks if sinks_grad else None
+    return tuple(found[: len(ctx.needs_input_grad) - 1])
+
+
+def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
+    return _attention_gradients(ctx, _attention_backward, grad_out)
+
+
+def _save_varlen(ctx: Any, arguments: tuple[Any, ...], results: Any) -> None:
+    _save_attention(ctx, arguments, results, tensors=5)
+
+
+def _differentiate_varlen(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
+    return _attention_gradients(ctx, _varlen_backward, grad_out)
+
+
+def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
+    x, weight, *rest = arguments
+    ctx.save_for_backward(x, weight)
+    ctx.num_threads = rest[1] if len(rest) > 1 else None
+
+
+def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
+    needs = (*ctx.needs_input_grad[1:4], False)[:3]
+    found = _linear_backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
+    wanted = [x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)]
+    return tuple(wanted[: len(ctx.needs_input_grad) - 1])
+
+
+def _constants(tensors: int) -> dict[int, str]:
+    return {tensors + options.NAMES.index("alibi_slopes"): "alibi_slopes"}
+
+
+differentiation.register(
+    _library, "attention", _save_attention, _differentiate_attention, _constants(3)
+)
+differentiation.register(_library, "varlen", _save_varlen, _differentiate_varlen, _constants(5))
+differentiation.register(_library, "linear", _save_linear, _differentiate_linear)
+for _name in ("attention_backward", "varlen_backward", "linear_backward"):
+    differentiation.register(_library, _name)
