@@ -1,0 +1,55 @@
+"""PyTorch's tensors for the tests of `selfattn.torch`: of arrays, of options, and back.
+
+Tests that import this skip first where PyTorch is missing.
+"""
+
+import numpy as np
+import torch
+
+from support.arrays import same_bits
+from support.gradients import wanted_grads
+
+
+def tensor(x, requires_grad=False):
+    """A tensor of a copy of the array, with its strides; tuples and lists one by one, rest as is."""
+    if isinstance(x, (tuple, list)):
+        return tuple(map(tensor, x))
+    if not isinstance(x, np.ndarray):
+        return x
+    return torch.from_numpy(np.copy(x, order="K")).requires_grad_(requires_grad)
+
+
+def tensors(*arrays, requires_grad=False):
+    return [tensor(x, requires_grad) for x in arrays]
+
+
+def of_options(options, requires_grad=False):
+    """The options with tensors for arrays; those that have a gradient may require it."""
+    given = {name: tensor(x) if name != "window_size" else x for name, x in options.items()}
+    wanted = wanted_grads(options)
+    for name, is_wanted in (("attn_mask", "mask_grad"), ("sinks", "sinks_grad")):
+        if requires_grad and wanted[is_wanted]:
+            given[name].requires_grad_()
+    return given
+
+
+def array(x):
+    return x.detach().numpy()
+
+
+def assert_same_bits(got, want, context=""):
+    """A tensor, or a tuple of them, and arrays."""
+    if isinstance(want, tuple):
+        assert len(got) == len(want), context
+        for x, y in zip(got, want, strict=True):
+            assert_same_bits(x, y, context)
+        return
+    assert isinstance(got, torch.Tensor), context
+    assert same_bits(np.ascontiguousarray(array(got)), np.ascontiguousarray(want)), context
+
+
+def normal_tensor(*shape, dtype=None, seed=0, requires_grad=False):
+    """N(0, 1) of any shape."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(*shape, dtype=dtype or torch.float32, generator=generator)
+    return x.requires_grad_(requires_grad)
