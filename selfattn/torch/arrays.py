@@ -32,7 +32,7 @@ def array_of(name: str, x: torch.Tensor) -> np.ndarray:
 
 
 def _other_array(name: str, x: torch.Tensor) -> np.ndarray:
-    """What is no plain view of memory: a negative bit that is resolved, or an error that says why."""
+    """What is no plain view of memory: a negative bit is resolved, the rest an error says why."""
     if x.device.type != "cpu":
         raise TypeError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
     if x.layout is not torch.strided:

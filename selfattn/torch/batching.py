@@ -144,6 +144,8 @@ def linear_backward(info: Any, in_dims: Any, *arguments: Any) -> Results:
     grad_out, x, weight, x_grad, weight_grad, bias_grad, *others = arguments
     if weight_grad or bias_grad or in_dims[2] is not None:
         return looped(_operators.linear_backward.default, info, in_dims, arguments)
-    grad_out, x = (in_front(y, dim, info.batch_size) for y, dim in zip((grad_out, x), in_dims, strict=False))
+    grad_out, x = (
+        in_front(y, dim, info.batch_size) for y, dim in zip((grad_out, x), in_dims, strict=False)
+    )
     found = _operators.linear_backward.default(grad_out, x, weight, x_grad, False, False, *others)
     return found, (0 if x_grad else None, None, None)

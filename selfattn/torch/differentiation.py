@@ -44,7 +44,7 @@ def register(
             return operator.redispatch(keyset & _C._after_autograd_keyset, *arguments)
 
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
-        # PyTorch switches derivatives off in here. For torch.func, the levels below are yet to come.
+        # PyTorch switches derivatives off in here. For torch.func, other levels are yet to come.
         with torch.enable_grad() if _is_transformed() else contextlib.nullcontext():
             results = below(keyset, arguments)
         if save is not None:

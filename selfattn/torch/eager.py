@@ -27,7 +27,7 @@ def is_plain(*tensors: Any) -> bool:
         and not _functorch_is_active()
         and _tracing_state() is None
         and _forward_ad._current_level < 0
-        and all([type(x) in _PLAIN for x in tensors])
+        and _PLAIN.issuperset(map(type, tensors))
     )
 
 

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from .._args import flag
 from . import eager, kernels, operators, options
 
-Tensor = torch.Tensor
 Number = Any  # a float or an int, or what torch.compile puts in its place
 Ints = Any  # an int or an int tensor
 
@@ -72,8 +73,8 @@ def scaled_dot_product_attention(
 
     Notes
     -----
-    See `selfattn.scaled_dot_product_attention` for the method and its sources. Under torch.func.vmap
-    the mapped axis becomes a leading axis of one call.
+    See `selfattn.scaled_dot_product_attention` for the method and its sources. Under
+    torch.func.vmap the mapped axis becomes a leading axis of one call.
 
     Examples
     --------
@@ -90,15 +91,15 @@ def scaled_dot_product_attention(
         softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
     )  # fmt: skip
     if not torch.compiler.is_compiling():
-        _on_cpu(given, query=query, key=key, value=value)
         if (
-            not return_lse
+            return_lse is False
             and eager.is_plain(query, key, value)
             and not eager.wants_grad(query, key, value, *given)
         ):
             return kernels.attend(query, key, value, given)
+        _check(given, query=query, key=key, value=value)
     out, lse = operators.attention(query, key, value, *given)
-    return (out, lse) if options.flag("return_lse", return_lse) else out
+    return (out, lse) if flag("return_lse", return_lse) else out
 
 
 def varlen_attention(
@@ -157,9 +158,9 @@ def varlen_attention(
     )  # fmt: skip
     starts = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if not torch.compiler.is_compiling():
-        _on_cpu(given, query=query, key=key, value=value, **starts)
+        _check(given, query=query, key=key, value=value, **starts)
     out, lse = operators.varlen(query, key, value, *starts.values(), *given)
-    return (out, lse) if options.flag("return_lse", return_lse) else out
+    return (out, lse) if flag("return_lse", return_lse) else out
 
 
 def linear(
@@ -197,18 +198,22 @@ def linear(
     [[3.0, -2.0]]
     """
     if not torch.compiler.is_compiling():
-        _on_cpu((bias,), x=x, weight=weight)
-        given = (x, weight) if bias is None else (x, weight, bias)
-        if eager.is_plain(*given) and not eager.wants_grad(*given):
+        given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
+        if eager.is_plain(*given.values()) and not eager.wants_grad(*given.values()):
             return kernels.linear_forward(x, weight, bias, num_threads)
+        _check((), **given)
     result: Tensor = operators.linear(x, weight, bias, num_threads)
     return result
 
 
-def _on_cpu(others: Sequence[Any], **tensors: Any) -> None:
-    """Refuse what is no tensor on the CPU; the names of `others` are told by the kernels."""
-    for name, x in tensors.items():
+def _check(options_given: Sequence[Any], **tensors: Any) -> None:
+    """Refuse what is no dense tensor on the CPU: the dispatcher's own words name no argument."""
+    named = [*tensors.items(), *zip(options.NAMES, options_given, strict=False)]
+    for name, x in named:
         if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-        if not x.is_cpu:
+            if name in tensors:
+                raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+        elif not x.is_cpu:
             raise TypeError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
+        elif x.layout is not torch.strided:
+            raise TypeError(f"{name}: expected a dense tensor, got one of {x.layout}")

@@ -1,25 +1,23 @@
 """The operators' kernels: of tensors on the CPU, by the NumPy API; and of tensors without memory.
 
-Each pair of functions, a kernel and its fake, has one signature, that of the operator: torch.compile
-and torch.export run the fake to know shapes, dtypes and strides of what the kernel will return.
+A kernel and its fake have one signature, that of the operator. torch.compile and torch.export run
+the fake to know shapes, dtypes and strides of what the kernel will return.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-import torch
+from torch import Tensor
 
 from .. import _args, _core, attention, backward, linear, varlen
 from . import options, shapes
 from .arrays import array_of, new_gradient, new_result, tensor_of
 
-Tensor = torch.Tensor
 Tensors = tuple[Tensor, ...]
 
 
-def _arrays(**tensors: Tensor) -> list[np.ndarray]:
+def _arrays(**tensors: Tensor) -> Any:
     return [array_of(name, x) for name, x in tensors.items()]
 
 
@@ -101,12 +99,12 @@ def varlen_forward(
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     out = new_result(query, shapes.varlen(query, key, value))
-    starts_q = array_of("cu_seqlens_q", cu_seqlens_q)
-    starts_k = starts_q if cu_seqlens_k is cu_seqlens_q else array_of("cu_seqlens_k", cu_seqlens_k)
+    starts = _arrays(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
+    if cu_seqlens_k is cu_seqlens_q:  # which the validator then reads once
+        starts[1] = starts[0]
     _, lse = varlen.varlen_attention(
         *_arrays(query=query, key=key, value=value),
-        starts_q,
-        starts_k,
+        *starts,
         out=array_of("out", out),
         return_lse=True,
         **keywords,
@@ -176,12 +174,14 @@ def linear_backward(
     num_threads: int | None = None,
 ) -> Tensors:  # fmt: skip
     """Each of the gradients that is asked for; `linear.project_backward` makes them all."""
-    rows, matrix, _, shape = _args.projection(*_arrays(x=x, weight=weight), None)
+    rows, matrix = _arrays(x=x, weight=weight)
+    *_, shape = _args.projection(rows, matrix, None)
     grad = _args.gradient_of("grad_out", array_of("grad_out", grad_out), shape, rows)
     found = fake_linear_backward(grad_out, x, weight, x_grad, weight_grad, bias_grad)
     wanted = zip(found, (x_grad, weight_grad, bias_grad), strict=True)
-    arrays = [array_of("", new) if is_wanted else None for new, is_wanted in wanted]
-    _core.project_backward(grad, rows, matrix, *arrays, _args.num_threads(num_threads))
+    of_x, of_weight, of_bias = (array_of("", new) if want else None for new, want in wanted)
+    threads = _args.num_threads(num_threads)
+    _core.project_backward(grad, rows, matrix, of_x, of_weight, of_bias, threads)
     return found
 
 

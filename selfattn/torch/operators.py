@@ -4,8 +4,8 @@
     …_backward                          their gradients, which are not differentiated again
 
 `attention` and `varlen` return (out, lse), and lse is not differentiable. Their arguments after the
-tensors are those of `options.py`, in its order. Gradients that are not asked for are tensors without
-elements. The public functions stand upon these; whoever builds an integration of his own may too.
+tensors are those of `options.py`, in its order. Gradients that are not asked for are tensors
+without elements. The public functions stand upon these; other integrations may, too.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batchin
 }
 
 # Lives as long as the process: without it there are no operators.
-_library: Any = torch.library.Library("selfattn", "DEF")
 _register: Any = torch.library
+_library: Any = _register.Library("selfattn", "DEF")
 
 
 def _define() -> None:
@@ -105,9 +105,7 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, .
     n = ctx.num_inputs
     saved = ctx.saved_tensors
     rest = iter(saved[n + 2 :])
-    given = [
-        next(rest) if there else x for x, there in zip(ctx.given, ctx.is_tensor, strict=True)
-    ]
+    given = [next(rest) if there else x for x, there in zip(ctx.given, ctx.is_tensor, strict=True)]
     needs = ctx.needs_input_grad[1 + n :]
     mask_grad, sinks_grad = (
         len(needs) > place and needs[place] for place in (options.MASK, options.SINKS)

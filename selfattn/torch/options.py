@@ -1,9 +1,9 @@
 """Attention's options as operators take them, and as the NumPy API does.
 
 An operator's schema knows tensors and numbers apart, so an option that may be either is two
-arguments of it: `query_offset` and `query_offsets`, `dropout_seed` and `dropout_seeds`. A window and
-a pair of segment ids are two arguments each. OPTIONS is the one list of all of them, in the order
-of every operator's arguments: schemas are written from it, and arguments that the dispatcher leaves
+arguments of it: `query_offset` and `query_offsets`, `dropout_seed` and `dropout_seeds`. A window
+and a pair of segment ids are two arguments each. OPTIONS is the one list of them, in the order of
+every operator's arguments: schemas are written from it, and arguments that the dispatcher leaves
 out, since they equal the default, are filled in from it.
 
 The values themselves are checked by the NumPy API, when a kernel runs; here only what a schema

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+_check_value: Any = torch._check_value
 Shape = tuple[Any, ...]  # of ints or of symbolic ones
 
 
@@ -44,7 +45,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor) -> Shape:
 
 def check(name: str, given: Any, expected: Any, what: str) -> None:
     """Refuse a length that is not the expected one."""
-    torch._check_value(given == expected, lambda: f"{name}: expected {what} {expected}, got {given}")
+    _check_value(given == expected, lambda: f"{name}: expected {what} {expected}, got {given}")
 
 
 def _broadcast(shapes: list[Shape]) -> Shape:

@@ -1,4 +1,4 @@
-"""selfattn.torch's attention: the bits of the NumPy API, values and gradients, with every option."""
+"""selfattn.torch's attention: the bits of the NumPy API, both ways, with every option."""
 
 import inspect
 

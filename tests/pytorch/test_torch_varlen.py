@@ -19,7 +19,13 @@ def check(packed, options):
     grad_out = normal(*want[0].shape, dtype=packed.dtype, seed=3)
     starts = packed.cu_q, packed.cu_k
     gradients = selfattn.varlen_attention_backward(
-        grad_out, *packed.arrays, *want, *starts, enable_gqa=True, **wanted_grads(options), **options
+        grad_out,
+        *packed.arrays,
+        *want,
+        *starts,
+        enable_gqa=True,
+        **wanted_grads(options),
+        **options,
     )
     leaves = tensors(*packed.arrays, requires_grad=True)
     given = of_options(options, requires_grad=True)
@@ -72,7 +78,5 @@ def test_a_packed_product_is_read_in_place(dtype):
     cu = starts.numpy()
     want = selfattn.varlen_attention(*arrays, cu, cu, return_lse=True)
     assert_same_bits(out, want[0])
-    gradients = selfattn.varlen_attention_backward(
-        np.ones_like(want[0]), *arrays, *want, cu, cu
-    )
+    gradients = selfattn.varlen_attention_backward(np.ones_like(want[0]), *arrays, *want, cu, cu)
     assert_same_bits(product.grad, np.stack(gradients[:3], 1))

@@ -11,7 +11,7 @@ from support.gradients import wanted_grads
 
 
 def tensor(x, requires_grad=False):
-    """A tensor of a copy of the array, with its strides; tuples and lists one by one, rest as is."""
+    """A tensor of a copy of the array, with its strides; what is no array, as it is."""
     if isinstance(x, (tuple, list)):
         return tuple(map(tensor, x))
     if not isinstance(x, np.ndarray):
