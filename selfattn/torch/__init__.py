@@ -5,6 +5,9 @@
         -> kernels.py   the NumPy API on the memory of tensors; shapes for torch.compile
     eager.py            the shorter way of a call that nobody needs to see
     options.py, shapes.py, arrays.py, differentiation.py, batching.py    what operators share
+    provider.py         PyTorch's own functions run on selfattn: enabled, activate, restore
+      -> dispatched.py  kernels in the place of PyTorch's operators
+      -> patched.py     functions in the place of torch.nn.functional's
 
 Loaded when it is first asked for, and only then is PyTorch. docs/torch.md is its page.
 """
@@ -18,5 +21,14 @@ except ModuleNotFoundError as error:
     ) from error
 
 from .functions import linear, scaled_dot_product_attention, varlen_attention
+from .provider import activate, enabled, register, restore
 
-__all__ = ["linear", "scaled_dot_product_attention", "varlen_attention"]
+__all__ = [
+    "activate",
+    "enabled",
+    "linear",
+    "register",
+    "restore",
+    "scaled_dot_product_attention",
+    "varlen_attention",
+]

@@ -1,0 +1,102 @@
+"""What the provider puts in the place of two functions of `torch.nn.functional`.
+
+Each looks at its arguments, and leaves to PyTorch's own function what selfattn does not compute: so
+the errors are PyTorch's too. They stay harmless where somebody keeps one of them: `is_on` and
+`is_linear_on`, which compiled code is guarded on, say whether they do anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import functions
+from .arrays import DTYPES
+
+is_on = False
+is_linear_on = False
+
+_is_tracing: Any = torch._C._get_tracing_state
+torch_attention: Any = F.scaled_dot_product_attention
+torch_linear: Any = F.linear
+
+
+def _is_ours(x: Any) -> bool:
+    """A plain tensor, dense and on the CPU, of a dtype that the kernels compute in."""
+    return (
+        (type(x) is Tensor or type(x) is torch.nn.Parameter)
+        and x.dtype in DTYPES
+        and x.is_cpu
+        and x.layout is torch.strided
+        and not x.is_nested
+    )
+
+
+def _is_left_alone() -> bool:
+    """Whether PyTorch is to see its own function: it casts the inputs, or writes a script."""
+    return torch.is_autocast_enabled("cpu") or (
+        not torch.compiler.is_compiling() and _is_tracing() is not None
+    )
+
+
+def scaled_dot_product_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """`torch.nn.functional.scaled_dot_product_attention`, by selfattn where it can.
+
+    What is dropped depends on a seed that is drawn from PyTorch's generator.
+    """
+    is_ours = (
+        is_on
+        and _is_ours(query)
+        and _is_ours(key)
+        and _is_ours(value)
+        and query.dtype == key.dtype == value.dtype
+        and not _is_left_alone()
+    )
+    if is_ours and attn_mask is not None:
+        is_ours = (
+            not is_causal
+            and (type(attn_mask) is Tensor or type(attn_mask) is torch.nn.Parameter)
+            and attn_mask.is_cpu
+            and (attn_mask.dtype == torch.bool or attn_mask.dtype == query.dtype)
+        )
+    if not is_ours:
+        return torch_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    seed: Any = 0
+    if dropout_p > 0.0:
+        seed = torch.randint(0, 2**62, (), dtype=torch.int64)
+    return functions.scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa,
+        dropout_seed=seed,
+    )  # fmt: skip
+
+
+def linear(input: Any, weight: Any, bias: Any = None) -> Any:
+    """`torch.nn.functional.linear`, by selfattn where it can."""
+    is_ours = (
+        is_linear_on
+        and _is_ours(input)
+        and _is_ours(weight)
+        and input.dtype == weight.dtype
+        and weight.dim() == 2
+        and input.dim() > 0
+        and not _is_left_alone()
+    )
+    if is_ours and bias is not None:
+        is_ours = _is_ours(bias) and bias.dtype == weight.dtype and bias.dim() == 1
+    if not is_ours:
+        return torch_linear(input, weight, bias)
+    return functions.linear(input, weight, bias)
