@@ -23,6 +23,7 @@ from ..attention import scaled_dot_product_attention
 from ..backward import varlen_attention_backward
 from ..varlen import varlen_attention
 from .arrays import DTYPES, array_of, tensor_of
+from .masks import bools_of
 
 _library: Any = torch.library
 _DENSE = "_scaled_dot_product_flash_attention_for_cpu"
@@ -63,7 +64,7 @@ class Handle:
             array_of("query", query),
             array_of("key", key),
             array_of("value", value),
-            None if attn_mask is None else array_of("attn_mask", attn_mask),
+            None if attn_mask is None else bools_of(array_of("attn_mask", attn_mask)),
             is_causal=is_causal,
             scale=scale,
             enable_gqa=True,
@@ -86,7 +87,7 @@ class Handle:
             )
         options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": True}
         if attn_mask is not None:
-            options["attn_mask"] = array_of("attn_mask", attn_mask)
+            options["attn_mask"] = bools_of(array_of("attn_mask", attn_mask))
         operands = [array_of("", x) for x in (query, key, value)]
         problem = _args.attention_problem(*operands, **options)
         given = [array_of("", x) for x in (grad_out, out, lse)]

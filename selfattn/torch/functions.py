@@ -90,16 +90,21 @@ def scaled_dot_product_attention(
         attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
         softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
     )  # fmt: skip
+    return attend(query, key, value, given, flag("return_lse", return_lse))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, given: Any, return_lse: bool = False) -> Any:
+    """The same, of the operator's arguments."""
     if not torch.compiler.is_compiling():
         if (
-            return_lse is False
+            not return_lse
             and eager.is_plain(query, key, value)
             and not eager.wants_grad(query, key, value, *given)
         ):
             return kernels.attend(query, key, value, given)
         _check(given, query=query, key=key, value=value)
     out, lse = operators.attention(query, key, value, *given)
-    return (out, lse) if flag("return_lse", return_lse) else out
+    return (out, lse) if return_lse else out
 
 
 def varlen_attention(

@@ -2,9 +2,10 @@
 
 An operator's schema knows tensors and numbers apart, so an option that may be either is two
 arguments of it: `query_offset` and `query_offsets`, `dropout_seed` and `dropout_seeds`. A window
-and a pair of segment ids are two arguments each. OPTIONS is the one list of them, in the order of
-every operator's arguments: schemas are written from it, and arguments that the dispatcher leaves
-out, since they equal the default, are filled in from it.
+and a pair of segment ids are two arguments each, and `floats_as_bools` is the provider's alone
+(`masks.py`). OPTIONS is the one list of them, in the order of every operator's arguments: schemas
+are written from it, and arguments that the dispatcher leaves out, since they equal the default, are
+filled in from it.
 
 The values themselves are checked by the NumPy API, when a kernel runs; here only what a schema
 could not take is refused.
@@ -19,6 +20,7 @@ import torch
 from .._args import flag
 from .._args.numbers import finite, integer
 from .arrays import array_of
+from .masks import bools_of
 
 OPTIONS: tuple[tuple[str, str, Any], ...] = (
     ("Tensor?", "attn_mask", None),
@@ -39,6 +41,7 @@ OPTIONS: tuple[tuple[str, str, Any], ...] = (
     ("SymInt", "dropout_seed", 0),
     ("Tensor?", "dropout_seeds", None),
     ("int?", "num_threads", None),
+    ("bool", "floats_as_bools", False),
 )
 NAMES = tuple(name for _, name, _ in OPTIONS)
 DEFAULTS = tuple(default for _, _, default in OPTIONS)
@@ -98,6 +101,7 @@ def of_call(
         seed - 2**64 if seed >= 2**63 else seed,
         seeds,
         num_threads,
+        False,
     )
 
 
@@ -126,6 +130,8 @@ def of_kernel(options: tuple[Any, ...]) -> dict[str, Any]:
         for (_, name, default), x in zip(OPTIONS, options, strict=True)
         if x is not default
     }
+    if given.pop("floats_as_bools", False) and "attn_mask" in given:
+        given["attn_mask"] = bools_of(given["attn_mask"])
     if "window_left" in given or "window_right" in given:
         given["window_size"] = given.pop("window_left", -1), given.pop("window_right", -1)
     if "query_offsets" in given:

@@ -13,13 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import functions
+from . import functions, options
 from .arrays import DTYPES
 
 is_on = False
 is_linear_on = False
 
 _is_tracing: Any = torch._C._get_tracing_state
+# The operator's options between `enable_gqa` and `dropout_seeds`, which PyTorch's function lacks.
+_MIDDLE = options.DEFAULTS[options.NAMES.index("enable_gqa") + 1 : options.SEEDS]
+
 torch_attention: Any = F.scaled_dot_product_attention
 torch_linear: Any = F.linear
 
@@ -75,13 +78,12 @@ def scaled_dot_product_attention(
         return torch_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
-    seed: Any = 0
+    seed = None
     if dropout_p > 0.0:
         seed = torch.randint(0, 2**62, (), dtype=torch.int64)
-    return functions.scaled_dot_product_attention(
-        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa,
-        dropout_seed=seed,
-    )  # fmt: skip
+    is_constant = attn_mask is not None and not attn_mask.requires_grad
+    given = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
+    return functions.attend(query, key, value, (*given, *_MIDDLE, seed, None, is_constant))
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:

@@ -77,6 +77,7 @@ CALLS = {
     "bools of rows and keys": {"attn_mask": normal(5, 7, seed=4) > -1},
     "floats": {"attn_mask": normal(2, 4, 5, 7, seed=4)},
 }
+HEAD_DIM = 12  # whose root is no power of 2: masks of floats have other bits than bools
 
 
 @pytest.mark.usefixtures("provider")
@@ -86,12 +87,31 @@ def test_bits(dtype, attend, name):
     options = dict(CALLS[name])
     if name == "floats":
         options["attn_mask"] = options["attn_mask"].astype(dtype)
-    check(attend, qkv((2, 4, 5, 16), seqlen_k=7, dtype=dtype), options)
-    views = [
-        np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
-        for x in qkv((2, 4, 5, 16), seqlen_k=7, dtype=dtype)
-    ]
+    arrays = qkv((2, 4, 5, HEAD_DIM), seqlen_k=7, dtype=dtype)
+    check(attend, arrays, options)
+    views = [np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2) for x in arrays]
     check(attend, views, options, "heads after positions")
+
+
+@pytest.mark.usefixtures("provider")
+@both_doors
+def test_floats_that_stand_for_bools(dtype, attend):
+    """Of 0 and -inf alone: the bits of bools, and where all are 0 those of no mask."""
+    arrays = qkv((2, 4, 5, HEAD_DIM), seqlen_k=7, dtype=dtype)
+    keep = normal(2, 1, 5, 7) > -1
+    floats = np.where(keep, dtype(0), dtype(-np.inf))
+    grad_out = normal(2, 4, 5, HEAD_DIM, dtype=dtype)
+    assert wanted(grad_out, *arrays, attn_mask=floats)[0].tobytes() != (
+        wanted(grad_out, *arrays, attn_mask=keep)[0].tobytes()
+    )
+    for mask, says in ((floats, {"attn_mask": keep}), (np.zeros_like(floats), {})):
+        out, gradients = wanted(grad_out, *arrays, **says)
+        leaves = tensors(*arrays, requires_grad=True)
+        got = attend(*leaves, tensor(mask))
+        assert_same_bits(got, out)
+        got.backward(tensor(grad_out))
+        for leaf, gradient in zip(leaves, gradients[:3], strict=True):
+            assert_same_bits(leaf.grad, gradient)
 
 
 @pytest.mark.usefixtures("provider")
