@@ -2,6 +2,7 @@
 
     SUITES      the tables that report.py prints, by name
     PAUSES      of pauses.py          LAYERS      of layer.py          ACCURACY…   of accuracy.py
+    TORCH_…     of torch_provider.py
 
 A contestant that cannot do a row says so itself (peers.py).
 """
@@ -94,6 +95,16 @@ LAYERS = (
     LayerRow("bert", 4, 512, 768, 12),
     LayerRow("gpt", 1, 2048, 768, 12, is_causal=True),
 )
+
+# Of PyTorch's own functions and layers under the provider. In the first, what a call costs beside
+# its arithmetic is most of it.
+TORCH_CALLS = (
+    Row("call", 1, 8, 8, 16, 16, 64),
+    Row("causal", 1, 8, 8, 16, 16, 64, is_causal=True),
+    Row("strided", 1, 8, 8, 16, 16, 64, layout="BSHD"),
+    Row("minilm", 32, 12, 12, 128, 128, 32),
+)
+TORCH_ENCODERS = (LayerRow("minilm", 32, 128, 384, 12),)
 
 # A single batch entry, and few heads where the matrices are large: more would only add work.
 ACCURACY = (

@@ -53,7 +53,11 @@ def new_result(like: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     In C order where `like` has another number of axes or repeats elements. This is called for real
     tensors and for those that have no memory (fake kernels), which must agree on the strides.
     """
-    if like.is_contiguous() or like.dim() != len(shape) or _repeats(like):
+    if like.is_contiguous() or like.dim() != len(shape):
+        return like.new_empty(shape)
+    if like.shape == shape:
+        return torch.empty_like(like)
+    if _repeats(like):
         return like.new_empty(shape)
     return torch.empty_permuted(shape, _order(like), dtype=like.dtype, device=like.device)
 

@@ -29,12 +29,16 @@ def register(
     save: Callable[..., None] | None = None,
     backward: Callable[..., tuple[Any, ...]] | None = None,
     constants: dict[int, str] | None = None,
-) -> None:
+    eager: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
     """Register the derivative of the operator `name`.
 
     save(ctx, arguments, results)   keeps what backward needs
     backward(ctx, *gradients)       the gradients of the first arguments; those after it have none
     constants                       {place of an argument: its name}: it must not require grad
+    eager                           the operator's kernel for tensors on the CPU
+    Returns a function that does the operator's work, and records it to be differentiated, without
+    the dispatcher: by `eager`, where its caller knows that nothing is to see the call.
     Without `backward` the operator's results cannot be differentiated, and trying it raises.
     """
     operator = getattr(torch.ops.selfattn, name).default
@@ -45,8 +49,11 @@ def register(
 
     def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
         # PyTorch switches derivatives off in here. For torch.func, other levels are yet to come.
-        with torch.enable_grad() if _is_transformed() else contextlib.nullcontext():
-            results = below(keyset, arguments)
+        if keyset is None and eager is not None:
+            results = eager(*arguments)
+        else:
+            with torch.enable_grad() if _is_transformed() else contextlib.nullcontext():
+                results = below(keyset, arguments)
         if save is not None:
             save(ctx, arguments, results)
         return results
@@ -65,23 +72,31 @@ def register(
         {"forward": staticmethod(forward), "backward": staticmethod(differentiate)},
     )
 
-    def kernel(keyset: Any, *arguments: Any) -> Any:
-        if _forward_ad._current_level >= 0:
-            _refuse_tangents(name, arguments)
-        if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
-            return below(keyset, arguments)
+    def refuse(arguments: tuple[Any, ...]) -> None:
         for place, of_name in (constants or {}).items():
             if place < len(arguments) and _requires_grad(arguments[place]):
                 raise NotImplementedError(
                     f"{of_name}: its gradient is not built; expected a tensor that does not "
                     "require grad (call .detach()), got one that does"
                 )
+
+    def recorded(*arguments: Any) -> Any:
+        refuse(arguments)
+        return function.apply(None, *arguments)
+
+    def kernel(keyset: Any, *arguments: Any) -> Any:
+        if _forward_ad._current_level >= 0:
+            _refuse_tangents(name, arguments)
+        if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
+            return below(keyset, arguments)
+        refuse(arguments)
         if not _is_transformed():
             return function.apply(keyset, *arguments)
         with _one_level():
             return function.apply(keyset, *arguments)
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
+    return recorded
 
 
 def has_tangent(x: Any) -> bool:

@@ -17,6 +17,7 @@ _functorch_is_active: Any = torch._C._are_functorch_transforms_active
 _num_modes: Any = torch._C._len_torch_dispatch_stack
 _tracing_state: Any = torch._C._get_tracing_state
 _any_requires_grad: Any = torch._C._any_requires_grad
+_is_batched: Any = torch._C._functorch.is_legacy_batchedtensor
 _PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
 
 
@@ -28,6 +29,19 @@ def is_plain(*tensors: Any) -> bool:
         and _tracing_state() is None
         and _forward_ad._current_level < 0
         and _PLAIN.issuperset(map(type, tensors))
+    )
+
+
+def is_final(grad_out: Any) -> bool:
+    """Whether the gradients of this one may be computed at once: nobody will differentiate them.
+
+    Autograd's `is_grads_batched` gives tensors of many gradients, by its older kind of vmap.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and is_plain(grad_out)
+        and not _is_batched(grad_out)
     )
 
 

@@ -86,23 +86,34 @@ def scaled_dot_product_attention(
     >>> query.grad.shape
     torch.Size([2, 2])
     """
-    given = options.of_call(
+    values = (
         attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
     )  # fmt: skip
+    if (
+        return_lse is False
+        and num_threads is None
+        and not torch.compiler.is_compiling()
+        and eager.is_plain(query, key, value)
+    ):
+        out = kernels.attend_at_once(query, key, value, values)
+        if out is not None:
+            return out
+    given = options.of_call(*values, num_threads)
     return attend(query, key, value, given, flag("return_lse", return_lse))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, given: Any, return_lse: bool = False) -> Any:
     """The same, of the operator's arguments."""
     if not torch.compiler.is_compiling():
-        if (
-            not return_lse
-            and eager.is_plain(query, key, value)
-            and not eager.wants_grad(query, key, value, *given)
-        ):
+        is_plain = eager.is_plain(query, key, value)
+        wants_grad = eager.wants_grad(query, key, value, *given)
+        if is_plain and not return_lse and not wants_grad:
             return kernels.attend(query, key, value, given)
         _check(given, query=query, key=key, value=value)
+        if is_plain and wants_grad:
+            out, lse = operators.eager_attention(query, key, value, *given)
+            return (out, lse) if return_lse else out
     out, lse = operators.attention(query, key, value, *given)
     return (out, lse) if return_lse else out
 
@@ -204,21 +215,28 @@ def linear(
     """
     if not torch.compiler.is_compiling():
         given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-        if eager.is_plain(*given.values()) and not eager.wants_grad(*given.values()):
+        is_plain = eager.is_plain(*given.values())
+        wants_grad = eager.wants_grad(*given.values())
+        if is_plain and not wants_grad:
             return kernels.linear_forward(x, weight, bias, num_threads)
         _check((), **given)
-    result: Tensor = operators.linear(x, weight, bias, num_threads)
+        if is_plain:
+            result: Tensor = operators.eager_linear(x, weight, bias, num_threads)
+            return result
+    result = operators.linear(x, weight, bias, num_threads)
     return result
 
 
 def _check(options_given: Sequence[Any], **tensors: Any) -> None:
     """Refuse what is no dense tensor on the CPU: the dispatcher's own words name no argument."""
-    named = [*tensors.items(), *zip(options.NAMES, options_given, strict=False)]
-    for name, x in named:
+    for name, x in tensors.items():
         if not isinstance(x, torch.Tensor):
-            if name in tensors:
-                raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
-        elif not x.is_cpu:
+            raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+    others = [(options.NAMES[i], options_given[i]) for i in options.TENSORS if options_given]
+    for name, x in (*tensors.items(), *others):
+        if x is None:
+            continue
+        if not x.is_cpu:
             raise TypeError(f"{name}: expected a tensor on the CPU, got one on {x.device}")
-        elif x.layout is not torch.strided:
+        if x.layout is not torch.strided:
             raise TypeError(f"{name}: expected a dense tensor, got one of {x.layout}")

@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from .. import _args, _core, attention, backward, linear, varlen
+from .. import _args, _core, attention, backward, varlen
+from .._threads import get_num_threads
 from . import options, shapes
-from .arrays import array_of, new_gradient, new_result, tensor_of
+from .arrays import DTYPES, array_of, new_gradient, new_result, tensor_of
+from .masks import bools_of
 
 Tensors = tuple[Tensor, ...]
 
@@ -42,12 +44,62 @@ def _fake_gradients(
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...]) -> Tensor:
-    """Attention's result alone, where nobody asks for lse."""
-    keywords = options.of_kernel(given)
-    out = new_result(query, shapes.attention(query, key, value))
-    arrays = _arrays(query=query, key=key, value=value)
-    attention.scaled_dot_product_attention(*arrays, out=array_of("out", out), **keywords)
+    """Attention's result alone, as `scaled_dot_product_attention` computes it, in less time."""
+    keywords = {} if given is options.DEFAULTS else options.of_kernel(given)
+    num_threads = _args.num_threads(keywords.pop("num_threads", None))
+    arrays = array_of("query", query), array_of("key", key), array_of("value", value)
+    return _attend(query, arrays, keywords, num_threads)
+
+
+def _attend(query: Tensor, arrays: Any, keywords: dict[str, Any], num_threads: int) -> Tensor:
+    problem = _args.attention_problem(*arrays, **keywords)
+    out = new_result(query, problem.out_shape)
+    problem.attend(array_of("out", out), None, num_threads)
     return out
+
+
+def attend_as_torch(
+    query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]
+) -> Tensor | None:
+    """The same with the options of PyTorch's function; None where that should look at the call.
+
+    That is where the tensors are not of one dtype of ours, or something requires grad.
+    """
+    mask = keywords.get("attn_mask")
+    try:
+        arrays = query.numpy(), key.numpy(), value.numpy()
+        if mask is not None:
+            mask = keywords["attn_mask"] = bools_of(mask.numpy())
+    except (TypeError, RuntimeError):
+        return None
+    dtype = arrays[0].dtype
+    if query.dtype not in DTYPES or dtype != arrays[1].dtype or dtype != arrays[2].dtype:
+        return None
+    if mask is not None and mask.dtype != dtype and mask.dtype != bool:
+        return None
+    return _attend(query, arrays, keywords, get_num_threads())
+
+
+_USUAL = tuple(option.default for option in _args.options_of("scaled_dot_product_attention")[:-3])
+
+
+def attend_at_once(
+    query: Tensor, key: Tensor, value: Tensor, values: tuple[Any, ...] = _USUAL
+) -> Tensor | None:
+    """The same for the usual arrays in C order, if no option differs from its default; else None.
+
+    `values` are those of the NumPy API's options, but `return_lse` and what follows it.
+    """
+    if query.requires_grad or key.requires_grad or value.requires_grad:
+        return None
+    try:
+        if not query.is_contiguous():
+            return None
+        arrays = query.numpy(), key.numpy(), value.numpy()
+    except (TypeError, RuntimeError):  # of another device or layout, of a dtype that NumPy lacks
+        return None
+    out = _core.fast_path(*arrays, None, values, _USUAL, None, get_num_threads)
+    return None if out is None else tensor_of(out)
 
 
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Tensors:
@@ -150,15 +202,14 @@ def fake_varlen_backward(
 def linear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, num_threads: int | None = None
 ) -> Tensor:
-    # In C order, as PyTorch's own: layers view it as heads.
-    out = x.new_empty(shapes.linear(x, weight))
-    linear.project(
-        array_of("x", x),
-        array_of("weight", weight),
-        None if bias is None else array_of("bias", bias),
-        out=array_of("out", out),
-        num_threads=num_threads,
+    """What `linear.project` computes, in less time."""
+    offset = None if bias is None else array_of("bias", bias)
+    rows, matrix, offset, shape = _args.projection(
+        array_of("x", x), array_of("weight", weight), offset
     )
+    threads = _args.num_threads(num_threads)
+    out = x.new_empty(shape)  # in C order, as PyTorch's own: layers view it as heads
+    _core.project(rows, matrix, offset, array_of("out", out), threads)
     return out
 
 

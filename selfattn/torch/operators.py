@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from . import batching, differentiation, kernels, options
+from . import batching, differentiation, eager, kernels, options
 
 _QKV = "Tensor query, Tensor key, Tensor value"
 _UPON = f"Tensor grad_out, {_QKV}, Tensor out, Tensor lse"
@@ -93,10 +93,8 @@ def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors:
     """Tensors by PyTorch's own means, which sees when one is written to; None stays None."""
     given = options.filled(arguments[tensors:])
     kept = (*arguments[:tensors], *results)
-    is_tensor = [isinstance(x, torch.Tensor) for x in given]
-    ctx.save_for_backward(*kept, *(x for x in given if isinstance(x, torch.Tensor)))
-    ctx.given = [None if there else x for x, there in zip(given, is_tensor, strict=True)]
-    ctx.is_tensor = is_tensor
+    ctx.save_for_backward(*kept, *[given[i] for i in options.TENSORS])
+    ctx.given = options.without_tensors(given)
     ctx.num_inputs = tensors
     ctx.mark_non_differentiable(results[1])
 
@@ -104,8 +102,9 @@ def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors:
 def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, ...]:
     n = ctx.num_inputs
     saved = ctx.saved_tensors
-    rest = iter(saved[n + 2 :])
-    given = [next(rest) if there else x for x, there in zip(ctx.given, ctx.is_tensor, strict=True)]
+    given = list(ctx.given)
+    for place, x in zip(options.TENSORS, saved[n + 2 :], strict=True):
+        given[place] = x
     needs = ctx.needs_input_grad[1 + n :]
     mask_grad, sinks_grad = (
         len(needs) > place and needs[place] for place in (options.MASK, options.SINKS)
@@ -120,7 +119,8 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, .
 
 
 def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    return _attention_gradients(ctx, _attention_backward, grad_out)
+    backward = kernels.attention_backward if eager.is_final(grad_out) else _attention_backward
+    return _attention_gradients(ctx, backward, grad_out)
 
 
 def _save_varlen(ctx: Any, arguments: tuple[Any, ...], results: Any) -> None:
@@ -139,7 +139,8 @@ def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
 
 def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
     needs = (*ctx.needs_input_grad[1:4], False)[:3]
-    found = _linear_backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
+    backward: Any = kernels.linear_backward if eager.is_final(grad_out) else _linear_backward
+    found = backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
     wanted = [x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)]
     return tuple(wanted[: len(ctx.needs_input_grad) - 1])
 
@@ -148,10 +149,17 @@ def _constants(tensors: int) -> dict[int, str]:
     return {tensors + options.NAMES.index("alibi_slopes"): "alibi_slopes"}
 
 
-differentiation.register(
-    _library, "attention", _save_attention, _differentiate_attention, _constants(3)
+eager_attention = differentiation.register(
+    _library,
+    "attention",
+    _save_attention,
+    _differentiate_attention,
+    _constants(3),
+    kernels.attention_forward,
 )
 differentiation.register(_library, "varlen", _save_varlen, _differentiate_varlen, _constants(5))
-differentiation.register(_library, "linear", _save_linear, _differentiate_linear)
+eager_linear = differentiation.register(
+    _library, "linear", _save_linear, _differentiate_linear, eager=kernels.linear_forward
+)
 for _name in ("attention_backward", "varlen_backward", "linear_backward"):
     differentiation.register(_library, _name)

@@ -47,12 +47,19 @@ NAMES = tuple(name for _, name, _ in OPTIONS)
 DEFAULTS = tuple(default for _, _, default in OPTIONS)
 SCHEMA = ", ".join(f"{kind} {name}={default}" for kind, name, default in OPTIONS)
 
+TENSORS = tuple(i for i, (kind, _, _) in enumerate(OPTIONS) if kind == "Tensor?")
+_IS_TENSOR = tuple(kind == "Tensor?" for kind, _, _ in OPTIONS)
 MASK, SINKS, SEEDS = (NAMES.index(name) for name in ("attn_mask", "sinks", "dropout_seeds"))
 
 
 def filled(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """All options, of those that the dispatcher passed on: the last ones may be left out."""
     return options + DEFAULTS[len(options) :]
+
+
+def without_tensors(options: tuple[Any, ...]) -> list[Any]:
+    """The options with None for each tensor."""
+    return [None if there else x for x, there in zip(options, _IS_TENSOR, strict=True)]
 
 
 def of_call(

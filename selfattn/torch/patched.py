@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import functions, options
+from . import eager, functions, kernels, options
 from .arrays import DTYPES
 
 is_on = False
@@ -45,6 +45,35 @@ def _is_left_alone() -> bool:
     )
 
 
+def _at_once(
+    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: Any, scale: Any, enable_gqa: Any
+) -> Any:
+    """The result where nothing is to be differentiated or transformed, in the least time.
+
+    None where there is something, or where PyTorch's own function may have to be asked.
+    """
+    if not eager.is_plain(query, key, value) or torch.is_autocast_enabled("cpu"):
+        return None
+    options: dict[str, Any] = {}
+    if attn_mask is not None:
+        if is_causal or not eager.is_plain(attn_mask):
+            return None
+        options["attn_mask"] = attn_mask
+    if is_causal:
+        options["is_causal"] = True
+    if scale is not None:
+        options["scale"] = scale
+    if enable_gqa:
+        options["enable_gqa"] = True
+    if not options:
+        out = kernels.attend_at_once(query, key, value)
+        if out is not None:
+            return out
+    if eager.wants_grad(query, key, value, attn_mask):
+        return None
+    return kernels.attend_as_torch(query, key, value, options)
+
+
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -59,6 +88,10 @@ def scaled_dot_product_attention(
 
     What is dropped depends on a seed that is drawn from PyTorch's generator.
     """
+    if is_on and not torch.compiler.is_compiling() and not dropout_p:
+        out = _at_once(query, key, value, attn_mask, is_causal, scale, enable_gqa)
+        if out is not None:
+            return out
     is_ours = (
         is_on
         and _is_ours(query)

@@ -166,13 +166,13 @@ def test_linear(in_dims):
 
 def test_linear_is_one_call(monkeypatch):
     rows = []
-    project = kernels.linear.project
+    projection = kernels._args.projection
 
-    def counted(x, *rest, **options):
+    def counted(x, *rest):
         rows.append(x.shape)
-        return project(x, *rest, **options)
+        return projection(x, *rest)
 
-    monkeypatch.setattr(kernels.linear, "project", counted)
+    monkeypatch.setattr(kernels._args, "projection", counted)
     x, weight = torch.randn(2, N, 6), torch.randn(4, 6)
     torch.func.vmap(ours.linear, (1, None))(x, weight)
     assert rows == [(N, 2, 6)]
