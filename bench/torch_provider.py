@@ -75,7 +75,7 @@ def attention():
             torch.autograd.grad(out, leaves, out.detach())
 
         for what, call in (("forward", forward), ("forward + backward", both)):
-            yield str(row), what, {way: call for way in ("torch", "selfattn")}
+            yield str(row), what, dict.fromkeys(("torch", "selfattn"), call)
 
 
 def encoders():
