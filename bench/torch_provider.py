@@ -1,6 +1,7 @@
 """Print what PyTorch's own functions and layers take on selfattn beside PyTorch's own kernels.
 
-    python bench/torch_provider.py [--threads N] [--repeats N] [--waiting] [--json FILE]
+    python bench/torch_provider.py [--threads N] [--repeats N] [--waiting] [--busy]
+                                     [--json FILE]
 
 Calls of F.scaled_dot_product_attention without gradients, small ones among them, where Python and
 the dispatcher take most of the time; the same with gradients; and whole encoder layers, in eval()
@@ -39,6 +40,7 @@ WAITING = ({}, {"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"})
 def main():
     parser = command.parser(__doc__, repeats=15)
     parser.add_argument("--waiting", action="store_true", help="in each of OpenMP's ways to wait")
+    parser.add_argument("--busy", action="store_true", help="count every round: for ratios alone")
     arguments = command.parse(parser)
     if arguments.waiting:
         for change in WAITING:
@@ -105,7 +107,7 @@ def encoders():
 
 def timed(calls, arguments):
     """The median time of each way, in ms."""
-    loop = machine.fma_loop(arguments.threads)
+    loop = None if arguments.busy else machine.fma_loop(arguments.threads)
     turns = {way: inside(WAYS[way], harness.Burst(call)) for way, call in calls.items()}
     _, outcomes = harness.race(turns, arguments.repeats, loop)
     return {way: command.plain(outcome.seconds * 1e3) for way, outcome in outcomes.items()}

@@ -93,7 +93,8 @@ class Handle:
         given = [array_of("", x) for x in (grad_out, out, lse)]
         inputs = _args.backward_inputs(problem, problem.out_shape, *given)
         gradients = [
-            torch.empty_permuted(x.shape, (0, 2, 1, 3), dtype=x.dtype) for x in (query, key, value)
+            torch.empty_permuted(x.shape, (0, 2, 1, 3), dtype=x.dtype, device="cpu")
+            for x in (query, key, value)
         ]
         if 0 in problem.lse_shape:  # nothing is written then
             return tuple(x.zero_() for x in gradients)
@@ -175,8 +176,8 @@ def _attend_packed(
 def _varlen_forward(query: Tensor, *arguments: Any, **options: Any) -> Any:
     out = torch.empty_like(query)
     lse = _attend_packed(out, query, *arguments, **options)
-    state, offset = torch.zeros(2, dtype=torch.uint64), torch.zeros((), dtype=torch.uint64)
-    return out, lse, state, offset, query.new_empty(0)
+    state, unused = query.new_zeros(2, dtype=torch.uint64), query.new_zeros((), dtype=torch.uint64)
+    return out, lse, state, unused, query.new_empty(0)
 
 
 def _varlen_inplace(out: Tensor, *arguments: Any, **options: Any) -> Tensor:

@@ -80,7 +80,7 @@ def of_call(
         raise TypeError(f"window_size: expected two ints (left, right), got {window_size!r}")
     left, right = (_int("window_size", side) for side in window_size)
     if _is_int(kv_lengths):
-        kv_lengths = torch.full((), kv_lengths, dtype=torch.int64)
+        kv_lengths = torch.full((), kv_lengths, dtype=torch.int64, device="cpu")
     offsets = seeds = None
     if isinstance(query_offset, torch.Tensor):
         query_offset, offsets = 0, query_offset

@@ -228,3 +228,24 @@ def test_an_input_that_was_written_to():
     key.add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         out.sum().backward()
+
+
+def test_another_default_device(dtype):
+    """Tensors that are made on the way are on the CPU, whatever the default is."""
+    arrays, options = problem("dropout", dtype)
+    with torch.device("meta"):
+        check(arrays, options | {"kv_lengths": 4})
+
+
+def test_checkpoints(dtype):
+    """What autograd keeps goes through its hooks: recomputed, it has the same bits."""
+    from torch.utils.checkpoint import checkpoint
+
+    inputs = tensors(*qkv((1, 2, 5, 8), dtype=dtype), requires_grad=True)
+
+    def function(*x):
+        return ours.scaled_dot_product_attention(*x, is_causal=True)
+
+    want = torch.autograd.grad(function(*inputs).sum(), inputs)
+    got = torch.autograd.grad(checkpoint(function, *inputs, use_reentrant=False).sum(), inputs)
+    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))

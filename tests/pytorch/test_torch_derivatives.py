@@ -130,7 +130,6 @@ def test_forward_mode_raises_under_the_compiler():
     )
     with pytest.raises(Exception, match=FORWARD):
         function(query)
-    torch._dynamo.reset()
 
 
 def test_slopes_that_require_grad():

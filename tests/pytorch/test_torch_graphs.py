@@ -5,17 +5,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from selfattn import torch as ours  # noqa: E402
-from support.tensors import normal_tensor  # noqa: E402
+from support.tensors import BACKENDS, normal_tensor  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the compilers about their own
 OPERATORS = torch.ops.selfattn
-
-
-@pytest.fixture(autouse=True)
-def forget_what_was_compiled():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 @pytest.fixture(params=[torch.float32, torch.float64], ids=str)
@@ -184,7 +177,7 @@ def compiled_calls(dtype):
 
 
 @pytest.mark.parametrize("name", compiled_calls(torch.float32))
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_compiled(dtype, name, backend):
     function, inputs = compiled_calls(dtype)[name]
     want = results(function, inputs)
@@ -215,7 +208,12 @@ def test_compiled_with_dynamic_shapes(dtype):
         want = results(function, inputs)
         assert_equal(results(compiled, inputs), want)
     assert len(compilations) == 1
-    assert_equal(results(torch.compile(function, fullgraph=True, dynamic=True), inputs), want)
+    assert_equal(
+        results(
+            torch.compile(function, fullgraph=True, dynamic=True, backend=BACKENDS[-1]), inputs
+        ),
+        want,
+    )
 
 
 def test_a_seed_that_is_drawn_in_compiled_code(dtype):
@@ -225,7 +223,7 @@ def test_a_seed_that_is_drawn_in_compiled_code(dtype):
             query, key, value, dropout_p=0.5, dropout_seed=seed, enable_gqa=True
         )
 
-    compiled = torch.compile(function, fullgraph=True)
+    compiled = torch.compile(function, fullgraph=True, backend=BACKENDS[-1])
     inputs = qkv(dtype)
     torch.manual_seed(3)
     first, second = compiled(*inputs), compiled(*inputs)

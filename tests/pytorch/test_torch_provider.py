@@ -11,10 +11,15 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
 from selfattn import torch as ours  # noqa: E402
-from support.tensors import array, assert_same_bits, tensor, tensors  # noqa: E402
-
-ATTENTION = F.scaled_dot_product_attention  # as code has it that imports the function itself
-LINEAR = F.linear
+from support.tensors import (  # noqa: E402
+    ATTENTION,
+    DOORS,
+    array,
+    assert_same_bits,
+    tensor,
+    tensors,
+    through_the_function,
+)
 
 
 @pytest.fixture
@@ -23,26 +28,7 @@ def provider():
         yield
 
 
-@pytest.fixture(autouse=True)
-def nothing_is_left():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-    assert F.scaled_dot_product_attention is ATTENTION
-    assert F.linear is LINEAR
-    assert torch.nn.attention.current_flash_attention_impl() is None
-    assert torch.backends.mha.get_fastpath_enabled()
-
-
-def through_the_function(*arguments, **options):
-    return F.scaled_dot_product_attention(*arguments, **options)
-
-
-def through_the_dispatcher(*arguments, **options):
-    return ATTENTION(*arguments, **options)
-
-
-both_doors = pytest.mark.parametrize("attend", [through_the_function, through_the_dispatcher])
+both_doors = pytest.mark.parametrize("attend", DOORS)
 
 
 def wanted(grad_out, *arrays, **options):
@@ -187,6 +173,16 @@ def test_dropout_is_seeded_by_torch(dtype):
 
 
 @pytest.mark.usefixtures("provider")
+def test_another_default_device(dtype):
+    inputs = tensors(*qkv((2, 4, 5, 8), dtype=dtype), requires_grad=True)
+    with torch.device("meta"):
+        for attend in DOORS:
+            attend(*inputs).sum().backward()
+        out = F.scaled_dot_product_attention(*inputs, dropout_p=0.5)
+    assert out.device.type == "cpu"
+
+
+@pytest.mark.usefixtures("provider")
 def test_no_draw_without_dropout():
     inputs = tensors(*qkv((1, 2, 3, 4)))
     before = torch.get_rng_state()
@@ -259,280 +255,3 @@ def test_gradients_of_half_precision_stay_torchs():
     want = gradients()
     with ours.enabled():
         assert all(torch.equal(x, y) for x, y in zip(gradients(), want, strict=True))
-
-
-# ------------------------------------------------------------------ on and off
-
-
-def bits():
-    """What the two functions give, to be told apart from selfattn's own."""
-    generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(2, 4, 65, 64, generator=generator) for _ in range(3))
-    attended = F.scaled_dot_product_attention(query, key, value)
-    projected = F.linear(query, key[0, 0])
-    mine = ours.scaled_dot_product_attention(query, key, value), ours.linear(query, key[0, 0])
-    return torch.equal(attended, mine[0]), torch.equal(projected, mine[1]), attended, projected
-
-
-@pytest.fixture
-def before():
-    """torch's own bits, which must be others, or the tests below could not fail."""
-    is_ours, is_ours_too, *results = bits()
-    assert not is_ours
-    assert not is_ours_too
-    return results
-
-
-def assert_torchs(before):
-    *_, attended, projected = bits()
-    assert torch.equal(attended, before[0])
-    assert torch.equal(projected, before[1])
-
-
-def test_restored(before):
-    with ours.enabled():
-        assert bits()[:2] == (True, False)
-    assert_torchs(before)
-    with ours.enabled(linear=True):
-        assert bits()[:2] == (True, True)
-    assert_torchs(before)
-    with pytest.raises(NotImplementedError):
-        torch.ops.aten._flash_attention_forward(
-            *[torch.randn(3, 1, 8)] * 3, *[torch.tensor([0, 3])] * 2, 3, 3, 0.0, False, False
-        )
-
-
-def test_restored_after_an_exception(before):
-    with pytest.raises(ZeroDivisionError), ours.enabled(linear=True):
-        raise ZeroDivisionError
-    assert_torchs(before)
-
-
-def test_nested(before):
-    with ours.enabled():
-        with ours.enabled(linear=True):
-            assert bits()[:2] == (True, True)
-            with ours.enabled():
-                assert bits()[:2] == (True, True)
-        assert bits()[:2] == (True, False)
-    assert_torchs(before)
-
-
-def test_activated(before):
-    ours.activate()
-    try:
-        assert bits()[:2] == (True, False)
-        ours.activate(linear=True)
-        assert bits()[:2] == (True, True)
-        with ours.enabled():
-            assert bits()[:2] == (True, True)
-        assert bits()[:2] == (True, True)
-        ours.activate()
-        assert bits()[:2] == (True, False)
-    finally:
-        ours.restore()
-    assert_torchs(before)
-    ours.restore()
-    assert_torchs(before)
-
-
-def test_restore_inside_a_block(before):
-    with ours.enabled():
-        ours.activate(linear=True)
-        ours.restore()
-        assert bits()[:2] == (True, False)
-    assert_torchs(before)
-
-
-def test_two_threads(before):
-    """Blocks that overlap and are left in the order of entering: on until the last is left."""
-    import threading
-
-    entered, leave = threading.Event(), threading.Event()
-    seen = []
-
-    def other():
-        with ours.enabled(linear=True):
-            entered.set()
-            assert leave.wait(60)
-        seen.append(bits()[:2])
-
-    thread = threading.Thread(target=other)
-    with ours.enabled():
-        thread.start()
-        assert entered.wait(60)
-        assert bits()[:2] == (True, True)
-        leave.set()
-        thread.join()
-        assert seen == [(True, False)]
-        assert bits()[:2] == (True, False)
-    assert_torchs(before)
-
-
-def test_many_threads_come_and_go(before):
-    from concurrent.futures import ThreadPoolExecutor
-
-    def work(i):
-        with ours.enabled(linear=i % 2 == 0):
-            return bits()[0]
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(work, range(40)))
-    assert_torchs(before)
-
-
-def test_a_function_that_somebody_kept(before):
-    with ours.enabled(linear=True):
-        kept, kept_linear = F.scaled_dot_product_attention, F.linear
-    query, key, value = (torch.randn(2, 4, 65, 64) for _ in range(3))
-    assert torch.equal(kept(query, key, value), ATTENTION(query, key, value))
-    assert torch.equal(kept_linear(query, key[0, 0]), LINEAR(query, key[0, 0]))
-
-
-def test_beside_another_patch(before, monkeypatch):
-    """Somebody else's patch, made before, is called for what is not ours, and is there after."""
-    seen = []
-
-    def theirs(*arguments, **options):
-        seen.append(arguments)
-        return ATTENTION(*arguments, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(F, "scaled_dot_product_attention", theirs)
-        with ours.enabled():
-            half = torch.randn(1, 1, 2, 8, dtype=torch.float16)
-            F.scaled_dot_product_attention(*[half[0].to("meta")] * 3)
-            assert len(seen) == 1
-        assert F.scaled_dot_product_attention is theirs
-
-
-def test_an_error_while_switching_on(before, monkeypatch):
-    def failing():
-        raise MemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ours.provider.dispatched, "Handle", failing)
-        with pytest.raises(MemoryError), ours.enabled(linear=True):
-            pass
-        with pytest.raises(MemoryError):
-            ours.activate()
-    assert_torchs(before)
-    with ours.enabled():
-        assert bits()[:2] == (True, False)
-    assert_torchs(before)
-
-
-def test_by_torchs_own_registry(before):
-    """`register` and torch's own `activate_flash_attention_impl` take the dispatcher's door."""
-    ours.register()
-    torch.nn.attention.activate_flash_attention_impl("selfattn")
-    try:
-        assert torch.nn.attention.current_flash_attention_impl() == "selfattn"
-        assert F.scaled_dot_product_attention is ATTENTION
-        assert bits()[:2] == (True, False)
-    finally:
-        torch.nn.attention.restore_flash_attention_impl()
-    assert_torchs(before)
-
-
-def test_another_implementation_that_was_active(before):
-    """It is active again afterwards."""
-    made = []
-
-    class Handle:
-        def remove(self):
-            made.append("removed")
-
-    torch.nn.attention.register_flash_attention_impl(
-        "another", register_fn=lambda: made.append("made") or Handle()
-    )
-    torch.nn.attention.activate_flash_attention_impl("another")
-    try:
-        with ours.enabled():
-            assert torch.nn.attention.current_flash_attention_impl() == "selfattn"
-        assert torch.nn.attention.current_flash_attention_impl() == "another"
-        assert made == ["made", "removed", "made"]
-    finally:
-        torch.nn.attention.restore_flash_attention_impl()
-        from torch.nn.attention import _registry
-
-        del _registry._FLASH_ATTENTION_IMPLS["another"]
-
-
-# ------------------------------------------------------------------ compiled
-
-
-def results(function, inputs):
-    leaves = [x.detach().clone().requires_grad_() for x in inputs]
-    out = function(*leaves)
-    return [out.detach(), *torch.autograd.grad((out * out).sum(), leaves)]
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
-@pytest.mark.parametrize("is_causal", [False, True])
-@both_doors
-def test_compiled(dtype, attend, backend, is_causal):
-    """Compiled inside a block: selfattn's bits there, torch's after it."""
-
-    def function(query, key, value):
-        return attend(query * 2, key, value, is_causal=is_causal)
-
-    inputs = tensors(*qkv((2, 4, 33, 64), seqlen_k=65, dtype=dtype))
-    torchs = results(function, inputs)
-    compiled = torch.compile(function, fullgraph=True, backend=backend)
-    with ours.enabled():
-        want = results(function, inputs)
-        assert not torch.equal(want[0], torchs[0])
-        got = results(compiled, inputs)
-        assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
-    after = results(compiled, inputs)
-    assert all(torch.equal(x, y) for x, y in zip(after, torchs, strict=True))
-    with ours.enabled():
-        again = results(compiled, inputs)
-        assert all(torch.equal(x, y) for x, y in zip(again, want, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_with_what_only_the_function_takes(dtype):
-    query, key, value = tensors(*qkv((2, 4, 5, 8), seqlen_k=7, dtype=dtype))
-    bias = torch.randn(4, 1, 7, dtype=query.dtype)
-
-    def function(query, key, value, bias):
-        return F.scaled_dot_product_attention(query, key, value[..., :3], bias)
-
-    with ours.enabled():
-        want = results(function, (query, key, value, bias))
-        got = results(torch.compile(function, fullgraph=True), (query, key, value, bias))
-    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_linear(dtype):
-    shapes = ((3, 64), (5, 64), (5,))
-    x, weight, bias = tensors(*(normal(*shape, dtype=dtype) for shape in shapes))
-
-    def function(x, weight, bias):
-        return F.linear(x, weight, bias)
-
-    compiled = torch.compile(function, fullgraph=True)
-    with ours.enabled(linear=True):
-        want = results(function, (x, weight, bias))
-        got = results(compiled, (x, weight, bias))
-    assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_compiled_dropout():
-    inputs = tensors(*qkv((2, 4, 5, 8)))
-
-    def function(query, key, value):
-        return F.scaled_dot_product_attention(query, key, value, dropout_p=0.5)
-
-    compiled = torch.compile(function, fullgraph=True)
-    with ours.enabled():
-        torch.manual_seed(1)
-        first, second = compiled(*inputs), compiled(*inputs)
-        torch.manual_seed(1)
-        assert torch.equal(compiled(*inputs), first)
-        assert not torch.equal(first, second)

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 varlen = pytest.importorskip("torch.nn.attention.varlen")
 
 from selfattn import torch as ours  # noqa: E402
-from support.tensors import assert_same_bits, tensor  # noqa: E402
+from support.tensors import BACKENDS, assert_same_bits, tensor  # noqa: E402
 
 LENGTHS_Q, LENGTHS_K = [3, 1, 0, 20, 5], [4, 9, 2, 20, 3]
 STARTS_Q, STARTS_K = (np.concatenate(([0], np.cumsum(n))) for n in (LENGTHS_Q, LENGTHS_K))
@@ -21,7 +21,6 @@ CU_Q, CU_K = (torch.tensor(x, dtype=torch.int32) for x in (STARTS_Q, STARTS_K))
 def provider():
     with ours.enabled():
         yield
-    torch._dynamo.reset()
 
 
 def packed(dtype, heads_kv=2, more=0):
@@ -130,7 +129,7 @@ def test_into_a_given_tensor(dtype):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_compiled(dtype, backend):
     def results(function):
         inputs = packed(dtype)

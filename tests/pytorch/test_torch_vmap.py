@@ -190,7 +190,5 @@ def test_packed():
 def test_in_compiled_code():
     inputs = inputs_of((0, None, None), *RANKS["heads"])
     mapped = torch.func.vmap(attend, (0, None, None))
-    torch._dynamo.reset()
     got = torch.compile(mapped, fullgraph=True, backend="aot_eager")(*inputs)
-    torch._dynamo.reset()
     assert np.array_equal(got.numpy(), mapped(*inputs).numpy())

@@ -3,11 +3,30 @@
 Tests that import this skip first where PyTorch is missing.
 """
 
+import shutil
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from support.arrays import same_bits
 from support.gradients import wanted_grads
+
+# As code has it that imports the function itself, and so does not meet what replaces it.
+ATTENTION, LINEAR = F.scaled_dot_product_attention, F.linear
+
+
+def through_the_function(*arguments, **options):
+    return F.scaled_dot_product_attention(*arguments, **options)
+
+
+def through_the_dispatcher(*arguments, **options):
+    return ATTENTION(*arguments, **options)
+
+
+# Of torch.compile, the most thorough last; inductor needs a compiler of C++.
+BACKENDS = ["eager", "aot_eager"] + ["inductor"] * bool(shutil.which("g++"))
+DOORS = [through_the_function, through_the_dispatcher]
 
 
 def tensor(x, requires_grad=False):
