@@ -17,6 +17,11 @@ from .. import _args
 DTYPES = (torch.float32, torch.float64)
 
 
+def lse_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the log-sum-exp of queries of `dtype`."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def array_of(name: str, x: torch.Tensor) -> np.ndarray:
     """The memory of a tensor on the CPU, as an array with the tensor's strides.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import _args, _core, attention, backward, varlen
 from .._threads import get_num_threads
 from . import options, shapes
-from .arrays import DTYPES, array_of, new_gradient, new_result, tensor_of
+from .arrays import DTYPES, array_of, lse_dtype, new_gradient, new_result, tensor_of
 from .masks import bools_of
 
 Tensors = tuple[Tensor, ...]
@@ -118,7 +118,8 @@ def fake_attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: An
     shapes.check("key", key.shape[-1], query.shape[-1], "query's head_dim")
     shapes.check("value", value.shape[-2], key.shape[-2], "key's number of rows")
     shape = shapes.attention(query, key, value)
-    return new_result(query, shape), query.new_empty(shape[:-1])
+    lse = query.new_empty(shape[:-1], dtype=lse_dtype(query.dtype))
+    return new_result(query, shape), lse
 
 
 def attention_backward(
@@ -171,7 +172,7 @@ def fake_varlen_forward(
     shapes.check("key", key.shape[-1], query.shape[-1], "query's head_dim")
     total, heads, head_dim_v = shapes.varlen(query, key, value)
     out = new_result(query, (total, heads, head_dim_v))
-    return out, query.new_empty((heads, total))
+    return out, query.new_empty((heads, total), dtype=lse_dtype(query.dtype))
 
 
 def varlen_backward(
