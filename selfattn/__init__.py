@@ -33,8 +33,7 @@ from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
 if TYPE_CHECKING:
-    from . import nn as nn
-    from . import torch as torch
+    from . import nn as nn  # and not torch: checkers would read all of PyTorch for every user
 
 __all__ = [
     "AttentionGradients",
