@@ -129,8 +129,8 @@ def varlen_attention(
     Parameters
     ----------
     query : array, shape (total_q, Hq, E)
-        One of `scaled_dot_product_attention`'s dtypes: the queries of all sequences, one sequence
-        after the other.
+        Of one of `scaled_dot_product_attention`'s dtypes: the queries of all sequences, one
+        sequence after the other.
     key : array, shape (total_k, Hkv, E)
     value : array, shape (total_k, Hkv, Ev)
     cu_seqlens_q, cu_seqlens_k : int array, shape (B + 1,)

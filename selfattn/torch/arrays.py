@@ -2,19 +2,24 @@
 
 `array_of` and `tensor_of` are the only places that know how a dtype of PyTorch lies in NumPy: a
 dtype that the kernels compute in is added to DTYPES and, where NumPy itself lacks it, to these two.
+bfloat16 is such a one: PyTorch's is read as integers of 16 bits, and these as ml_dtypes' bfloat16,
+which is imported when the first tensor of it comes.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from .. import _args
+from .._args.arrays import is_bfloat16
 
 # What the kernels compute in. The provider leaves all else to PyTorch's own functions.
-DTYPES = (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 def lse_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -29,6 +34,8 @@ def array_of(name: str, x: torch.Tensor) -> np.ndarray:
     """
     if x.requires_grad:
         x = x.detach()
+    if x.dtype is torch.bfloat16:
+        return _bfloat16_array(name, x)
     try:
         array: np.ndarray = x.numpy()
     except (TypeError, RuntimeError):
@@ -47,8 +54,35 @@ def _other_array(name: str, x: torch.Tensor) -> np.ndarray:
     return _args.array(name, x)
 
 
+def _bfloat16_array(name: str, x: torch.Tensor) -> np.ndarray:
+    dtype = _bfloat16()
+    if dtype is None:
+        raise TypeError(
+            f"{name}: expected ml_dtypes to be installed (pip install 'selfattn[torch]'), whose "
+            "bfloat16 is NumPy's, got a tensor of bfloat16"
+        )
+    try:
+        if not x.is_neg():
+            return x.view(torch.uint16).numpy().view(dtype)
+    except (TypeError, RuntimeError):  # of another device or layout
+        pass
+    return _other_array(name, x)
+
+
+@functools.cache
+def _bfloat16() -> np.dtype | None:
+    """NumPy's dtype of bfloat16; None where ml_dtypes is not installed."""
+    try:
+        dtype: np.dtype = np.dtype(importlib.import_module("ml_dtypes").bfloat16)
+    except ModuleNotFoundError:
+        return None
+    return dtype
+
+
 def tensor_of(array: np.ndarray) -> torch.Tensor:
     """A tensor of the memory of a writeable array."""
+    if is_bfloat16(array.dtype):
+        return torch.from_numpy(array.view(np.uint16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 

@@ -48,7 +48,7 @@ def scaled_dot_product_attention(
     Parameters
     ----------
     query, key, value : tensor, shapes (..., Hq, L, E), (..., Hkv, S, E), (..., Hkv, S, Ev)
-        float32 or float64, on the CPU.
+        float32, float64, float16 or bfloat16, on the CPU.
     attn_mask : tensor that broadcasts to (..., Hq, L, S), optional
         Of bools or floats. One of floats may require grad, broadcast or not.
     sinks : tensor, shape (Hq,), optional
@@ -61,7 +61,7 @@ def scaled_dot_product_attention(
     out : tensor, shape (..., Hq, L, Ev)
         Of query's dtype; its axes lie in memory in the order of query's.
     lse : tensor, shape (..., Hq, L)
-        Only with `return_lse`. It is marked as not differentiable.
+        Only with `return_lse`; of float32 for half types. It is marked as not differentiable.
 
     Raises
     ------
@@ -69,7 +69,7 @@ def scaled_dot_product_attention(
         As the NumPy function; TypeError for a tensor that is not on the CPU.
     NotImplementedError
         For forward-mode derivatives, for second derivatives, and where `alibi_slopes` requires
-        grad: none of these is ever silently 0. For half precision.
+        grad: none of these is ever silently 0.
 
     Notes
     -----
@@ -190,7 +190,7 @@ def linear(
     Parameters
     ----------
     x : tensor, shape (..., n_in)
-        float32 or float64, on the CPU. Any strides.
+        float32, float64, float16 or bfloat16, on the CPU. Any strides.
     weight : tensor, shape (n_out, n_in)
     bias : tensor, shape (n_out,), optional
 

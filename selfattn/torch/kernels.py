@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from .. import _args, _core, attention, backward, varlen
@@ -17,10 +19,18 @@ from .arrays import DTYPES, array_of, lse_dtype, new_gradient, new_result, tenso
 from .masks import bools_of
 
 Tensors = tuple[Tensor, ...]
+Operands = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _arrays(**tensors: Tensor) -> Any:
     return [array_of(name, x) for name, x in tensors.items()]
+
+
+def _arrays_at_once(query: Tensor, key: Tensor, value: Tensor) -> Operands:
+    """The same in less time. TypeError or RuntimeError for what is no plain memory of numbers."""
+    if query.dtype is torch.bfloat16:
+        return array_of("query", query), array_of("key", key), array_of("value", value)
+    return query.numpy(), key.numpy(), value.numpy()
 
 
 def _gradients(found: Any, query: Tensor) -> Tensors:
@@ -67,15 +77,15 @@ def attend_as_torch(
     """
     mask = keywords.get("attn_mask")
     try:
-        arrays = query.numpy(), key.numpy(), value.numpy()
+        arrays = _arrays_at_once(query, key, value)
         if mask is not None:
-            mask = keywords["attn_mask"] = bools_of(mask.numpy())
+            mask = keywords["attn_mask"] = bools_of(array_of("attn_mask", mask))
     except (TypeError, RuntimeError):
         return None
     dtype = arrays[0].dtype
     if query.dtype not in DTYPES or dtype != arrays[1].dtype or dtype != arrays[2].dtype:
         return None
-    if mask is not None and mask.dtype != dtype and mask.dtype != bool:
+    if mask is not None and mask.dtype != dtype and mask.dtype != bool and mask.dtype != np.float32:
         return None
     return _attend(query, arrays, keywords, get_num_threads())
 
@@ -95,11 +105,13 @@ def attend_at_once(
     try:
         if not query.is_contiguous():
             return None
-        arrays = query.numpy(), key.numpy(), value.numpy()
+        arrays = _arrays_at_once(query, key, value)
     except (TypeError, RuntimeError):  # of another device or layout, of a dtype that NumPy lacks
         return None
     out = _core.fast_path(*arrays, None, values, _USUAL, None, get_num_threads)
-    return None if out is None else tensor_of(out)
+    if out is None:
+        return None
+    return torch.from_numpy(out) if query.dtype is not torch.bfloat16 else tensor_of(out)
 
 
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Tensors:

@@ -105,7 +105,7 @@ def scaled_dot_product_attention(
             not is_causal
             and (type(attn_mask) is Tensor or type(attn_mask) is torch.nn.Parameter)
             and attn_mask.is_cpu
-            and (attn_mask.dtype == torch.bool or attn_mask.dtype == query.dtype)
+            and (attn_mask.dtype in (torch.bool, torch.float32, query.dtype))
         )
     if not is_ours:
         return torch_attention(

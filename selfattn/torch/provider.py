@@ -96,9 +96,10 @@ def restore() -> None:
 def enabled(linear: bool = False) -> Iterator[None]:
     """Run PyTorch's attention on selfattn inside a `with` block.
 
-    Every `torch.nn.functional.scaled_dot_product_attention` of float32 or float64 tensors on the
-    CPU, forward and backward, and `torch.nn.attention.varlen.varlen_attn`, which has no kernel on
-    the CPU otherwise. What selfattn does not compute stays PyTorch's.
+    Every `torch.nn.functional.scaled_dot_product_attention` of float32, float64, float16 or
+    bfloat16 tensors on the CPU, forward and backward, and
+    `torch.nn.attention.varlen.varlen_attn`, which has no kernel on the CPU otherwise. What
+    selfattn does not compute stays PyTorch's.
 
     The choice is the whole process's, not this thread's: while any thread is in such a block, all
     are. Blocks may be nested and may overlap; PyTorch's own functions are back when the last one is

@@ -1,6 +1,16 @@
-"""What tests of `selfattn.torch` must leave as it was: PyTorch's own functions and settings."""
+"""The dtypes that tests of `selfattn.torch` run in, and what they must leave as it was: PyTorch's
+own functions and settings."""
 
+import numpy as np
 import pytest
+
+
+@pytest.fixture(params=["float32", "float64", "float16", "bfloat16"])
+def dtype(request):
+    """NumPy's, and ml_dtypes'; elsewhere half types have tests of their own."""
+    if request.param == "bfloat16":
+        return pytest.importorskip("ml_dtypes").bfloat16
+    return getattr(np, request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from support import subprocesses
+
 torch = pytest.importorskip("torch")
 
 from selfattn import torch as ours  # noqa: E402
@@ -67,8 +69,12 @@ def test_operands(requires_grad):
         ((x, X[:, :2], X[:, :2]), ValueError, "key: expected 4 heads"),
         ((x, X[:, :, 0, 0], X), ValueError, "key: expected head_dim|value: expected"),
         ((x[0, 0, 0], X, X), ValueError, "query: expected 2 or more axes"),
-        ((x.long(), X.long(), X.long()), TypeError, "query: expected float32 or float64"),
-        ((x.to(torch.complex64), X, X), TypeError, "query: expected float32 or float64"),
+        (
+            (x.long(), X.long(), X.long()),
+            TypeError,
+            "query: expected float16, bfloat16, float32 or",
+        ),
+        ((x.to(torch.complex64), X, X), TypeError, "query: expected float16, bfloat16, float32 or"),
         ((x.to_sparse(), X, X), TypeError, "query: expected a dense tensor, got one of torch.spa"),
         ((torch.randn(3, 4, 5, 8), X, X), ValueError, "key: expected leading axes that broadcast"),
     ):
@@ -89,20 +95,44 @@ def test_options_on_other_devices():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype):
-    """The library's own refusal, or its results: whatever the NumPy API does with such arrays."""
-    x = X.to(dtype)
-    if dtype in ours.arrays.DTYPES:
-        pytest.skip("it is built")
+def test_half_precision_beside_another(dtype):
+    """A dtype is never converted on the way."""
     name = str(dtype).removeprefix("torch.")
-    for call in (
-        lambda: FUNCTION(x, x, x),
-        lambda: FUNCTION(x.clone().requires_grad_(), x, x),
-        lambda: ours.linear(x, x[0, 0]),
-        lambda: ours.varlen_attention(*[x[0].transpose(0, 1)] * 3, STARTS, STARTS),
+    half = X.to(dtype)
+    for operands, message in (
+        ((half, X, half), f"key: expected {name}, query's dtype, got float32"),
+        ((X, X, half), f"value: expected float32, query's dtype, got {name}"),
     ):
-        with pytest.raises((TypeError, NotImplementedError), match=rf"^\w+: .*{name}"):
-            call()
+        for operand in (operands[0], operands[0].clone().requires_grad_()):
+            with pytest.raises(TypeError, match=f"^{message}"):
+                FUNCTION(operand, *operands[1:])
+    with pytest.raises(TypeError, match=f"^weight: expected {name}, x's dtype, got float32"):
+        ours.linear(half, X[0, 0])
+
+
+def test_bfloat16_without_ml_dtypes():
+    """It is imported when the first tensor of it comes; its absence is told by name."""
+    code = """
+import sys, torch, selfattn.torch
+assert "ml_dtypes" not in sys.modules
+sys.modules["ml_dtypes"] = None
+x = torch.ones(1, 2, 3, 4)
+for dtype in (torch.float32, torch.float16):
+    selfattn.torch.scaled_dot_product_attention(*[x.to(dtype)] * 3)
+x = x.bfloat16()
+for y in (x, x.clone().requires_grad_()):
+    try:
+        selfattn.torch.scaled_dot_product_attention(y, x, x)
+    except TypeError as error:
+        print(error)
+try:
+    selfattn.torch.linear(x, x[0, 0])
+except TypeError as error:
+    print(error)
+"""
+    lines = subprocesses.run(code).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["query", "query", "x"]
+    assert all("expected ml_dtypes to be installed" in line for line in lines)
 
 
 def test_packed_sequences():
@@ -140,4 +170,8 @@ def test_a_negative_bit_is_resolved():
     """The imaginary part of a conjugate is a view whose memory holds the opposite numbers."""
     x = torch.view_as_complex(torch.randn(2, 3, 4, 2)).conj().imag
     assert x.is_neg()
-    assert torch.equal(FUNCTION(x, x, x), FUNCTION(*[x.clone().resolve_neg()] * 3))
+    for dtype in (x.dtype, torch.bfloat16):
+        y = torch._neg_view(-x.resolve_neg().to(dtype))
+        assert y.is_neg()
+        assert torch.equal(FUNCTION(y, y, y), FUNCTION(*[y.resolve_neg()] * 3))
+    assert torch.equal(FUNCTION(x, x, x), FUNCTION(*[x.resolve_neg()] * 3))

@@ -9,9 +9,10 @@ from support.tensors import BACKENDS, normal_tensor  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the compilers about their own
 OPERATORS = torch.ops.selfattn
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
+@pytest.fixture(params=DTYPES, ids=str)
 def dtype(request):
     return request.param
 

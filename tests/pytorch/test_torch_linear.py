@@ -65,7 +65,7 @@ def test_rows_alone_have_the_bits_of_the_batch(dtype):
 def test_of_torchs_own_function(dtype):
     inputs = [normal(7, 64, dtype=dtype), normal(9, 64, dtype=dtype, seed=1)]
     inputs.append(normal(9, dtype=dtype, seed=2))
-    near = 200 * np.finfo(dtype).eps
+    near = 200 * torch.finfo(tensor(inputs[0]).dtype).eps
     results = []
     for function in (ours.linear, torch.nn.functional.linear):
         leaves = tensors(*inputs, requires_grad=True)

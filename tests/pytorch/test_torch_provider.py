@@ -12,7 +12,6 @@ import torch.nn.functional as F  # noqa: E402
 
 from selfattn import torch as ours  # noqa: E402
 from support.tensors import (  # noqa: E402
-    ATTENTION,
     DOORS,
     array,
     assert_same_bits,
@@ -87,9 +86,10 @@ def test_floats_that_stand_for_bools(dtype, attend):
     keep = normal(2, 1, 5, 7) > -1
     floats = np.where(keep, dtype(0), dtype(-np.inf))
     grad_out = normal(2, 4, 5, HEAD_DIM, dtype=dtype)
-    assert wanted(grad_out, *arrays, attn_mask=floats)[0].tobytes() != (
-        wanted(grad_out, *arrays, attn_mask=keep)[0].tobytes()
-    )
+    if np.dtype(dtype).itemsize > 2:  # what differs is lost where a half type rounds
+        assert wanted(grad_out, *arrays, attn_mask=floats)[0].tobytes() != (
+            wanted(grad_out, *arrays, attn_mask=keep)[0].tobytes()
+        )
     for mask, says in ((floats, {"attn_mask": keep}), (np.zeros_like(floats), {})):
         out, gradients = wanted(grad_out, *arrays, **says)
         leaves = tensors(*arrays, requires_grad=True)
@@ -191,20 +191,43 @@ def test_no_draw_without_dropout():
 
 
 @both_doors
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast(attend, dtype):
+    """PyTorch casts float32 to the half type, and selfattn's function of it has the result."""
+    inputs = tensors(*qkv((2, 4, 5, 16), seqlen_k=7), requires_grad=True)
+    halves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+    want = ours.scaled_dot_product_attention(*halves, is_causal=True)
+    grad_out = torch.randn(want.shape).to(dtype)
+    with ours.enabled():
+        with torch.autocast("cpu", dtype):
+            got = attend(*inputs, is_causal=True)
+        assert got.dtype == dtype
+        assert torch.equal(got, want)
+        got.backward(grad_out)
+    want.backward(grad_out)
+    for x, y in zip(inputs, halves, strict=True):
+        assert torch.equal(x.grad, y.grad.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_mask_of_float32_beside_half_types(dtype):
+    inputs = [x.to(dtype) for x in tensors(*qkv((2, 4, 5, 16), seqlen_k=7))]
+    mask = tensor(normal(4, 5, 7))
+    want = ours.scaled_dot_product_attention(*inputs, mask)
+    with ours.enabled():
+        assert torch.equal(F.scaled_dot_product_attention(*inputs, mask), want)
+        leaves = [x.requires_grad_() for x in (*inputs, mask)]
+        out = F.scaled_dot_product_attention(*leaves)
+        assert torch.equal(out, want)
+        out.sum().backward()
+    assert [x.grad.dtype for x in leaves] == [*[dtype] * 3, torch.float32]
+
+
+@both_doors
 def test_what_stays_torchs(attend):
-    """Half precision, autocast, errors: the same results and exceptions as without it."""
+    """Errors and devices: the same results and exceptions as without it."""
     query, key, value = (torch.randn(2, 4, 5, 16) for _ in range(3))
     mask = torch.ones(5, 5, dtype=torch.bool)
-    calls = []
-    if torch.float16 not in ours.arrays.DTYPES:
-        calls = [
-            lambda: attend(query.half(), key.half(), value.half()),
-            lambda: attend(query.bfloat16(), key.bfloat16(), value.bfloat16(), is_causal=True),
-        ]
-
-    def cast():
-        with torch.autocast("cpu", torch.bfloat16):
-            return attend(query, key, value)
 
     def result(call):
         try:
@@ -212,23 +235,20 @@ def test_what_stays_torchs(attend):
         except RuntimeError as error:
             return str(error)
 
-    calls += [
-        cast,
+    for call in (
         lambda: attend(query, key.double(), value),
+        lambda: attend(query.half(), key.bfloat16(), value.half()),
         lambda: attend(query.to("meta"), key.to("meta"), value.to("meta")),
         lambda: attend(query, key, value, mask.to(torch.int64)),
-    ]
-    for call in calls:
+    ):
         want = result(call)
         with ours.enabled():
             got = result(call)
         if isinstance(want, str):
             assert got == want
-        elif want.device.type == "meta":
-            assert got.shape == want.shape
         else:
-            assert got.dtype == want.dtype
-            assert torch.equal(got, want)
+            assert want.device.type == "meta"
+            assert got.shape == want.shape
 
 
 @both_doors
@@ -243,15 +263,3 @@ def test_a_mask_and_causal(dtype, attend):
             attend(query[0], key[0], value[0], mask, is_causal=True)
     near = 100 * torch.finfo(query.dtype).eps
     torch.testing.assert_close(got, want, rtol=near, atol=near)
-
-
-@pytest.mark.skipif(torch.bfloat16 in ours.arrays.DTYPES, reason="half precision is built")
-def test_gradients_of_half_precision_stay_torchs():
-    inputs = [torch.randn(1, 2, 5, 8).bfloat16().requires_grad_() for _ in range(3)]
-
-    def gradients():
-        return torch.autograd.grad(ATTENTION(*inputs, is_causal=True).sum(), inputs)
-
-    want = gradients()
-    with ours.enabled():
-        assert all(torch.equal(x, y) for x, y in zip(gradients(), want, strict=True))

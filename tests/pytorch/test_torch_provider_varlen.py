@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 varlen = pytest.importorskip("torch.nn.attention.varlen")
 
 from selfattn import torch as ours  # noqa: E402
-from support.tensors import BACKENDS, assert_same_bits, tensor  # noqa: E402
+from support.tensors import BACKENDS, array, assert_same_bits, tensor  # noqa: E402
 
 LENGTHS_Q, LENGTHS_K = [3, 1, 0, 20, 5], [4, 9, 2, 20, 3]
 STARTS_Q, STARTS_K = (np.concatenate(([0], np.cumsum(n))) for n in (LENGTHS_Q, LENGTHS_K))
@@ -100,7 +100,7 @@ def test_used_keys(dtype, window):
 def test_lse(dtype):
     inputs = [x.detach() for x in packed(dtype)]
     out, lse = attend(*inputs, return_aux=varlen.AuxRequest(lse=True))
-    arrays = [x.numpy() for x in inputs]
+    arrays = [array(x) for x in inputs]
     want = selfattn.varlen_attention(*arrays, STARTS_Q, STARTS_K, enable_gqa=True, return_lse=True)
     assert_same_bits((out, lse), want)
 

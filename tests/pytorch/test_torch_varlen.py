@@ -11,7 +11,7 @@ from support.packed import LENGTHS, OPTIONS, Packed
 torch = pytest.importorskip("torch")
 
 from selfattn import torch as ours  # noqa: E402
-from support.tensors import assert_same_bits, of_options, tensor, tensors  # noqa: E402
+from support.tensors import array, assert_same_bits, of_options, tensor, tensors  # noqa: E402
 
 
 def check(packed, options):
@@ -74,7 +74,7 @@ def test_a_packed_product_is_read_in_place(dtype):
     starts = torch.tensor([0, 4, 10])
     out = ours.varlen_attention(*product.unbind(1), starts, starts)
     out.sum().backward()
-    arrays = [np.ascontiguousarray(x) for x in product.detach().unbind(1)]
+    arrays = [np.ascontiguousarray(array(x)) for x in product.unbind(1)]
     cu = starts.numpy()
     want = selfattn.varlen_attention(*arrays, cu, cu, return_lse=True)
     assert_same_bits(out, want[0])

@@ -77,7 +77,9 @@ RANKS = {
 @pytest.mark.parametrize(
     "in_dims", [(0, 0, 0), (0, None, None), (None, 0, None), (None, None, 0), (1, 0, -1)], ids=str
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
 def test_attention(shapes, in_dims, dtype):
     check(attend, in_dims, *inputs_of(in_dims, *shapes, dtype=dtype))
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from selfattn.torch.arrays import array_of, tensor_of
 from support.arrays import same_bits
 from support.gradients import wanted_grads
 
@@ -35,7 +36,7 @@ def tensor(x, requires_grad=False):
         return tuple(map(tensor, x))
     if not isinstance(x, np.ndarray):
         return x
-    return torch.from_numpy(np.copy(x, order="K")).requires_grad_(requires_grad)
+    return tensor_of(np.copy(x, order="K")).requires_grad_(requires_grad)
 
 
 def tensors(*arrays, requires_grad=False):
@@ -53,7 +54,7 @@ def of_options(options, requires_grad=False):
 
 
 def array(x):
-    return x.detach().numpy()
+    return array_of("", x)
 
 
 def assert_same_bits(got, want, context=""):
