@@ -57,7 +57,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-_LAZY = ("nn", "torch")
+_LAZY = ("flash_attn", "nn", "torch")
 
 
 def __getattr__(name: str) -> Any:
