@@ -77,6 +77,5 @@ def unpad_input(
 
 def pad_input(hidden_states: Tensor, indices: Tensor, batch: int, seqlen: int) -> Tensor:
     """The inverse of `unpad_input`: (batch, seqlen, …) with 0 where nothing was kept."""
-    return index_put_first_axis(hidden_states, indices, batch * seqlen).unflatten(
-        0, (batch, seqlen)
-    )
+    rows = index_put_first_axis(hidden_states, indices, batch * seqlen)
+    return rows.reshape(batch, seqlen, *rows.shape[1:])
