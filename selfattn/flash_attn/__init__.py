@@ -13,6 +13,7 @@ The signatures are those of flash-attn 2.8 (Dao, 2023, arXiv:2307.08691; T. Dao'
 needed, and no code of it is here). docs/flash_attn.md is the page. PyTorch is imported with it.
 """
 
+from .. import torch as _torch  # noqa: F401  (it says what is missing where PyTorch is)
 from .dense import flash_attn_func, flash_attn_kvpacked_func, flash_attn_qkvpacked_func
 from .kvcache import flash_attn_with_kvcache
 from .modules import install, installed, uninstall

@@ -95,7 +95,8 @@ def _factor(operands, options):
     u = torch.finfo(operands[0].dtype).eps / 2
     scale = options.get("softmax_scale") or q.shape[-1] ** -0.5
     k = k.repeat_interleave(q.shape[2] // k.shape[2], 2)
-    size = abs(scale) * float(torch.einsum("bihd,bjhd->bhij", q, k).max()) if k.numel() else 0.0
+    scores = torch.einsum("bihd,bjhd->bhij", q, k)
+    size = abs(scale) * float(scores.max()) if scores.numel() else 0.0
     rounded = 0.0
     slopes = options.get("alibi_slopes")
     if options.get("softcap", 0) > 0 or slopes is not None:
