@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._args.numbers import integer
 from ..torch import scaled_dot_product_attention
 from . import arguments, rotary
 
@@ -138,6 +139,8 @@ def _check(
     _check_ints("cache_leftpad", leftpad, batch)
     if isinstance(lengths, Tensor):
         _check_ints("cache_seqlens", lengths, batch)
+    elif lengths is not None and not isinstance(lengths, torch.SymInt):
+        integer("cache_seqlens", lengths)
     chosen = [k_cache, v_cache]
     if entries is not None:
         _check_entries(entries, len(k_cache))

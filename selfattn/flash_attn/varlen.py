@@ -79,6 +79,11 @@ def flash_attn_varlen_func(
     arguments.check_operands(arguments.PACKED, q, k, v)
     arguments.tensor("cu_seqlens_q", cu_seqlens_q, "(sequences + 1)")
     arguments.tensor("cu_seqlens_k", cu_seqlens_k, "(sequences + 1)")
+    if cu_seqlens_k.shape != cu_seqlens_q.shape:
+        raise ValueError(
+            f"cu_seqlens_k: expected shape {tuple(cu_seqlens_q.shape)}, cu_seqlens_q's, got "
+            f"{tuple(cu_seqlens_k.shape)}"
+        )
     given = arguments.options(softmax_scale, causal, window_size, softcap, alibi_slopes, dropout_p)
     if arguments.is_aligned(given) and cu_seqlens_k is not cu_seqlens_q:
         given["query_offset"] = cu_seqlens_k.diff().long() - cu_seqlens_q.diff().long()

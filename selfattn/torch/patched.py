@@ -39,10 +39,15 @@ def _is_ours(x: Any) -> bool:
 
 
 def _is_left_alone() -> bool:
-    """Whether PyTorch is to see its own function: it casts the inputs, or writes a script."""
-    return torch.is_autocast_enabled("cpu") or (
-        not torch.compiler.is_compiling() and _is_tracing() is not None
-    )
+    """Whether PyTorch is to see its own function: it writes a script."""
+    return not torch.compiler.is_compiling() and _is_tracing() is not None
+
+
+def _as_autocast_does(x: Any, dtype: torch.dtype) -> Any:
+    """What PyTorch makes of an argument of attention before its own kernels see it."""
+    if not isinstance(x, Tensor) or not x.is_cpu or x.dtype == torch.float64:
+        return x
+    return x.to(dtype) if x.is_floating_point() else x
 
 
 def _at_once(
@@ -92,6 +97,11 @@ def scaled_dot_product_attention(
         out = _at_once(query, key, value, attn_mask, is_causal, scale, enable_gqa)
         if out is not None:
             return out
+    if is_on and torch.is_autocast_enabled("cpu"):
+        dtype = torch.get_autocast_dtype("cpu")
+        query, key, value, attn_mask = (
+            _as_autocast_does(x, dtype) for x in (query, key, value, attn_mask)
+        )
     is_ours = (
         is_on
         and _is_ours(query)
@@ -128,6 +138,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
         and input.dtype == weight.dtype
         and weight.dim() == 2
         and input.dim() > 0
+        and not torch.is_autocast_enabled("cpu")  # which keeps what it casts of weights
         and not _is_left_alone()
     )
     if is_ours and bias is not None:

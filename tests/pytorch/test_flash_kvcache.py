@@ -231,6 +231,7 @@ ERRORS = [
     ({"cache_seqlens": LENGTHS - 1}, ValueError, "cache_seqlens: expected lengths .* got -1"),
     ({"cache_seqlens": LENGTHS[:2]}, ValueError, r"cache_seqlens: expected shape \(3,\)"),
     ({"cache_seqlens": LENGTHS.float()}, TypeError, "cache_seqlens: expected a tensor of int32"),
+    ({"cache_seqlens": 3.0}, TypeError, "cache_seqlens: expected an int, got float"),
     ({"cache_seqlens": None}, ValueError, "cache_seqlens: expected an int or a tensor beside"),
     ({"k": None}, ValueError, "k: expected k and v, or neither"),
     ({"v": None}, ValueError, "v: expected k and v, or neither"),

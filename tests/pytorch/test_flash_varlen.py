@@ -183,11 +183,11 @@ def test_errors():
         ((CU_Q, CU_K.float()), TypeError, "cu_seqlens_k: expected an array of ints"),
         ((CU_Q, CU_K + 1), ValueError, "cu_seqlens_k: expected numbers that start at 0"),
         ((CU_Q.flip(0), CU_K), ValueError, "cu_seqlens_q: expected numbers that start at 0"),
-        ((CU_Q[:0], CU_K), ValueError, "cu_seqlens_q: expected"),
-        ((CU_Q[[0, -1]], CU_K), ValueError, "cu_seqlens_k: expected"),
+        ((CU_Q[:0], CU_K[:0]), ValueError, "cu_seqlens_q: expected shape"),
+        ((CU_Q[[0, -1]], CU_K), ValueError, r"cu_seqlens_k: expected shape \(2,\), cu_seqlens_q's"),
     ):
         with pytest.raises(error, match=f"^{message}"):
-            flash_attn_varlen_func(q, k, v, *starts, 11, 40)
+            flash_attn_varlen_func(q, k, v, *starts, 11, 40, causal=True)
     with pytest.raises(ValueError, match=r"^q: expected shape \(total, heads, head_dim\), got"):
         flash_attn_varlen_func(q[None], k, v, *MOST)
     with pytest.raises(ValueError, match=r"^v: expected shape \(61, 2, head_dim\), got"):

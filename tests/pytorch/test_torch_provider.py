@@ -209,6 +209,29 @@ def test_autocast(attend, dtype):
         assert torch.equal(x.grad, y.grad.float())
 
 
+def test_autocast_of_what_the_dispatcher_does_not_hand_over():
+    """A mask that requires grad, other head_dims, double precision, which is not cast."""
+    half = torch.bfloat16
+    arrays = qkv((2, 4, 5, 16), seqlen_k=7, head_dim_v=6)
+    leaves = tensors(*arrays, normal(4, 5, 7, seed=8), requires_grad=True)
+    halves = [x.detach().to(half).requires_grad_() for x in leaves]
+    want = ours.scaled_dot_product_attention(*halves)
+    doubles = [x.detach().double() for x in leaves]
+    want_double = ours.scaled_dot_product_attention(*doubles)
+    with ours.enabled(), torch.autocast("cpu", half):
+        got = F.scaled_dot_product_attention(*leaves)
+        assert torch.equal(F.scaled_dot_product_attention(*doubles), want_double)
+        compiled = torch.compile(
+            F.scaled_dot_product_attention, fullgraph=True, backend="aot_eager"
+        )
+        assert torch.equal(compiled(*leaves), want)
+    assert torch.equal(got, want)
+    got.sum().backward()
+    want.sum().backward()
+    for x, y in zip(leaves, halves, strict=True):
+        assert torch.equal(x.grad, y.grad.float())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_a_mask_of_float32_beside_half_types(dtype):
     inputs = [x.to(dtype) for x in tensors(*qkv((2, 4, 5, 16), seqlen_k=7))]
