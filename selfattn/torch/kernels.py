@@ -68,12 +68,12 @@ def _attend(query: Tensor, arrays: Any, keywords: dict[str, Any], num_threads: i
     return out
 
 
-def attend_as_torch(
+def attend_with_keywords(
     query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]
 ) -> Tensor | None:
-    """The same with the options of PyTorch's function; None where that should look at the call.
+    """The same with keywords of the NumPy API, of which a mask alone may be a tensor.
 
-    That is where the tensors are not of one dtype of ours, or something requires grad.
+    None where the tensors are not of one dtype of ours, or something requires grad.
     """
     mask = keywords.get("attn_mask")
     try:

@@ -76,7 +76,7 @@ def _at_once(
             return out
     if eager.wants_grad(query, key, value, attn_mask):
         return None
-    return kernels.attend_as_torch(query, key, value, options)
+    return kernels.attend_with_keywords(query, key, value, options)
 
 
 def scaled_dot_product_attention(
