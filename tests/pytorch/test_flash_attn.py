@@ -12,6 +12,7 @@ from selfattn.flash_attn import (  # noqa: E402
     flash_attn_func,
     flash_attn_kvpacked_func,
     flash_attn_qkvpacked_func,
+    flash_attn_varlen_func,
 )
 from support import flash  # noqa: E402
 from support.tensors import (  # noqa: E402
@@ -117,6 +118,26 @@ def test_read_in_place(dtype):
     assert out.stride() == heads_first.stride()
     one = k[:, :, :1].expand(-1, -1, 4, -1)
     assert torch.equal(flash_attn_func(q, one, one), flash_attn_func(q, k[:, :, :1], k[:, :, :1]))
+
+
+def test_no_copy_is_made():
+    """PyTorch's part of a call is views alone."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            seen.append(str(function).partition(".")[2].partition(".")[0])
+            return function(*arguments, **(options or {}))
+
+    qkv, starts = torch.randn(2, 9, 3, 4, 16), torch.tensor([0, 4, 9])
+    with Mode():
+        flash_attn_qkvpacked_func(qkv, causal=True)
+        q, k, v = qkv.unbind(2)
+        flash_attn_func(q, k[:, ::2], v[:, ::2], window_size=(3, 0))
+        flash_attn_varlen_func(q[0], k[0], v[0], starts, starts, 5, 5, causal=True)
+    assert set(seen) == {"unbind", "transpose", "slice", "select", "attention", "varlen"}
 
 
 def test_another_head_dim_of_values(dtype):
