@@ -26,11 +26,26 @@ def _arrays(**tensors: Tensor) -> Any:
     return [array_of(name, x) for name, x in tensors.items()]
 
 
+def _array_at_once(x: Tensor) -> np.ndarray:
+    """As `array_of`, sooner. TypeError or RuntimeError for what is no plain memory of numbers."""
+    return array_of("", x) if x.dtype is torch.bfloat16 else x.numpy()
+
+
 def _arrays_at_once(query: Tensor, key: Tensor, value: Tensor) -> Operands:
-    """The same in less time. TypeError or RuntimeError for what is no plain memory of numbers."""
+    """`_array_at_once` of three, where the first one's dtype decides."""
     if query.dtype is torch.bfloat16:
         return array_of("query", query), array_of("key", key), array_of("value", value)
     return query.numpy(), key.numpy(), value.numpy()
+
+
+def _operands(query: Tensor, key: Tensor, value: Tensor) -> Operands:
+    """The arrays of any tensors; sooner where they are plain ones."""
+    if not query.requires_grad:
+        try:
+            return _arrays_at_once(query, key, value)
+        except (TypeError, RuntimeError):
+            pass  # the errors that name the argument come below
+    return array_of("query", query), array_of("key", key), array_of("value", value)
 
 
 def _gradients(found: Any, query: Tensor) -> Tensors:
@@ -57,14 +72,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...]) ->
     """Attention's result alone, as `scaled_dot_product_attention` computes it, in less time."""
     keywords = {} if given is options.DEFAULTS else options.of_kernel(given)
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
-    arrays = array_of("query", query), array_of("key", key), array_of("value", value)
-    return _attend(query, arrays, keywords, num_threads)
+    return _attend(query, _operands(query, key, value), keywords, num_threads)
 
 
 def _attend(query: Tensor, arrays: Any, keywords: dict[str, Any], num_threads: int) -> Tensor:
     problem = _args.attention_problem(*arrays, **keywords)
     out = new_result(query, problem.out_shape)
-    problem.attend(array_of("out", out), None, num_threads)
+    problem.attend(_array_at_once(out), None, num_threads)
     return out
 
 
@@ -79,7 +93,7 @@ def attend_with_keywords(
     try:
         arrays = _arrays_at_once(query, key, value)
         if mask is not None:
-            mask = keywords["attn_mask"] = bools_of(array_of("attn_mask", mask))
+            mask = keywords["attn_mask"] = bools_of(_array_at_once(mask))
     except (TypeError, RuntimeError):
         return None
     dtype = arrays[0].dtype
@@ -105,13 +119,17 @@ def attend_at_once(
     try:
         if not query.is_contiguous():
             return None
-        arrays = _arrays_at_once(query, key, value)
+        is_bfloat16 = query.dtype is torch.bfloat16
+        if is_bfloat16:
+            arrays = _arrays_at_once(query, key, value)
+        else:
+            arrays = query.numpy(), key.numpy(), value.numpy()
     except (TypeError, RuntimeError):  # of another device or layout, of a dtype that NumPy lacks
         return None
     out = _core.fast_path(*arrays, None, values, _USUAL, None, get_num_threads)
     if out is None:
         return None
-    return torch.from_numpy(out) if query.dtype is not torch.bfloat16 else tensor_of(out)
+    return tensor_of(out) if is_bfloat16 else torch.from_numpy(out)
 
 
 def attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Tensors:
@@ -222,7 +240,7 @@ def linear_forward(
     )
     threads = _args.num_threads(num_threads)
     out = x.new_empty(shape)  # in C order, as PyTorch's own: layers view it as heads
-    _core.project(rows, matrix, offset, array_of("out", out), threads)
+    _core.project(rows, matrix, offset, _array_at_once(out), threads)
     return out
 
 
