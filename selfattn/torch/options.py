@@ -76,6 +76,8 @@ def of_call(
         query_segments, key_segments = (_tensor("segment_ids", ids) for ids in segment_ids)
     else:
         query_segments, key_segments = _tensor("segment_ids", segment_ids), None
+    if window_size is None:
+        window_size = (-1, -1)
     if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise TypeError(f"window_size: expected two ints (left, right), got {window_size!r}")
     left, right = (_int("window_size", side) for side in window_size)
@@ -100,7 +102,7 @@ def of_call(
         _tensor("kv_lengths", kv_lengths),
         left,
         right,
-        _float("softcap", softcap),
+        0.0 if softcap is None else _float("softcap", softcap),
         _tensor("alibi_slopes", alibi_slopes),
         _tensor("sinks", sinks),
         query_segments,

@@ -250,3 +250,19 @@ def test_checkpoints(dtype):
     want = torch.autograd.grad(function(*inputs).sum(), inputs)
     got = torch.autograd.grad(checkpoint(function, *inputs, use_reentrant=False).sum(), inputs)
     assert all(torch.equal(x, y) for x, y in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_options_as_frameworks_pass_them(requires_grad):
+    """0 and 1 for bools, None for what is off, sinks with axes of 1."""
+    x = torch.randn(2, 4, 7, 8, requires_grad=requires_grad)
+    sinks = torch.linspace(-1, 1, 4)
+    kept = sinks.reshape(1, 4, 1, 1).requires_grad_(requires_grad)
+    options = {"is_causal": 1, "softcap": None, "window_size": None, "sinks": kept}
+    got = ours.scaled_dot_product_attention(x, x, x, **options)
+    want = ours.scaled_dot_product_attention(x, x, x, is_causal=True, sinks=sinks)
+    assert torch.equal(got, want)
+    if requires_grad:
+        got.sum().backward()
+        assert kept.grad.shape == kept.shape
+        assert kept.grad.any()

@@ -19,7 +19,7 @@ OPTIONS = [
     ({"attn_mask": torch.ones(5, 6)}, ValueError, "attn_mask: expected a shape that broadcasts"),
     ({"dropout_p": 1.5}, ValueError, "dropout_p: expected a probability"),
     ({"dropout_p": "0"}, TypeError, "dropout_p: expected a number"),
-    ({"is_causal": 1}, TypeError, "is_causal: expected a bool, got int"),
+    ({"is_causal": 2}, ValueError, "is_causal: expected a bool, or 0 or 1, got 2"),
     ({"scale": float("nan")}, ValueError, "scale: expected a finite number"),
     ({"scale": True}, TypeError, "scale: expected a number"),
     ({"enable_gqa": None}, TypeError, "enable_gqa: expected a bool"),
@@ -41,7 +41,7 @@ OPTIONS = [
         ValueError,
         "dropout_seed: expected",
     ),
-    ({"return_lse": 1}, TypeError, "return_lse: expected a bool"),
+    ({"return_lse": "1"}, TypeError, "return_lse: expected a bool"),
     ({"num_threads": 0}, ValueError, "num_threads: expected"),
 ]
 
