@@ -57,7 +57,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-_LAZY = ("flash_attn", "nn", "torch")
+_LAZY = ("flash_attn", "nn", "torch", "transformers")
 
 
 def __getattr__(name: str) -> Any:
