@@ -1,7 +1,6 @@
 """Tiny models of transformers with random weights, each in a real configuration of its family.
 
-A model is made with eager attention; `answers` sets another implementation, runs it, and sets
-eager again, so that the weights are the same.
+`run` sets a model's attention implementation and runs it, so that the weights are the same in all.
 """
 
 from dataclasses import dataclass, field
@@ -36,20 +35,52 @@ class Family:
     settings: dict = field(default_factory=dict)
     generates: bool = False
     inputs: str = "tokens"  # or "images", "sounds", "pairs" (an encoder's and a decoder's tokens)
-    has_flash: bool = True  # whether packed sequences can hold its attention
+    has_flash: bool = True  # False where transformers refuses names with "flash" that it lacks
+    gain: float = 4.0  # of the weights: they are small at first, and attention nearly uniform
 
     def make(self, **more):
         torch.manual_seed(0)
         config = getattr(transformers, self.config)(**(self.settings | more))
         model = getattr(transformers, self.model)(config)
         model.set_attn_implementation("eager")
-        with torch.no_grad():  # initial weights are small, and attention is then nearly uniform
+        with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.dim() > 1:
-                    parameter.mul_(4.0)
+                    parameter.mul_(self.gain)
                 elif "sinks" in name or "bias" in name:
                     parameter.normal_()
         return model.eval()
+
+    def given(self, padding, batch=3, length=20):
+        """Inputs of a batch, and the bools of its tokens that are no padding (None for images).
+
+        padding: "none", "right" or "left".
+        """
+        torch.manual_seed(1)
+        if self.inputs == "images":
+            return {"pixel_values": torch.randn(batch, 3, 24, 24)}, None
+        decoder = {"decoder_input_ids": torch.randint(3, VOCABULARY, (batch, 9))}
+        if self.inputs == "sounds":
+            return {"input_features": torch.randn(batch, 8, 60)} | decoder, None
+        kept = torch.ones(batch, length, dtype=torch.bool)
+        for entry in range(1, batch) if padding != "none" else ():
+            missing = length - max(2, length - 6 * entry)
+            kept[entry, -missing:] = False
+        if padding == "left":
+            kept = kept.flip(-1)
+        tokens = torch.randint(3, VOCABULARY, (batch, length)) * kept
+        inputs = {"input_ids": tokens, "attention_mask": kept.long()}
+        if self.inputs == "pairs":
+            return inputs | decoder, None
+        return inputs, kept
+
+
+def run(model, implementation, inputs, kept):
+    """The rows of the result that are no padding's, of an implementation."""
+    model.set_attn_implementation(implementation)
+    out = model(**inputs)
+    out = out.logits if hasattr(out, "logits") else out.last_hidden_state
+    return out if kept is None else out[kept]
 
 
 FAMILIES = {
@@ -92,8 +123,16 @@ FAMILIES = {
     "gpt_oss": Family(
         "GptOssForCausalLM",
         "GptOssConfig",
-        SMALL | GROUPED | SLIDING | {"num_local_experts": 2, "num_experts_per_tok": 1},
+        SMALL
+        | GROUPED
+        | SLIDING
+        | {
+            "num_local_experts": 2,
+            "num_experts_per_tok": 1,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
         generates=True,
+        has_flash=False,
     ),
     "t5": Family(
         "T5ForConditionalGeneration",
@@ -109,9 +148,11 @@ FAMILIES = {
             "pad_token_id": PAD,
             "eos_token_id": 2,
             "dropout_rate": 0.0,
+            "tie_word_embeddings": False,
         },
         generates=True,
         inputs="pairs",
+        gain=1.0,
     ),
     "whisper": Family(
         "WhisperForConditionalGeneration",
