@@ -37,8 +37,12 @@ class Pattern:
 
     def narrow(self, left: int, right: int) -> None:
         """Intersect the window with another one."""
-        pairs = zip(self.window, (left, right), strict=True)
-        self.window = tuple(max(a, b) if min(a, b) < 0 else min(a, b) for a, b in pairs)
+        self.window = _narrower(self.window[0], left), _narrower(self.window[1], right)
+
+
+def _narrower(one: int, other: int) -> int:
+    """The narrower of two sides of windows, -1 where neither is bounded."""
+    return max(one, other) if min(one, other) < 0 else min(one, other)
 
 
 def recognised(mask_function: Callable[..., Any]) -> Pattern | None:
@@ -53,7 +57,7 @@ def recognised(mask_function: Callable[..., Any]) -> Pattern | None:
 
 def _read(function: Any, pattern: Pattern) -> bool:
     """Add what the function says to the pattern. False if it is not known."""
-    code = getattr(function, "__code__", None)
+    code: Any = getattr(function, "__code__", None)
     reader = _READERS.get(code)
     if reader is None:
         return False

@@ -12,6 +12,7 @@ from . import unpadded
 from .attention import attention
 from .masks import attention_mask
 
+_interface: Any = AttentionInterface
 _flash_utils: Any = modeling_flash_attention_utils
 _unpadding: set[str] = set()  # names that take the functions of unpadded.py
 
@@ -71,10 +72,9 @@ def register_transformers(name: str = "selfattn") -> None:
 
 def _taken(name: str) -> str:
     """Why transformers would misread the name, or "" if it would not."""
-    known: Any = AttentionInterface()
     if not name:
         return "''"
-    if name == "eager" or known.get(name) not in (None, attention):
+    if name == "eager" or _interface().get(name) not in (None, attention):
         return f"{name!r}, which is its own"
     for part in ("flash", "flex_attention", "sdpa", "paged", "eager", "|", "/", ":", "@"):
         if part in name:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 from .. import torch as ours
@@ -33,18 +35,15 @@ def unpadded_attention(
     The mask is of tokens, shape (B, S), or None. What packed sequences have no place for, a bias of
     positions, weights to be returned, a mask of pairs of tokens, is done with the padding.
     """
-    if attention_mask is not None and attention_mask.dim() != 2:
-        given = {"position_bias": position_bias, "output_attentions": output_attentions}
-        return attention(module, query, key, value, attention_mask, **given, **kwargs)
-    if position_bias is None and not output_attentions:
+    is_of_pairs = attention_mask is not None and attention_mask.dim() != 2
+    if not is_of_pairs and position_bias is None and not output_attentions:
         return _unpadded(module, query, key, value, attention_mask, **kwargs), None
-    mask = _with_padding(module, query, key, attention_mask, kwargs)
     return attention(
         module,
         query,
         key,
         value,
-        mask,
+        attention_mask if is_of_pairs else _rule(module, query, key, attention_mask, kwargs),
         position_bias=position_bias,
         output_attentions=output_attentions,
         **kwargs,
@@ -82,22 +81,43 @@ def _is_causal(module: Any, is_causal: bool | None) -> bool:
     return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
 
 
-def _with_padding(
+def _rule(
     module: Any, query: Tensor, key: Tensor, attention_mask: Tensor | None, given: dict[str, Any]
 ) -> Any:
-    """The mask that flash-attn's semantics give: the last query is at the last key."""
+    """The mask of a call in flash-attn's semantics: the last query is at the last key."""
     batch, _, num_queries, _ = query.shape
     num_keys = key.shape[2]
     is_causal = _is_causal(module, given.get("is_causal"))
     window = _window(given.get("sliding_window"), num_keys)
     lengths = ids = None
-    if attention_mask is not None:
+    if attention_mask is None:
+        ids = _ids_of_packed(given, batch, num_queries, num_keys)
+    else:
         lengths, of_padding = padding(attention_mask.bool())
         if of_padding is not None:
             ids = ids_with_padding(None, of_padding, num_queries)
     query_ids, key_ids = ids or (None, None)
     rule = Rule(is_causal, window, num_keys - num_queries, lengths, query_ids, key_ids)
     return of_rule(rule, batch, num_queries, num_keys)
+
+
+def _ids_of_packed(given: dict[str, Any], batch: int, num_queries: int, num_keys: int) -> Any:
+    """The numbers of the packed sequences, of queries and of keys, where the call says them.
+
+    By their starts in the one row of the batch, or by places that start anew.
+    """
+    starts = given.get("cu_seq_lens_q"), given.get("cu_seq_lens_k")
+    if batch == 1 and all(x is not None for x in starts):
+        lengths = num_queries, num_keys
+        return tuple(
+            torch.searchsorted(x, torch.arange(n, dtype=x.dtype), right=True)[None]
+            for x, n in zip(starts, lengths, strict=True)
+        )
+    places = given.get("position_ids")
+    if batch == 1 and places is not None and num_queries == num_keys == places.shape[-1]:
+        ids = find_packed_sequence_indices(places)
+        return None if ids is None else (ids, ids)
+    return None
 
 
 def _window(sliding_window: int | None, num_keys: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from ..torch.arrays import array_of, tensor_of
 
 def _forward(ctx: Any, query: Tensor, key: Tensor, options: Any) -> Tensor:
     ids = options.get("segment_ids")
-    arrays = {
+    arrays: dict[str, Any] = {
         name: array_of(name, x) if isinstance(x, torch.Tensor) else x for name, x in options.items()
     }
     if ids is not None:

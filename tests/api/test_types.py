@@ -84,7 +84,13 @@ def test_no_public_module_is_exempt():
     overrides = settings.pop("overrides")
     assert settings == {"strict": True}
     loosened = {name for entry in overrides for name in entry["module"]}
-    assert loosened == {"selfattn.demo.*", "selfattn.reference.*", "safetensors.*", "torch.*", "transformers.*"}
+    assert loosened == {
+        "selfattn.demo.*",
+        "selfattn.reference.*",
+        "safetensors.*",
+        "torch.*",
+        "transformers.*",
+    }
     for path in (folder / "selfattn").rglob("*.py*"):
         if path.suffix in (".py", ".pyi"):
             assert "type: ignore" not in path.read_text()

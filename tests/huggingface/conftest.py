@@ -1,4 +1,4 @@
-"""What the tests of `selfattn.transformers` share: no hub is asked, and the names are registered."""
+"""What the tests of `selfattn.transformers` share: no hub is asked, the names are there."""
 
 import os
 

@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import torch
 from transformers import masking_utils
 
 from selfattn.transformers import masks

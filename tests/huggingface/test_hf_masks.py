@@ -2,9 +2,10 @@
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import torch
 from transformers import masking_utils as theirs
 
 from selfattn.transformers import masks
@@ -173,9 +174,7 @@ def test_what_models_do_with_a_mask():
 
 
 @pytest.mark.parametrize("padding", ["none", "right", "left"])
-@pytest.mark.parametrize(
-    "name", ["bert", "modernbert", "gpt2", "llama", "gemma2", "gpt_oss", "t5"]
-)
+@pytest.mark.parametrize("name", ["bert", "modernbert", "gpt2", "llama", "gemma2", "gpt_oss", "t5"])
 @torch.inference_mode()
 def test_no_matrix_of_pairs_in_a_model(name, padding, monkeypatch):
     """Every mask that a model asks for is None or a rule, and no rule is ever made dense."""

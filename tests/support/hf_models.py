@@ -16,7 +16,7 @@ SMALL = {
     "hidden_size": WIDTH,
     "num_hidden_layers": 2,
     "num_attention_heads": HEADS,
-    "intermediate_size": 48,
+    "intermediate_size": 64,
     "max_position_embeddings": 128,
     "pad_token_id": PAD,
     "bos_token_id": 1,
@@ -114,10 +114,7 @@ FAMILIES = {
     "gemma2": Family(
         "Gemma2ForCausalLM",
         "Gemma2Config",
-        SMALL
-        | GROUPED
-        | SLIDING
-        | {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
+        SMALL | GROUPED | SLIDING | {"attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 8},
         generates=True,
     ),
     "gpt_oss": Family(
@@ -187,7 +184,7 @@ FAMILIES = {
             "hidden_size": WIDTH,
             "num_hidden_layers": 2,
             "num_attention_heads": HEADS,
-            "intermediate_size": 48,
+            "intermediate_size": 64,
             "image_size": 24,
             "patch_size": 6,
         },
