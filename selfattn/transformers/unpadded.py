@@ -106,7 +106,7 @@ def _ids_of_packed(given: dict[str, Any], batch: int, num_queries: int, num_keys
 
     By their starts in the one row of the batch, or by places that start anew.
     """
-    starts = given.get("cu_seq_lens_q"), given.get("cu_seq_lens_k")
+    starts: Any = given.get("cu_seq_lens_q"), given.get("cu_seq_lens_k")
     if batch == 1 and all(x is not None for x in starts):
         lengths = num_queries, num_keys
         return tuple(

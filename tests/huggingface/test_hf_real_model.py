@@ -51,16 +51,27 @@ def hidden_states(model, tokenizer, sentences, size, side="right"):
     return found
 
 
+@pytest.fixture(scope="module")
+def truth(minilm_path):
+    """The same model in float64, by eager attention."""
+    return AutoModel.from_pretrained(
+        minilm_path, attn_implementation="eager", dtype=torch.float64
+    ).eval()
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_hidden_states(model, tokenizer, name, side):
-    model.set_attn_implementation("eager")
-    expected = hidden_states(model, tokenizer, SENTENCES, 8, side)
-    model.set_attn_implementation(name)
-    for ours_, eagers in zip(
-        hidden_states(model, tokenizer, SENTENCES, 8, side), expected, strict=True
-    ):
-        assert (ours_ - eagers).abs().max() <= 5e-6
+def test_hidden_states(model, truth, tokenizer, name, side):
+    """As near to float64's as eager attention's are: a rounding more or less, in six layers."""
+    expected = hidden_states(truth, tokenizer, SENTENCES, 8, side)
+    largest = {}
+    for which in ("eager", name):
+        model.set_attn_implementation(which)
+        found = hidden_states(model, tokenizer, SENTENCES, 8, side)
+        pairs = zip(found, expected, strict=True)
+        largest[which] = max((x - y).abs().max().item() for x, y in pairs)
+    assert largest[name] <= 1.5 * largest["eager"]
+    assert largest["eager"] < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)

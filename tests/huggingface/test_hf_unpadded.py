@@ -1,5 +1,6 @@
 """The second name: padding is not computed, but where packed sequences cannot do without."""
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -148,7 +149,7 @@ def test_a_bias_of_positions_of_packed_sequences(said_by):
     found, _ = unpadded.unpadded_attention(
         module, query, key, value, None, position_bias=bias, **given
     )
-    for a, b in zip(starts[:-1], starts[1:], strict=True):
+    for a, b in pairwise(starts):
         piece = slice(a, b)
         alone, _ = attention(
             module,
