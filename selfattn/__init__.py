@@ -12,7 +12,8 @@ A call travels one way:
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
 `nn` has layers that learn, around these functions, `torch` is all of it for PyTorch's tensors, and
-`flash_attn` has flash-attn's functions on top; each loads when it is first asked for.
+`flash_attn` has flash-attn's functions on top, `transformers` serves Hugging Face's models; each loads
+when it is first asked for.
 `reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
 through these rooms.
 """
@@ -33,7 +34,9 @@ from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
 if TYPE_CHECKING:
-    from . import nn as nn  # and not torch: checkers would read all of PyTorch for every user
+    from . import (
+        nn as nn,
+    )  # and not torch or transformers, which checkers would read for every user
 
 __all__ = [
     "AttentionGradients",

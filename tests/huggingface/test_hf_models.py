@@ -139,12 +139,32 @@ def test_dropout_in_training():
         assert not torch.allclose(one, without)
 
 
-def test_compiled():
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+def test_compiled(padding):
+    """In one graph, where a mask's values cannot be looked at."""
     model = FAMILIES["llama"].make()
-    inputs, kept = FAMILIES["llama"].given("none")
-    expected = run(model, "eager", inputs, kept)
-    model.set_attn_implementation("selfattn")
-    torch._dynamo.reset()
-    out = torch.compile(model, backend="aot_eager")(**inputs).logits[kept]
-    torch._dynamo.reset()
+    inputs, kept = FAMILIES["llama"].given(padding)
+    with torch.no_grad():
+        expected = run(model, "eager", inputs, kept)
+        model.set_attn_implementation("selfattn")
+        torch._dynamo.reset()
+        out = torch.compile(model, backend="aot_eager", fullgraph=True)(**inputs).logits[kept]
+        torch._dynamo.reset()
     close(out, expected, FORWARD)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_gradient_checkpointing(use_reentrant):
+    """Masks are kept for the second forward pass, and said again there."""
+    model = FAMILIES["llama"].make()
+    inputs, kept = FAMILIES["llama"].given("left")
+    weight = model.model.layers[0].self_attn.q_proj.weight
+    model.train()
+    gradients = []
+    for is_checkpointed in (False, True):
+        if is_checkpointed:
+            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+        model.zero_grad()
+        run(model, "selfattn", inputs | {"use_cache": False}, kept).square().sum().backward()
+        gradients.append(weight.grad.clone())
+    assert torch.equal(*gradients)
