@@ -163,7 +163,7 @@ def test_gradient_checkpointing(use_reentrant):
     gradients = []
     for is_checkpointed in (False, True):
         if is_checkpointed:
-            model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+            model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
         model.zero_grad()
         run(model, "selfattn", inputs | {"use_cache": False}, kept).square().sum().backward()
         gradients.append(weight.grad.clone())
