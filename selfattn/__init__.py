@@ -11,10 +11,10 @@ A call travels one way:
             -> csrc/dispatch.c the kernel table of the best instruction set
               -> csrc/kernels/ the arithmetic, written once for every set and dtype
 
-`nn` has layers that learn, around these functions, `torch` is all of it for PyTorch's tensors; on it
-stand `flash_attn`, flash-attn's functions, and `transformers`, for Hugging Face's models. Each loads
-when it is first asked for. `reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
-through these rooms.
+`nn` has layers that learn, around these functions; `torch` is all of it for PyTorch's tensors, and
+on it stand `flash_attn`, flash-attn's functions, and `transformers`, for Hugging Face's models.
+Each loads when first asked for. `reference/` is the NumPy truth that all of it is tested against.
+CONTRIBUTING.md walks a call through these rooms.
 """
 
 from __future__ import annotations
