@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # where pip's builds do not look
 from exact_flags import exact_flags, exact_link_flags
 
 EMULATE_AVX512 = os.environ.get("SELFATTN_EMULATE_AVX512")
+OPTIMIZED = not (os.environ.get("SELFATTN_DEBUG") or os.environ.get("SELFATTN_SANITIZE"))
 
 
 def rows_of(file, macro):
@@ -48,7 +49,7 @@ def isa_flags(machine):
         for name, family, _, words in rows_of("csrc/isas.def", "SA_ISA")
         if family in ("any", machine)
     }
-    if machine == "x86":
+    if machine == "x86" and OPTIMIZED:
         flags["portable"].append("-O2")  # a fallback there: half as large as with -O3
     if EMULATE_AVX512:
         flags["avx512"] = ["-Itests/emulated", *flags["avx2"]]
