@@ -15,18 +15,17 @@ from torch import Tensor
 from ..torch import scaled_dot_product_attention, varlen_attention
 
 
-@torch.no_grad()
 def of_dense(query: Tensor, key: Tensor, given: dict[str, Any]) -> Tensor:
     """(batch, heads, seqlen_q, seqlen_k) of query and key of (batch, heads, seqlen, head_dim)."""
     seqlen_k = key.shape[2]
     units = torch.eye(seqlen_k, dtype=key.dtype, device="cpu")
     value = units.expand(*key.shape[:2], seqlen_k, seqlen_k)
-    return _signed(
-        *(scaled_dot_product_attention(query, key, value, **x) for x in (given, _kept(given)))
-    )
+    with torch.no_grad():
+        return _signed(
+            *(scaled_dot_product_attention(query, key, value, **x) for x in (given, _kept(given)))
+        )
 
 
-@torch.no_grad()
 def of_packed(
     query: Tensor, key: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, given: dict[str, Any]
 ) -> Tensor:
@@ -36,9 +35,10 @@ def of_packed(
     units = torch.nn.functional.one_hot(column, max(longest_k, 1)).to(key.dtype)
     value = units[:, None].expand(-1, key.shape[1], -1)
     starts = cu_seqlens_q, cu_seqlens_k
-    found = _signed(
-        *(varlen_attention(query, key, value, *starts, **x) for x in (given, _kept(given)))
-    )
+    with torch.no_grad():
+        found = _signed(
+            *(varlen_attention(query, key, value, *starts, **x) for x in (given, _kept(given)))
+        )
     sequences = len(cu_seqlens_q) - 1
     all_rows = found.new_zeros(sequences, longest_q, query.shape[1], found.shape[-1])
     all_rows[sequence, row] = found

@@ -63,7 +63,8 @@ def _bfloat16_array(name: str, x: torch.Tensor) -> np.ndarray:
         )
     try:
         if not x.is_neg():
-            return x.view(torch.uint16).numpy().view(dtype)
+            bits: np.ndarray = x.view(torch.uint16).numpy()
+            return bits.view(dtype)
     except (TypeError, RuntimeError):  # of another device or layout
         pass
     return _other_array(name, x)

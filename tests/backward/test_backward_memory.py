@@ -35,7 +35,7 @@ def failing():
         lambda: dense(*arrays, mask_grad=True),
         lambda: dense(*arrays, mask.astype(bool), mask_grad=True),
         lambda: dense(*arrays, sinks_grad=True),
-        lambda: dense(*arrays, mask, mask_grad=1),
+        lambda: dense(*arrays, mask, mask_grad=2),
         lambda: dense(*arrays, mask[:, :2], mask_grad=True),
         lambda: dense(*arrays, dropout_p=2.0),
         lambda: dense(*arrays, dropout_seed=2**64),

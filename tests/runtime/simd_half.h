@@ -60,6 +60,26 @@ static uint32_t bf16_near(uint16_t h, int which) {
         }                                                                     \
     end();
 
+/* All pairs of a pattern and another one, each in every lane. */
+#define CHECK_HALF_SPLIT(type)                                                        \
+    begin(#type "_split");                                                            \
+    for (int rotated = 0; rotated < LANES; ++rotated)                                 \
+        for (int first = 0; first < 1 << 16; first += LANES) {                        \
+            lanes want_even, want_odd;                                                \
+            vec even, odd;                                                            \
+            EACH_LANE(i) {                                                            \
+                uint16_t h = (uint16_t)(first + (i ^ rotated));                       \
+                uint16_t other = (uint16_t)(40503u * h + 12345u + (unsigned)rotated); \
+                a.w[i] = (uint32_t)other << 16 | h; /* the first is the lower half */ \
+                want_even.x[i] = sa_float_of_##type(h);                               \
+                want_odd.x[i] = sa_float_of_##type(other);                            \
+            }                                                                         \
+            type##_split(vec_of(a), &even, &odd);                                     \
+            same_values(even, want_even);                                             \
+            same_values(odd, want_odd);                                               \
+        }                                                                             \
+    end();
+
 #define STORE_HALVES(type, inf, p)                         \
     halves want;                                           \
     EACH_LANE(i) want.x[i] = sa_##type##_of_float(a.x[i]); \
@@ -94,6 +114,8 @@ static uint32_t bf16_near(uint16_t h, int which) {
 static void test_half_types_here(void) {
     CHECK_HALF_LOAD(f16)
     CHECK_HALF_LOAD(bf16)
+    CHECK_HALF_SPLIT(f16)
+    CHECK_HALF_SPLIT(bf16)
     CHECK_HALF_STORE(f16, F16_INF)
     CHECK_HALF_STORE(bf16, BF16_INF)
 }
