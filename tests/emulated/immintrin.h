@@ -49,8 +49,7 @@ static inline __m256i emulated_cvtps_ph(__m512 x) {
     __m256 reals[2];
     __m128i halves[2];
     _mm512_storeu_ps(reals, x);
-    for (int i = 0; i < 2; ++i)
-        halves[i] = _mm256_cvtps_ph(reals[i], _MM_FROUND_TO_NEAREST_INT);
+    for (int i = 0; i < 2; ++i) halves[i] = _mm256_cvtps_ph(reals[i], _MM_FROUND_TO_NEAREST_INT);
     return _mm256_loadu_si256((const void *)halves);
 }
 
