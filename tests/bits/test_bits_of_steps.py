@@ -77,6 +77,8 @@ def test_weighted_sum_over_threads_slices_and_sets(each_isa, dtype):
 @pytest.mark.parametrize("length", [1, 3, 10, 31, 63, 64, 70, 4099, 8192, 9000])
 def test_softmax_of_more_than_the_caches_hold(isa, dtype, length):
     """Results that large go around the caches: wherever they begin, and no byte beside them."""
+    if isa == "portable" and length not in (64, 9000):
+        pytest.skip("stores as always: two lengths are enough")
     itemsize = np.dtype(dtype).itemsize
     rows = (34 << 20) // (itemsize * length)
     x = normal(rows, length, dtype=dtype)
