@@ -137,7 +137,7 @@ static void begin_job(backward_worker *w, const sa_job *job) {
     w->stages_keys = w->kv.layout->stages_keys && job->pass->key_parts == 1 &&
                      needs_grad != SA_GRADIENT_SINKS &&
                      sa_tiles_of_job(s, job) >= sa_kv_min_tiles(p, STAGE_MIN_TILES_BACKWARD);
-    w->stages_grads = w->stages_keys || sa_dtype_size(p->dtype) != sa_real_size(p->dtype);
+    w->stages_grads = w->stages_keys || sa_is_half(p->dtype);
     w->dest = w->accum = sa_key_gradients_of(s, job);
     if (needs_grad & SA_GRADIENT_KEY) {
         char *dk = staged_grads(w, SA_KV_DK);
@@ -162,8 +162,8 @@ static void stage_tile(backward_worker *w, sa_backward_tile *t) {
     if (staged_grads(w, SA_KV_DV)) t->dv_col = size;
     if (!w->stages_keys) return;
     sa_tile *fwd = &t->fwd;
-    if (sa_kv_stage(&w->kv, SA_KV_K, 0, fwd->num_keys, &fwd->k)) *fwd->finite = (sa_finite){0};
-    sa_kv_stage(&w->kv, SA_KV_V, 0, fwd->num_keys, &fwd->v);
+    if (sa_kv_stage(&w->kv, SA_KV_K, 0, t->num_keys, &fwd->k)) *fwd->finite = (sa_finite){0};
+    sa_kv_stage(&w->kv, SA_KV_V, 0, t->num_keys, &fwd->v);
     if (fwd->k.is_staged && fwd->v.is_staged) t->is_first = 0; /* the copies are in the caches */
 }
 

@@ -176,6 +176,7 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     t->needs_grad = job->pass->needs_grad;
     t->adds_to_query = i > 0 && t->needs_grad == SA_GRADIENT_QUERY;
     t->dq_is_real = d->query_is_real;
+    t->num_keys = sa_num_keys(p, at.b);
     t->grads = sa_key_gradients_of(s, job);
     t->dout_col = d->out.col;
     t->dq_col = d->query.col;

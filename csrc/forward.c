@@ -86,19 +86,18 @@ static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
 }
 
 /* Whether a row of a half type that is not finite there is finite as reals: only rounding made it
- * infinite. The row is computed to the worker's memory; *goes_on becomes 0 if the call is
- * cancelled.
- */
+ * infinite. The row is computed to the worker's memory. *goes_on becomes 0 if the call is
+ * cancelled. */
 static int is_finite_as_reals(forward_worker *w, sa_tile *row, int *goes_on) {
     const sa_problem *p = w->call->schedule->problem;
-    const sa_dtype real = sa_real_dtype(p->dtype);
-    if (p->dtype == real) return 0;
+    if (!sa_is_half(p->dtype)) return 0;
     char *out = row->out[0];
     ptrdiff_t out_col = row->out_col;
     int overflowed = 0;
     row->out_is_real = 1, row->out[0] = w->part, row->out_col = sa_real_size(p->dtype);
     *goes_on = compute_tile(w, row, &overflowed);
-    int finite = sa_kernels_for(real)->is_finite(w->part, row->out_col, p->head_dim_v);
+    int finite =
+        sa_kernels_for(sa_real_dtype(p->dtype))->is_finite(w->part, row->out_col, p->head_dim_v);
     row->out_is_real = 0, row->out[0] = out, row->out_col = out_col;
     return finite;
 }

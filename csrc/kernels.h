@@ -84,7 +84,6 @@ typedef struct sa_tile {
     const char *q[SA_MAX_TILE_M]; /* each row's query; in the step `sum`, its weights */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     sa_key_rows k, v;
-    int64_t num_keys; /* of its batch entry */
     ptrdiff_t q_col, out_col;
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
      * the weighted sum of the values overflowed. */
@@ -155,6 +154,7 @@ typedef struct sa_backward_tile {
     double *dsink[SA_MAX_TILE_M];
     int adds_to_query;      /* whether dq is added to what is there, or written */
     int dq_is_real;         /* dq holds reals, not elements: several tiles add to it */
+    int64_t num_keys;       /* of its batch entry */
     sa_key_gradients grads; /* reals */
     ptrdiff_t dout_col, dq_col, dmask_col, dk_col, dv_col;
     int q_finite, dout_finite; /* found by `begin` */

@@ -8,8 +8,6 @@
 static int is_of_keys(int which) { return which == SA_KV_K || which == SA_KV_DK; }
 static int is_gradient(int which) { return which == SA_KV_DK || which == SA_KV_DV; }
 
-static int is_half(sa_dtype dtype) { return sa_dtype_size(dtype) != sa_real_size(dtype); }
-
 /* Whether there are gaps between rows of so many bytes, whose elements are contiguous. A row stride
  * of 0 has none: all rows are one. */
 static int has_gaps(const sa_problem *p, const sa_array *a, int64_t bytes) {
@@ -23,7 +21,7 @@ static void add(sa_kv_layout *x, int which, int64_t rows) {
 }
 
 int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided) {
-    return is_half(p->dtype) ? STAGE_MIN_TILES_HALF : of_strided;
+    return sa_is_half(p->dtype) ? STAGE_MIN_TILES_HALF : of_strided;
 }
 
 sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *arrays, int count,
@@ -35,11 +33,11 @@ sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *array
         x.length[i] = is_of_keys(i) ? p->head_dim : p->head_dim_v;
         x.row_bytes[i] = x.length[i] * sa_real_size(p->dtype);
         if (!x.row_bytes[i] || !arrays[i]->data) continue;
-        if (is_half(p->dtype) && is_gradient(i)) {
+        if (sa_is_half(p->dtype) && is_gradient(i)) {
             add(&x, i, grad_rows);
             continue;
         }
-        pays[i] = is_half(p->dtype) || has_gaps(p, arrays[i], x.row_bytes[i]);
+        pays[i] = sa_is_half(p->dtype) || has_gaps(p, arrays[i], x.row_bytes[i]);
         if (pays[i]) bytes_of_key += (uint64_t)x.row_bytes[i];
     }
     x.stages_keys = bytes_of_key && (uint64_t)rows <= budget / bytes_of_key;

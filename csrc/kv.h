@@ -2,7 +2,7 @@
  * and without gaps, in place of rows of the arrays.
  *
  * They are staged for one of two reasons. Rows of a half type must become reals before the products
- * read them; the kernels convert a block at a time (kernels/keys.inc.h), but where several tiles of
+ * read them; the kernels convert a piece at a time (kernels/keys.inc.h), but where several tiles of
  * a worker read the same keys, it is cheaper to convert them once. And rows with gaps between them,
  * as in (batch, position, head, head_dim) arrays, compete for few cache sets: their addresses agree
  * in the bits that choose the set. Staged gradients accumulate in scratch, and are stored to their
@@ -19,7 +19,7 @@ typedef enum { SA_KV_K, SA_KV_V, SA_KV_DK, SA_KV_DV, SA_KV_ARRAYS } sa_kv_array;
 typedef struct {
     const sa_kernels *kernels;
     ptrdiff_t real_size;
-    int stages_keys; /* whether K or V are staged */
+    int stages_keys; /* whether anything is but gradients of half types */
     int is_staged[SA_KV_ARRAYS];
     size_t at[SA_KV_ARRAYS];
     int64_t length[SA_KV_ARRAYS], row_bytes[SA_KV_ARRAYS]; /* of a staged row: reals */

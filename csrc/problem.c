@@ -18,6 +18,7 @@ static const struct {
 int64_t sa_dtype_size(sa_dtype dtype) { return dtypes[dtype].size; }
 sa_dtype sa_real_dtype(sa_dtype dtype) { return dtypes[dtype].real; }
 int64_t sa_real_size(sa_dtype dtype) { return sa_dtype_size(sa_real_dtype(dtype)); }
+int sa_is_half(sa_dtype dtype) { return sa_real_dtype(dtype) != dtype; }
 
 typedef union {
     double f64;

@@ -11,6 +11,8 @@
 int64_t sa_dtype_size(sa_dtype dtype);
 sa_dtype sa_real_dtype(sa_dtype dtype);
 int64_t sa_real_size(sa_dtype dtype);
+/* Whether elements are not themselves what is computed in. */
+int sa_is_half(sa_dtype dtype);
 double sa_load_scalar(sa_dtype dtype, const char *at);
 void sa_store_scalar(sa_dtype dtype, void *at, double x);
 

@@ -149,7 +149,6 @@ void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
     t->out_col = p->out.col;
     t->k = key_rows_of(p, &p->key, at);
     t->v = key_rows_of(p, &p->value, at);
-    t->num_keys = sa_num_keys(p, at->b);
     fill_pointers(s, t, at);
     int alike = fill_ranges(s, t, at) && !p->key_segments.data;
     fill_segments(s, t, at);

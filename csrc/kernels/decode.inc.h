@@ -28,8 +28,7 @@
 
 enum {
     DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
-
-    DECODE_PANEL_K = 128, /* rows of a panel of K: the longest part of a sum over head_dim */
+    DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
     CHUNK_UNIT = SQUARE_K < 8 ? SQUARE_K : 8, /* chunks of head_dim end at multiples of it */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
@@ -248,9 +247,7 @@ static void decode_mark_masked(const sa_tile *t, const decode_scratch *x, const 
 }
 
 /* The sum of weights [begin, end) in four chains, which are the lanes 0 to 3, of two vectors where
- * LANES is 2. The other lanes of a vector are brought there in order; those past the last key are
- * 0.
- */
+ * LANES is 2. The other lanes are brought there in order; past the last key they are 0. */
 SA_INLINE real sum_of_chains(const real *s, int begin, int end) {
     enum { VECTORS = LANES < 4 ? 4 / LANES : 1 };
     vec sum[VECTORS];
