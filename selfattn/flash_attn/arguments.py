@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from ..torch.options import drawn_seed
 
 DENSE = "(batch, seqlen, heads, head_dim)"
 PACKED = "(total, heads, head_dim)"
@@ -79,7 +80,7 @@ def options(
         given["alibi_slopes"] = alibi_slopes
     if dropout_p:
         given["dropout_p"] = dropout_p
-        given["dropout_seed"] = torch.randint(0, 2**62, (), dtype=torch.int64, device="cpu")
+        given["dropout_seed"] = drawn_seed()
     return given
 
 

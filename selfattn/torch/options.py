@@ -52,6 +52,11 @@ _IS_TENSOR = tuple(kind == "Tensor?" for kind, _, _ in OPTIONS)
 MASK, SINKS, SEEDS = (NAMES.index(name) for name in ("attn_mask", "sinks", "dropout_seeds"))
 
 
+def drawn_seed() -> torch.Tensor:
+    """A seed of dropout, from PyTorch's generator."""
+    return torch.randint(0, 2**62, (), dtype=torch.int64, device="cpu")
+
+
 def filled(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """All options, of those that the dispatcher passed on: the last ones may be left out."""
     return options + DEFAULTS[len(options) :]

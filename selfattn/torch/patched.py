@@ -123,7 +123,7 @@ def scaled_dot_product_attention(
         )
     seed = None
     if dropout_p > 0.0:
-        seed = torch.randint(0, 2**62, (), dtype=torch.int64, device="cpu")
+        seed = options.drawn_seed()
     is_constant = attn_mask is not None and not attn_mask.requires_grad
     given = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return functions.attend(query, key, value, (*given, *_MIDDLE, seed, None, is_constant))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import torch as ours
+from ..torch.options import drawn_seed
 from .masktensor import MaskTensor
 from .weights import attention_weights
 
@@ -85,12 +86,6 @@ def attention(
         options["dropout_seed"] = drawn_seed()
     out = ours.scaled_dot_product_attention(query, key, value, **options)
     return out.transpose(1, 2).contiguous(), weights
-
-
-def drawn_seed() -> Tensor:
-    """A seed of dropout, from PyTorch's generator."""
-    seed: Tensor = torch.randint(0, 2**62, (), dtype=torch.int64, device="cpu")
-    return seed
 
 
 def _options_without_mask(

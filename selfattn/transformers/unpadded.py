@@ -15,7 +15,8 @@ from transformers.masking_utils import find_packed_sequence_indices
 from transformers.modeling_flash_attention_utils import _flash_attention_forward
 
 from .. import torch as ours
-from .attention import attention, drawn_seed
+from ..flash_attn import arguments
+from .attention import attention
 from .masktensor import of_rule
 from .rules import Rule, ids_with_padding, padding
 
@@ -139,13 +140,11 @@ def flash_attn_func(
     deterministic: bool = False,
 ) -> Tensor:
     """flash-attn's function: shapes (B, L, H, E); causal with the last query at the last key."""
+    given = _options(dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
+    if arguments.is_aligned(given):
+        given["query_offset"] = k.shape[1] - q.shape[1]
     out = ours.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        query_offset=k.shape[1] - q.shape[1],
-        enable_gqa=q.shape[2] != k.shape[2],
-        **_options(dropout_p, softmax_scale, causal, window_size, softcap, s_aux),
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), **given
     )
     result: Tensor = out.transpose(1, 2).contiguous()
     return result
@@ -168,20 +167,10 @@ def flash_attn_varlen_func(
     deterministic: bool = False,
 ) -> Tensor:
     """flash-attn's function of packed sequences: shapes (total, H, E)."""
-    offsets: Any = 0
-    is_placed = causal or tuple(window_size) != (-1, -1)
-    if is_placed and cu_seqlens_q is not cu_seqlens_k:
-        offsets = (cu_seqlens_k.diff() - cu_seqlens_q.diff()).to(cu_seqlens_k.dtype)
-    out: Tensor = ours.varlen_attention(
-        q,
-        k,
-        v,
-        cu_seqlens_q,
-        cu_seqlens_k,
-        query_offset=offsets,
-        enable_gqa=q.shape[1] != k.shape[1],
-        **_options(dropout_p, softmax_scale, causal, window_size, softcap, s_aux),
-    )
+    given = _options(dropout_p, softmax_scale, causal, window_size, softcap, s_aux)
+    if arguments.is_aligned(given) and cu_seqlens_q is not cu_seqlens_k:
+        given["query_offset"] = (cu_seqlens_k.diff() - cu_seqlens_q.diff()).to(cu_seqlens_k.dtype)
+    out: Tensor = ours.varlen_attention(q, k, v, cu_seqlens_q, cu_seqlens_k, **given)
     return out
 
 
@@ -193,15 +182,6 @@ def _options(
     softcap: float,
     s_aux: Tensor | None,
 ) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        "is_causal": bool(causal),
-        "scale": softmax_scale,
-        "window_size": tuple(window_size),
-        "softcap": softcap,
-    }
-    if s_aux is not None:
-        options["sinks"] = s_aux
-    if dropout_p > 0.0:
-        options["dropout_p"] = dropout_p
-        options["dropout_seed"] = drawn_seed()
-    return options
+    """Those of `selfattn.flash_attn`, and sinks."""
+    given = arguments.options(softmax_scale, causal, window_size, softcap, None, dropout_p)
+    return given if s_aux is None else {**given, "sinks": s_aux}
