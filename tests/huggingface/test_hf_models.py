@@ -41,6 +41,24 @@ def test_outputs(name, implementation, padding):
     close(run(model, implementation, inputs, kept), expected, FORWARD)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("name", "implementation", "padding"), PADDED)
+@torch.inference_mode()
+def test_half_types(name, implementation, padding, dtype):
+    """As near as eager attention, in the same type, to the same weights computed in float32."""
+    pytest.importorskip("ml_dtypes")
+    family = FAMILIES[name]
+    model = family.make().to(dtype)
+    inputs, kept = family.given(padding)
+    narrow = {k: x.to(dtype) if x.is_floating_point() else x for k, x in inputs.items()}
+    ours, eager = (run(model, which, narrow, kept) for which in (implementation, "eager"))
+    wide = {k: x.float() if x.is_floating_point() else x for k, x in narrow.items()}
+    expected = run(model.float(), "eager", wide, kept)
+    assert ours.dtype == dtype
+    ours, eager = ((x.float() - expected).square().mean() for x in (ours, eager))
+    assert ours <= 1.2**2 * eager
+
+
 @pytest.mark.parametrize(("name", "implementation", "padding"), PADDED)
 def test_gradients(name, implementation, padding):
     """Of every parameter, beside the largest of all: a key's bias has none but rounding."""
