@@ -71,7 +71,7 @@ def options(
     given: dict[str, Any] = {"scale": softmax_scale, "enable_gqa": True}
     if causal:
         given["is_causal"] = True
-    window = _window(window_size, bool(causal))
+    window = _window(window_size)
     if window != (-1, -1):
         given["window_size"] = window
     if softcap > 0:  # all else says that there is none
@@ -89,9 +89,9 @@ def is_aligned(given: dict[str, Any]) -> bool:
     return "is_causal" in given or "window_size" in given or "alibi_slopes" in given
 
 
-def _window(window_size: Any, is_causal: bool) -> tuple[Any, Any]:
+def _window(window_size: Any) -> tuple[Any, Any]:
     """(left, right), where any negative number stands for no limit, as -1 does here."""
     if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise TypeError(f"window_size: expected two ints (left, right), got {window_size!r}")
     left, right = (side if side >= 0 else -1 for side in window_size)
-    return left, -1 if is_causal else right
+    return left, right
