@@ -190,8 +190,6 @@ def scaled_dot_product_attention(
         For a wrong dtype, byte order or kind of argument.
     ValueError
         For a wrong shape or value.
-    NotImplementedError
-        For half precision, float16 and bfloat16.
 
     Notes
     -----
