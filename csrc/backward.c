@@ -125,10 +125,23 @@ static char *staged_grads(const backward_worker *w, sa_kv_array which) {
     return w->stages_grads ? sa_kv_room(&w->kv, which) : NULL;
 }
 
-/* Decide whether to stage the job's keys, and let its gradients accumulate from 0. */
-static void begin_job(backward_worker *w, const sa_job *job) {
+/* Set the job's rows of a gradient to 0; 0 if the call is cancelled. New memory, which the system
+ * gives page by page as it is written, makes this slow: it is cleared in pieces. */
+static int clear(backward_worker *w, char *x, ptrdiff_t row, ptrdiff_t col, int64_t length) {
+    const sa_backward_kernel *kernel = &w->loop->schedule->forward.kernels->backward;
+    int64_t rows = w->accum.rows;
+    for (int64_t r = 0; r < rows; r += SA_SPLIT_N) {
+        int64_t left = rows - r;
+        kernel->clear(x + r * row, row, col, left < SA_SPLIT_N ? left : SA_SPLIT_N, length);
+        if (sa_call_cancelled(&w->loop->call, w->worker)) return 0;
+    }
+    return 1;
+}
+
+/* Decide whether to stage the job's keys, and let its gradients accumulate from 0; 0 if the call is
+ * cancelled. */
+static int begin_job(backward_worker *w, const sa_job *job) {
     const sa_backward_schedule *s = w->loop->schedule;
-    const sa_backward_kernel *kernel = &s->forward.kernels->backward;
     const sa_problem *p = s->forward.problem;
     const sa_gradients *g = s->gradients;
     const ptrdiff_t size = w->kv.layout->real_size;
@@ -142,16 +155,17 @@ static void begin_job(backward_worker *w, const sa_job *job) {
     if (needs_grad & SA_GRADIENT_KEY) {
         char *dk = staged_grads(w, SA_KV_DK);
         if (dk) w->accum.key = dk, w->accum.key_row = w->kv.layout->row_bytes[SA_KV_DK];
-        kernel->clear(w->accum.key, w->accum.key_row, dk ? size : g->key.col, w->accum.rows,
-                      p->head_dim);
+        if (!clear(w, w->accum.key, w->accum.key_row, dk ? size : g->key.col, p->head_dim))
+            return 0;
     }
     if (needs_grad & SA_GRADIENT_VALUE) {
         char *dv = staged_grads(w, SA_KV_DV);
         if (dv) w->accum.value = dv, w->accum.value_row = w->kv.layout->row_bytes[SA_KV_DV];
-        kernel->clear(w->accum.value, w->accum.value_row, dv ? size : g->value.col, w->accum.rows,
-                      p->head_dim_v);
+        if (!clear(w, w->accum.value, w->accum.value_row, dv ? size : g->value.col, p->head_dim_v))
+            return 0;
     }
     for (int64_t i = 0; i < s->forward.group; ++i) w->sinks[i] = 0;
+    return 1;
 }
 
 /* Let a tile of the job read staged keys and add to staged gradients. */
@@ -172,14 +186,28 @@ static int copies_gradients(const backward_worker *w) {
     return w->accum.key != w->dest.key || w->accum.value != w->dest.value;
 }
 
-static void end_job(backward_worker *w, const sa_job *job) {
+/* Store a job's staged gradient to its array, in pieces; 0 if the call is cancelled. */
+static int unstage(backward_worker *w, sa_kv_array which, char *to, ptrdiff_t row, ptrdiff_t col) {
+    int64_t rows = w->dest.rows;
+    for (int64_t r = 0; r < rows; r += SA_SPLIT_N) {
+        int64_t end = r + SA_SPLIT_N < rows ? r + SA_SPLIT_N : rows;
+        sa_kv_unstage(&w->kv, which, r, end, to, row, col);
+        if (sa_call_cancelled(&w->loop->call, w->worker)) return 0;
+    }
+    return 1;
+}
+
+/* Returns 0 if the call is cancelled. */
+static int end_job(backward_worker *w, const sa_job *job) {
     const sa_gradients *g = w->loop->schedule->gradients;
     const sa_key_gradients *dest = &w->dest, *accum = &w->accum;
-    if (accum->key != dest->key)
-        sa_kv_unstage(&w->kv, SA_KV_DK, dest->rows, dest->key, dest->key_row, g->key.col);
-    if (accum->value != dest->value)
-        sa_kv_unstage(&w->kv, SA_KV_DV, dest->rows, dest->value, dest->value_row, g->value.col);
+    if (accum->key != dest->key && !unstage(w, SA_KV_DK, dest->key, dest->key_row, g->key.col))
+        return 0;
+    if (accum->value != dest->value &&
+        !unstage(w, SA_KV_DV, dest->value, dest->value_row, g->value.col))
+        return 0;
     if (job->pass->needs_grad & SA_GRADIENT_SINKS) sa_write_sinks(w->loop->schedule, job, w->sinks);
+    return 1;
 }
 
 /* The keys' gradients that are written after a job's last tile and before the next one: what that
@@ -209,7 +237,7 @@ static void jobs(void *arg, int worker, char *memory) {
         /* The next job is taken early, to prefetch it, but only while all threads find more. */
         more = next_step(&w, &at, s->forward.num_threads, next);
         int is_last = !more || next->begins_job;
-        if (step->begins_job) begin_job(&w, &step->job);
+        if (step->begins_job && !begin_job(&w, &step->job)) return;
         if (step->t.fwd.rows) {
             step->t.next = more && next->t.fwd.rows ? &next->t : NULL;
             step->t.next_grads = (sa_key_gradients){0};
@@ -217,7 +245,7 @@ static void jobs(void *arg, int worker, char *memory) {
             stage_tile(&w, &step->t);
             if (!compute_tile(&w, &step->job, &step->t)) return;
         }
-        if (is_last) end_job(&w, &step->job);
+        if (is_last && !end_job(&w, &step->job)) return;
         if (!more) more = next_step(&w, &at, 0, next);
         job_step *done = step;
         step = next, next = done;

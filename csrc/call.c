@@ -4,6 +4,14 @@
 
 #include <time.h>
 
+static sa_counter ask_ns = SA_ASK_NS;
+
+int64_t sa_ask_every(int64_t ns) {
+    int64_t before = ask_ns;
+    ask_ns = ns;
+    return before;
+}
+
 int64_t sa_now_ns(void) {
     struct timespec t;
 #ifdef CLOCK_MONOTONIC
@@ -29,7 +37,7 @@ sa_status sa_call_end(sa_call *call, sa_status status) {
 int sa_call_cancelled(sa_call *call, int worker) {
     if (worker == 0 && call->interrupt.interrupted) {
         int64_t since = sa_now_ns() - call->asked_ns;
-        if (since >= SA_ASK_NS || since < 0) {
+        if (since >= ask_ns || since < 0) {
             sa_fp_leave(call->callers);
             if (call->interrupt.interrupted(call->interrupt.arg)) call->cancelled = 1;
             call->callers = sa_fp_enter();

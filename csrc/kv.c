@@ -66,8 +66,9 @@ int sa_kv_stage(sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, sa_key
     return !is_there;
 }
 
-void sa_kv_unstage(const sa_kv *kv, sa_kv_array which, int64_t rows, char *to, ptrdiff_t row,
-                   ptrdiff_t col) {
+void sa_kv_unstage(const sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, char *to,
+                   ptrdiff_t row, ptrdiff_t col) {
     const sa_kv_layout *layout = kv->layout;
-    layout->kernels->unstage_rows(to, row, col, rows, layout->length[which], sa_kv_room(kv, which));
+    layout->kernels->unstage_rows(to + begin * row, row, col, end - begin, layout->length[which],
+                                  sa_kv_room(kv, which) + begin * layout->row_bytes[which]);
 }

@@ -56,8 +56,8 @@ int sa_kv_stage(sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, sa_key
 /* Where an array is staged, or NULL. */
 char *sa_kv_room(const sa_kv *kv, sa_kv_array which);
 
-/* Store `rows` staged rows, from the first on, to the rows at `to`. */
-void sa_kv_unstage(const sa_kv *kv, sa_kv_array which, int64_t rows, char *to, ptrdiff_t row,
-                   ptrdiff_t col);
+/* Store staged rows [begin, end) to those of the array whose row 0 is at `to`. */
+void sa_kv_unstage(const sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, char *to,
+                   ptrdiff_t row, ptrdiff_t col);
 
 #endif

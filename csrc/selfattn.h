@@ -166,6 +166,10 @@ int sa_isa_force(const char *name);
 const char *sa_isa_in_use(void);
 const char *sa_compiler(void);
 
+/* For tests: have calls ask their interrupt every so many nanoseconds; 0: whenever they can.
+ * Returns what held before. */
+int64_t sa_ask_every(int64_t ns);
+
 /* For tests: y[i] = f(x[i]) by the functions that the kernels call, contiguous, of the given dtype.
  * SA_EXP2_SCALED is 2^(unit x), and `unit` is of no concern to the others. x <= 0 for it and for
  * SA_EXP_OF_NEGATIVE. */

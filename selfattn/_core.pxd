@@ -90,6 +90,7 @@ cdef extern from "selfattn.h" nogil:
     ) noexcept
     int sa_is_serial(const sa_problem *) noexcept
     int sa_num_cores() noexcept
+    int64_t sa_ask_every(int64_t) noexcept
     const char *sa_isa_built(int) noexcept
     const char *sa_isa_supported(int) noexcept
     int sa_isa_force(const char *) noexcept

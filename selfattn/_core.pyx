@@ -54,9 +54,14 @@ cdef void may_interrupt(sa_interrupt *interrupt, PyObject **raised) noexcept:
         interrupt.interrupted = interrupted
 
 
+cdef int64_t questions = 0  # that calls have asked
+
+
 cdef int interrupted(void *arg) noexcept with gil:
     """Let Python run its signal handlers; keep what they raise for `check`."""
+    global questions
     cdef PyObject **raised = <PyObject **>arg
+    questions += 1
     try:
         PyErr_CheckSignals()
         return 0
@@ -65,6 +70,16 @@ cdef int interrupted(void *arg) noexcept with gil:
         Py_INCREF(error)
         raised[0] = <PyObject *>error
         return 1
+
+
+def questions_of(compute):
+    """How often compute() could have been interrupted: it asks at every opportunity. For tests."""
+    cdef int64_t before = questions, every = sa_ask_every(0)
+    try:
+        compute()
+        return questions - before
+    finally:
+        sa_ask_every(every)
 
 
 cdef int check(sa_status status, PyObject *raised) except -1:
