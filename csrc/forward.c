@@ -7,7 +7,10 @@
  *
  * The weighted sum of the values is divided at the end, so it may overflow although the mean does
  * not. The processor has a flag for that: rows that are not finite after an overflow are computed
- * again, each alone, with smaller weights. */
+ * again, each alone, with smaller weights.
+ *
+ * Where keys come in pieces, a tile's total begins as the states that the pieces before have left,
+ * and ends as those that this one leaves (sa_state_use). */
 
 #include <assert.h>
 #include <math.h>
@@ -68,20 +71,39 @@ static void splits_of(const sa_schedule *s, const sa_tile *t, int64_t *first, in
     *last = *first + 1;
 }
 
-/* Returns 0 if the call is cancelled. *overflowed becomes 1 if any sum did. */
-static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
+/* The state of all of a tile's keys, those of the pieces before included; 0 if the call is
+ * cancelled. *overflowed becomes 1 if any sum did. */
+static int total_of_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
     const sa_schedule *s = w->call->schedule;
     const sa_forward_kernel *kernel = sa_kernel_of(s, t);
-    kernel->begin(t, w->scratch);
+    int is_begun = s->problem->state_use != SA_STATE_NONE;
     int64_t first, last;
+    kernel->begin(t, w->scratch);
+    if (is_begun) kernel->take_states(t, w->total);
     splits_of(s, t, &first, &last);
     for (int64_t i = first; i < last; ++i) {
-        split(kernel, t, w->scratch, i, i == first ? w->total : w->part);
-        if (i > first) kernel->merge(t, w->total, w->part);
+        split(kernel, t, w->scratch, i, is_begun ? w->part : w->total);
+        if (is_begun) kernel->merge(t, w->total, w->part);
+        is_begun = 1;
         *overflowed |= sa_fp_overflowed();
         if (sa_call_cancelled(&w->call->call, w->worker)) return 0;
     }
-    kernel->finish(t, w->total);
+    return 1;
+}
+
+/* Write what the problem asks for of a tile: its states, or out and lse. */
+static void write_tile(const sa_schedule *s, const sa_tile *t, void *total) {
+    const sa_forward_kernel *kernel = sa_kernel_of(s, t);
+    if (s->problem->state_use == SA_STATE_UPDATE)
+        kernel->give_states(t, total);
+    else
+        kernel->finish(t, total);
+}
+
+/* Returns 0 if the call is cancelled. */
+static int compute_tile(forward_worker *w, const sa_tile *t, int *overflowed) {
+    if (!total_of_tile(w, t, overflowed)) return 0;
+    write_tile(w->call->schedule, t, w->total);
     return 1;
 }
 
@@ -147,6 +169,33 @@ static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
         t->prefetch.is_first = 0; /* the copies are in the caches */
 }
 
+/* compute_tile where there are states. A tile that overflows is computed row by row, those that
+ * overflow alone with smaller weights; its states are as they came until then. */
+static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
+    const sa_schedule *s = w->call->schedule;
+    int overflowed = 0;
+    if (!total_of_tile(w, t, &overflowed)) return 0;
+    if (!overflowed) {
+        write_tile(s, t, w->total);
+        return 1;
+    }
+    sa_finite finite = {0};
+    for (int r = 0; r < t->rows; ++r) {
+        sa_tile row;
+        row.finite = &finite;
+        sa_fill_row(s, tile, r, &row);
+        sa_fp_clear();
+        overflowed = 0;
+        if (!total_of_tile(w, &row, &overflowed)) return 0;
+        row.weight_factor = ldexp(1, SA_STATE_EXPONENT);
+        if (overflowed && !total_of_tile(w, &row, &overflowed)) return 0;
+        if (!overflowed) row.weight_factor = 1;
+        write_tile(s, &row, w->total);
+    }
+    sa_fp_clear();
+    return 1;
+}
+
 static void whole_tiles(void *arg, int worker, char *scratch) {
     forward_call *c = arg;
     forward_worker w = worker_of(c, worker, scratch);
@@ -155,6 +204,10 @@ static void whole_tiles(void *arg, int worker, char *scratch) {
     for (sa_tile *t; (t = sa_next_tile(&loop));) {
         int overflowed = 0;
         stage_keys(&w, &loop, t);
+        if (c->schedule->problem->state_use) {
+            if (!compute_with_states(&w, loop.tile, t)) return;
+            continue;
+        }
         if (!compute_tile(&w, t, &overflowed)) return;
         if (overflowed && !compute_again(&w, loop.tile, t)) return;
     }
@@ -184,10 +237,16 @@ static void shared_splits(void *arg, int worker, char *scratch) {
         }
         if (sa_call_cancelled(&c->call, worker)) return;
         if (sa_fetch_add(&c->done[tile]) < s->splits - 1) continue;
-        char *total = state_of(s, states, first);
-        for (i = first + 1; i < last; ++i) kernel->merge(&t, total, state_of(s, states, i));
+        int goes_on = s->problem->state_use != SA_STATE_NONE;
+        char *total = goes_on ? w.total : state_of(s, states, first);
+        if (goes_on) kernel->take_states(&t, total);
+        for (i = first + !goes_on; i < last; ++i) kernel->merge(&t, total, state_of(s, states, i));
         int overflowed = c->overflowed || sa_fp_overflowed();
-        kernel->finish(&t, total);
+        if (goes_on && overflowed) {
+            if (!compute_with_states(&w, tile, &t)) return;
+            continue;
+        }
+        write_tile(s, &t, total);
         if (overflowed && !compute_again(&w, tile, &t)) return;
     }
 }

@@ -21,6 +21,9 @@ enum {
      * a tile is summed over its rows first. */
     SA_GRADIENT_TILE_M = 96,
     SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
+    /* Weights of rows of a state whose values' sums overflow are multiplied by this power of 2,
+     * which makes up for as many keys as any call can have. */
+    SA_STATE_EXPONENT = -48,
 };
 
 /* A score is summed over head_dim (in the backward pass, dP over head_dim_v) in chunks of this
@@ -40,7 +43,8 @@ static inline int sa_part_e(int64_t head_dim) { return SA_CHUNKS_OF_PART * sa_ch
 typedef struct {
     double q_factor, scale; /* scale > 0 */
     double scale_log2, scale_ln;
-    double softcap; /* 0: none */
+    double state_scale; /* of the maxima of a state that comes in: to this call's units */
+    double softcap;     /* 0: none */
     int in_natural_units;
     /* A weight whose random number is below the threshold is dropped (kernels/dropout.inc.h); the
      * others are multiplied by dropout_scale. */
@@ -83,6 +87,7 @@ typedef struct sa_tile {
     sa_finite *finite; /* the worker's, kept from tile to tile: of V; in the backward pass, of K */
     const char *q[SA_MAX_TILE_M]; /* each row's query; in the step `sum`, its weights */
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
+    char *state[SA_MAX_TILE_M]; /* each row's, where the problem has states */
     sa_key_rows k, v;
     ptrdiff_t q_col, out_col;
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
@@ -124,6 +129,9 @@ typedef struct {
     void (*merge)(const sa_tile *t, void *total, const void *part);
     /* Divide by the row sums; write out and lse. */
     void (*finish)(const sa_tile *t, void *total);
+    /* total = the rows' states; and back. */
+    void (*take_states)(const sa_tile *t, void *total);
+    void (*give_states)(const sa_tile *t, const void *total);
 } sa_forward_kernel;
 
 /* Which gradients a tile of the backward pass adds to. */

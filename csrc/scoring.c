@@ -6,12 +6,16 @@
 
 static const double LOG2_E = 1.4426950408889634;
 
+int sa_in_natural_units(const sa_problem *p) {
+    return p->softcap > 0 || p->alibi_slopes.data || p->mask_kind == SA_MASK_ELEM ||
+           p->mask_kind == SA_MASK_F32 || (p->state.data && p->state_is_natural);
+}
+
 sa_scoring sa_scoring_of(const sa_problem *p, int as_scores) {
     double scale = p->scale;
     if (isnan(scale)) scale = p->head_dim ? 1.0 / sqrt((double)p->head_dim) : 1.0;
     sa_scoring s = {.q_factor = 0, .scale = 1, .softcap = p->softcap};
-    s.in_natural_units = as_scores || p->softcap > 0 || p->alibi_slopes.data ||
-                         p->mask_kind == SA_MASK_ELEM || p->mask_kind == SA_MASK_F32;
+    s.in_natural_units = as_scores || sa_in_natural_units(p);
     if (scale != 0) {
         /* A power of two at most 1 goes into q, so q never overflows; s.scale is 1 at least. */
         int exponent;
@@ -24,6 +28,7 @@ sa_scoring sa_scoring_of(const sa_problem *p, int as_scores) {
     double threshold = floor(ldexp(p->dropout_p, 32) + 0.5);
     s.dropout_threshold = threshold < UINT32_MAX ? (uint32_t)threshold : UINT32_MAX;
     s.dropout_scale = p->dropout_p < 1 ? 1 / (1 - p->dropout_p) : 0;
+    s.state_scale = s.in_natural_units && !p->state_is_natural ? s.scale : 1;
     s.scale_ln = s.in_natural_units ? 1 : s.scale;
     s.scale_log2 = s.scale_ln * LOG2_E;
     return s;

@@ -50,6 +50,16 @@ typedef struct {
     void *arg;
 } sa_interrupt;
 
+/* A state is the result of the keys so far, not yet divided: of each row the maximum, the sum, a
+ * factor, and the factor times the values' sums (kernels/resume.inc.h). That of no keys is -inf,
+ * 0, 1 and zeros. */
+enum { SA_STATE_HEAD = 3 };
+typedef enum {
+    SA_STATE_NONE,
+    SA_STATE_UPDATE, /* it is taken in, and given back with this piece's keys; `out` is unused */
+    SA_STATE_RESULT, /* it is taken in, and `out` and `lse` are of its keys and this piece's */
+} sa_state_use;
+
 typedef struct {
     sa_dtype dtype;
     int batch_axes;
@@ -79,11 +89,19 @@ typedef struct {
     /* Packed sequences: batch entry b is rows cu_seqlens[b] to cu_seqlens[b + 1] of the arrays,
      * whose batch strides are 0; seqlen_q and seqlen_k are those of the longest. */
     const int64_t *cu_seqlens_q, *cu_seqlens_k;
+    /* Keys that come in pieces: each piece is a problem, and a state goes from one to the next. */
+    sa_array state; /* (..., Hq, L, SA_STATE_HEAD + Ev) of reals, contiguous columns */
+    sa_state_use state_use;
+    int state_is_natural; /* what sa_in_natural_units said when the state was given back */
+    /* What comes before query 0 and key 0 in the whole problem: dropout counts from there. */
+    int64_t first_query, first_key;
     int num_threads;
     sa_interrupt interrupt;
 } sa_problem;
 
 sa_status sa_attention(const sa_problem *problem);
+/* Whether the maxima of a state that the problem gives back are in natural units (kernels.h). */
+int sa_in_natural_units(const sa_problem *problem);
 /* Whether attention uses one thread, however many it may use. */
 int sa_is_serial(const sa_problem *problem);
 sa_status sa_scores(const sa_problem *problem);

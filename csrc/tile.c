@@ -29,8 +29,10 @@ static char *row_iter_next(row_iter *w, int ends_group) {
 
 static void fill_pointers(const sa_schedule *s, sa_tile *t, const sa_row_pos *at) {
     const sa_problem *p = s->problem;
-    row_iter q = row_iter_begin(s, &p->query, at), out = row_iter_begin(s, &p->out, at), lse = {0};
+    row_iter q = row_iter_begin(s, &p->query, at), out = row_iter_begin(s, &p->out, at);
+    row_iter lse = {0}, state = {0};
     int64_t g = at->g;
+    if (p->state_use) state = row_iter_begin(s, &p->state, at);
     t->has_lse = p->lse.data != NULL;
     if (t->has_lse) lse = row_iter_begin(s, &p->lse, at);
     for (int r = 0; r < t->rows; ++r) {
@@ -39,6 +41,7 @@ static void fill_pointers(const sa_schedule *s, sa_tile *t, const sa_row_pos *at
         t->q[r] = row_iter_next(&q, ends_group);
         t->out[r] = row_iter_next(&out, ends_group);
         if (t->has_lse) t->lse[r] = row_iter_next(&lse, ends_group);
+        if (p->state_use) t->state[r] = row_iter_next(&state, ends_group);
     }
 }
 
@@ -125,8 +128,8 @@ static void fill_dropout(const sa_schedule *s, sa_tile *t, const sa_row_pos *fir
     int lanes = s->kernels->lanes, padded = (t->rows + lanes - 1) / lanes * lanes;
     for (int r = 0; r < padded; ++r, sa_next_row(s, &at)) {
         int64_t head = at.head_kv * s->group + at.g;
-        uint64_t row = mix64(of_entry + of_axis(at.i, 0) + of_axis(head, 1));
-        t->drop_low[r] = (uint32_t)row;
+        uint64_t row = mix64(of_entry + of_axis(p->first_query + at.i, 0) + of_axis(head, 1));
+        t->drop_low[r] = (uint32_t)row + (uint32_t)p->first_key; /* to which a key is added */
         t->drop_high[r] = (uint32_t)(row >> 32);
     }
 }

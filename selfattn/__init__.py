@@ -29,6 +29,7 @@ from .attention import merge_states, scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
 from .gradients import AttentionGradients, ProjectionGradients
 from .linear import project, project_backward
+from .state import AttentionState
 from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttentionGradients",
+    "AttentionState",
     "ProjectionGradients",
     "__version__",
     "attention_weights",

@@ -20,6 +20,9 @@ cdef extern from "selfattn.h" nogil:
         Py_ssize_t head, row, col
     ctypedef enum sa_mask_kind:
         SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_ELEM, SA_MASK_F32
+    enum: SA_STATE_HEAD
+    ctypedef enum sa_state_use:
+        SA_STATE_NONE, SA_STATE_UPDATE, SA_STATE_RESULT
     ctypedef struct sa_interrupt:
         int (*interrupted)(void *) noexcept nogil
         void *arg
@@ -39,6 +42,10 @@ cdef extern from "selfattn.h" nogil:
         const int64_t *kv_lengths
         const int64_t *cu_seqlens_q
         const int64_t *cu_seqlens_k
+        sa_array state
+        sa_state_use state_use
+        int state_is_natural
+        int64_t first_query, first_key
         int num_threads
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
@@ -89,6 +96,7 @@ cdef extern from "selfattn.h" nogil:
         const sa_projection *, const sa_projection_gradients *
     ) noexcept
     int sa_is_serial(const sa_problem *) noexcept
+    int sa_in_natural_units(const sa_problem *) noexcept
     int sa_num_cores() noexcept
     int64_t sa_ask_every(int64_t) noexcept
     const char *sa_isa_built(int) noexcept

@@ -324,6 +324,44 @@ cdef class AttentionProblem:
             fill(&self.problem.lse, lse, HEAD_ROW, self.problem.batch_axes)
         solve(&self.problem, sa_attention, out, num_threads)
 
+    # Keys that come in pieces (`state.py`): the state is (..., Hq, L, STATE_HEAD + Ev) of reals.
+
+    def set_place(self, int64_t first_query, int64_t first_key):
+        """How many queries and keys of the whole problem come before these: for dropout."""
+        self.problem.first_query, self.problem.first_key = first_query, first_key
+
+    def update(self, cnp.ndarray state, bint is_natural, int num_threads):
+        """Add these keys to the state; returns whether it is in natural units now."""
+        cdef PyObject *raised
+        cdef sa_status status
+        cdef sa_problem *p = &self.problem
+        p.state_use = SA_STATE_UPDATE
+        p.state_is_natural = is_natural
+        fill(&p.state, state, HEAD_ROW_COL, p.batch_axes)
+        p.lse.data = p.out.data = NULL
+        is_natural = sa_in_natural_units(p)
+        if cnp.PyArray_SIZE(state) == 0:
+            return is_natural
+        start(p, num_threads, &raised)
+        with nogil:
+            status = sa_attention(p)
+        check(status, raised)
+        return is_natural
+
+    def attend_to_state(
+        self,
+        cnp.ndarray state,
+        bint is_natural,
+        cnp.ndarray out,
+        cnp.ndarray lse,
+        int num_threads,
+    ):
+        """The result of the state's keys and these, as `attend` gives it."""
+        self.problem.state_use = SA_STATE_RESULT
+        self.problem.state_is_natural = is_natural
+        fill(&self.problem.state, state, HEAD_ROW_COL, self.problem.batch_axes)
+        self.attend(out, lse, num_threads)
+
     def differentiate(
         self,
         cnp.ndarray grad_out,
@@ -371,6 +409,9 @@ cdef class AttentionProblem:
     def weigh(self, cnp.ndarray out, int num_threads):
         """softmax(scores) into `out`."""
         solve(&self.problem, sa_weights, out, num_threads)
+
+
+STATE_HEAD = SA_STATE_HEAD
 
 
 def may_overlap(cnp.ndarray out, arrays):

@@ -11,6 +11,7 @@
 #include "ukernel.inc.h"
 #include "prefill.inc.h"
 #include "decode.inc.h"
+#include "resume.inc.h"
 #include "scores.inc.h"
 #include "project.inc.h"
 #include "project_gemv.inc.h"
@@ -102,14 +103,18 @@ const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
                 .begin = prefill_begin,
                 .split = prefill_split,
                 .merge = prefill_merge,
-                .finish = prefill_finish},
+                .finish = prefill_finish,
+                .take_states = prefill_take_states,
+                .give_states = prefill_give_states},
     .decode = {.max_rows = DECODE_ROWS,
                .scratch_size = decode_scratch_size,
                .state_size = decode_state_size,
                .begin = decode_begin,
                .split = decode_split,
                .merge = decode_merge,
-               .finish = decode_finish},
+               .finish = decode_finish,
+               .take_states = decode_take_states,
+               .give_states = decode_give_states},
     .project = {.lanes = SA_PROJECT_LANES * 4 / REAL_SIZE,
                 .step = PROJECT_STEP,
                 .block = project_block,

@@ -33,6 +33,7 @@ from .layers import (
     layer_sizes,
     layer_state,
 )
+from .numbers import integer
 from .options import axis, flag, num_threads
 from .problems import (
     NO_VALUE,
@@ -56,6 +57,7 @@ __all__ = [
     "flag",
     "gradient_of",
     "in_dtype_of",
+    "integer",
     "layer_dtype",
     "layer_input",
     "layer_inputs",

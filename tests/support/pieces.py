@@ -1,0 +1,48 @@
+"""A problem of attention given piece by piece: its keys, and what options say of them, cut."""
+
+import numpy as np
+
+import selfattn
+
+OF_PIECES = ("attn_mask", "kv_lengths", "segment_ids")  # of update; the others are of the state
+
+
+def piece_of(options, begin, end, seqlen_k):
+    """What the options of a whole problem say of keys [begin, end)."""
+    cut = {}
+    if options.get("attn_mask") is not None:
+        mask = options["attn_mask"]
+        cut["attn_mask"] = mask if mask.shape[-1:] in ((), (1,)) else mask[..., begin:end]
+        if seqlen_k == 1:
+            cut["attn_mask"] = mask
+    if options.get("kv_lengths") is not None:
+        cut["kv_lengths"] = np.clip(np.asarray(options["kv_lengths"]) - begin, 0, end - begin)
+    if options.get("segment_ids") is not None:
+        ids = options["segment_ids"]
+        of_keys = ids[1] if isinstance(ids, (tuple, list)) else ids
+        cut["segment_ids"] = of_keys[..., begin:end]
+    return cut
+
+
+def state_of(query, options, **more):
+    """An AttentionState of the problem's query and options."""
+    given = {name: x for name, x in options.items() if name not in OF_PIECES}
+    ids = options.get("segment_ids")
+    if ids is not None:
+        given["segment_ids"] = ids[0] if isinstance(ids, (tuple, list)) else ids
+    return selfattn.AttentionState(query, **given, **more)
+
+
+def in_pieces(query, key, value, options, ends, **more):
+    """out and lse of the problem by an AttentionState, whose pieces end at `ends`."""
+    state = state_of(query, options, **more)
+    begin, seqlen_k = 0, key.shape[-2]
+    for end in (*ends, seqlen_k):
+        state.update(
+            key[..., begin:end, :],
+            value[..., begin:end, :],
+            **piece_of(options, begin, end, seqlen_k),
+        )
+        begin = end
+    assert state.num_keys == seqlen_k
+    return state.result(return_lse=True)
