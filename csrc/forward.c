@@ -39,6 +39,7 @@ typedef struct {
     int worker;
     char *scratch, *total, *part; /* the kernels'; two split states */
     sa_kv kv;
+    char *block_room; /* for kernels that stage a block of keys */
     int64_t
         staging_until; /* the tiles before this one are of the head that `is_staging` is about */
     int is_staging;
@@ -49,7 +50,8 @@ static forward_worker worker_of(forward_call *c, int worker, char *scratch) {
     forward_worker w = {.call = c, .worker = worker, .scratch = scratch};
     w.total = scratch + s->scratch_size;
     w.part = w.total + s->state_size;
-    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.part + s->state_size};
+    w.block_room = w.part + s->state_size;
+    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.block_room + sa_block_room(s->problem)};
     return w;
 }
 
@@ -134,6 +136,7 @@ static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
         if (s->kernels->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
         sa_tile row;
         row.finite = &finite;
+        row.room = w->block_room;
         sa_fill_row(s, tile, r, &row);
         int goes_on = 1, only_rounded = is_finite_as_reals(w, &row, &goes_on);
         if (!goes_on) return 0;
@@ -183,6 +186,7 @@ static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t
     for (int r = 0; r < t->rows; ++r) {
         sa_tile row;
         row.finite = &finite;
+        row.room = w->block_room;
         sa_fill_row(s, tile, r, &row);
         sa_fp_clear();
         overflowed = 0;
@@ -203,6 +207,7 @@ static void whole_tiles(void *arg, int worker, char *scratch) {
     sa_tile_loop_begin(&loop, c->schedule, &c->next);
     for (sa_tile *t; (t = sa_next_tile(&loop));) {
         int overflowed = 0;
+        t->room = w.block_room;
         stage_keys(&w, &loop, t);
         if (c->schedule->problem->state_use) {
             if (!compute_with_states(&w, loop.tile, t)) return;
@@ -226,6 +231,7 @@ static void shared_splits(void *arg, int worker, char *scratch) {
         int64_t tile = item / s->splits, i = s->first_split + item % s->splits, first, last;
         sa_tile t;
         t.finite = &finite;
+        t.room = w.block_room;
         if (!sa_fill_tile(s, tile, &t)) continue;
         splits_of(s, &t, &first, &last);
         const sa_forward_kernel *kernel = sa_kernel_of(s, &t);
@@ -278,7 +284,7 @@ sa_status sa_attention(const sa_problem *p) {
     } else {
         c.kv_layout = kv_layout_of(&s);
     }
-    size_t scratch_size = s.scratch_size + 2 * s.state_size + c.kv_layout.size;
+    size_t scratch_size = s.scratch_size + 2 * s.state_size + sa_block_room(p) + c.kv_layout.size;
     status = sa_run(&c.call, s.num_threads, scratch_size, shared ? shared_splits : whole_tiles, &c);
 out:
     sa_free(c.states);

@@ -71,11 +71,17 @@ typedef struct {
 } sa_prefetch;
 
 /* Rows of keys or values, the first at `at`: elements of the caller's array; or, once they are
- * staged (kv.h), contiguous reals. */
+ * staged (kv.h), contiguous reals. They may lie in pages, and may be int8 with a scale for each
+ * row; kernels read such rows staged alone, a head or a block of them. */
 typedef struct {
     const char *at;
     ptrdiff_t row, col;
     int is_staged;
+    const int64_t *pages; /* of the batch entry, numbers of pages of a pool; or NULL */
+    int64_t page_size;    /* rows */
+    ptrdiff_t page;       /* bytes from one page to the next */
+    const char *scale;    /* of row 0, a float, if rows are int8; or NULL */
+    ptrdiff_t scale_row, scale_page;
 } sa_key_rows;
 
 typedef struct sa_tile {
@@ -89,6 +95,7 @@ typedef struct sa_tile {
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     char *state[SA_MAX_TILE_M]; /* each row's, where the problem has states */
     sa_key_rows k, v;
+    char *room; /* where kernels stage a block of K and V, if they must: sa_block_room */
     ptrdiff_t q_col, out_col;
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
      * the weighted sum of the values overflowed. */
@@ -291,9 +298,8 @@ typedef struct sa_kernels {
     /* Merge attention over two sets of keys: a, b and out of n elements, with an lse each. */
     void (*merge_row)(const sa_merge_row *row, int64_t n);
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
-    /* Rows of elements to contiguous rows of reals, and back, rounded. */
-    void (*stage_rows)(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                       char *to);
+    /* Rows of elements to contiguous rows of reals: rows [begin, end) of x; and back, rounded. */
+    void (*stage_rows)(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length, char *to);
     void (*unstage_rows)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
                          const char *from);
     /* Rotate the pairs of a row of n elements; elements in no pair are copied. */

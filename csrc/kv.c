@@ -20,8 +20,19 @@ static void add(sa_kv_layout *x, int which, int64_t rows) {
     x->size += sa_whole_lines((size_t)(rows * x->row_bytes[which]));
 }
 
+/* Whether no kernel reads the rows in place. */
+static int are_converted(const sa_problem *p) {
+    return sa_is_half(p->dtype) || p->pages.table || p->key_scale.data;
+}
+
+size_t sa_block_room(const sa_problem *p) {
+    if (!p->pages.table && !p->key_scale.data) return 0;
+    size_t length = (size_t)(p->head_dim + p->head_dim_v);
+    return sa_whole_lines(SA_BLOCK_N * length * (size_t)sa_real_size(p->dtype));
+}
+
 int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided) {
-    return sa_is_half(p->dtype) ? STAGE_MIN_TILES_HALF : of_strided;
+    return are_converted(p) ? STAGE_MIN_TILES_HALF : of_strided;
 }
 
 sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *arrays, int count,
@@ -37,7 +48,7 @@ sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *array
             add(&x, i, grad_rows);
             continue;
         }
-        pays[i] = sa_is_half(p->dtype) || has_gaps(p, arrays[i], x.row_bytes[i]);
+        pays[i] = are_converted(p) || has_gaps(p, arrays[i], x.row_bytes[i]);
         if (pays[i]) bytes_of_key += (uint64_t)x.row_bytes[i];
     }
     x.stages_keys = bytes_of_key && (uint64_t)rows <= budget / bytes_of_key;
@@ -56,11 +67,11 @@ int sa_kv_stage(sa_kv *kv, sa_kv_array which, int64_t begin, int64_t end, sa_key
     sa_kv_copy *copy = &kv->copies[which];
     int64_t bytes = layout->row_bytes[which];
     if (!room) return 0;
-    int is_there = copy->source == x->at && copy->begin <= begin && end <= copy->end;
+    int is_there = copy->source.at == x->at && copy->source.pages == x->pages &&
+                   copy->begin <= begin && end <= copy->end;
     if (!is_there) {
-        layout->kernels->stage_rows(x->at + begin * x->row, x->row, x->col, end - begin,
-                                    layout->length[which], room + begin * bytes);
-        *copy = (sa_kv_copy){x->at, begin, end};
+        layout->kernels->stage_rows(x, begin, end, layout->length[which], room + begin * bytes);
+        *copy = (sa_kv_copy){*x, begin, end};
     }
     *x = (sa_key_rows){.at = room, .row = bytes, .col = layout->real_size, .is_staged = 1};
     return !is_there;

@@ -3,10 +3,11 @@
  *
  * They are staged for one of two reasons. Rows of a half type must become reals before the products
  * read them; the kernels convert a piece at a time (kernels/keys.inc.h), but where several tiles of
- * a worker read the same keys, it is cheaper to convert them once. And rows with gaps between them,
- * as in (batch, position, head, head_dim) arrays, compete for few cache sets: their addresses agree
- * in the bits that choose the set. Staged gradients accumulate in scratch, and are stored to their
- * arrays at the end of a job. Called by forward.c and backward.c. */
+ * a worker read the same keys, it is cheaper to convert them once. So it is with rows of int8, and
+ * with pages. And rows with gaps between them, as in (batch, position, head, head_dim) arrays,
+ * compete for few cache sets: their addresses agree in the bits that choose the set. Staged
+ * gradients accumulate in scratch, and are stored to their arrays at the end of a job. Called by
+ * forward.c and backward.c. */
 #ifndef SA_KV_H
 #define SA_KV_H
 
@@ -32,12 +33,16 @@ typedef struct {
 sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *arrays, int count,
                                int64_t rows, int64_t grad_rows, size_t budget);
 
+/* Bytes of the room in which the kernels stage one block of keys and values: 0 unless they lie in
+ * pages or are int8. */
+size_t sa_block_room(const sa_problem *p);
+
 /* Staging pays if so many tiles read the copy; `of_strided`, where rows are only copied. */
 int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided);
 
-/* Rows [begin, end) of the array that begins at `source` are staged. */
+/* Rows [begin, end) of `source` are staged. */
 typedef struct {
-    const char *source;
+    sa_key_rows source;
     int64_t begin, end;
 } sa_kv_copy;
 

@@ -60,6 +60,15 @@ typedef enum {
     SA_STATE_RESULT, /* it is taken in, and `out` and `lse` are of its keys and this piece's */
 } sa_state_use;
 
+/* Keys and values in pages: row j of batch entry b is row j % size of page
+ * table[b * per_entry + j / size] of a pool. The arrays `key` and `value` are the pool's first
+ * page; the others lie so many bytes further on each. Where scales are, theirs too. */
+typedef struct {
+    const int64_t *table; /* NULL: keys and values lie in their arrays */
+    int64_t per_entry, size;
+    ptrdiff_t key, value, key_scale, value_scale;
+} sa_pages;
+
 typedef struct {
     sa_dtype dtype;
     int batch_axes;
@@ -68,10 +77,14 @@ typedef struct {
     int64_t seqlen_q, seqlen_k, head_dim, head_dim_v;
     sa_array query, key, value; /* sum: `query` holds the weights, and `key` is unused */
     sa_array out;               /* scores and weights: (…, Hq, L, S) */
-    sa_array lse;               /* of the real type; data may be NULL */
-    double scale;               /* NaN: 1/sqrt(head_dim) */
-    double softcap;             /* 0: none */
-    double dropout_p;           /* 0: none; what is dropped: kernels/dropout.inc.h */
+    /* Attention alone, forward: pages; and (…, Hkv, S) floats, where key and value hold int8, whose
+     * rows are multiplied by them. */
+    sa_pages pages;
+    sa_array key_scale, value_scale;
+    sa_array lse;     /* of the real type; data may be NULL */
+    double scale;     /* NaN: 1/sqrt(head_dim) */
+    double softcap;   /* 0: none */
+    double dropout_p; /* 0: none; what is dropped: kernels/dropout.inc.h */
     uint64_t dropout_seed;
     /* Arrays whose data is NULL where the option is not given. */
     sa_array mask; /* (..., Hq, L, S) */

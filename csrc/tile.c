@@ -134,9 +134,22 @@ static void fill_dropout(const sa_schedule *s, sa_tile *t, const sa_row_pos *fir
     }
 }
 
-static sa_key_rows key_rows_of(const sa_problem *p, const sa_array *a, const sa_row_pos *at) {
-    const char *first = sa_row_of(p, a, at->b, at->head_kv, sa_first_key(p, at->b));
-    return (sa_key_rows){.at = first, .row = a->row, .col = a->col};
+static sa_key_rows key_rows_of(const sa_problem *p, const sa_array *a, const sa_row_pos *at,
+                               ptrdiff_t page, const sa_array *scale, ptrdiff_t scale_page) {
+    int64_t first = sa_first_key(p, at->b);
+    sa_key_rows x = {
+        .at = sa_row_of(p, a, at->b, at->head_kv, first), .row = a->row, .col = a->col};
+    if (p->pages.table) {
+        x.pages = p->pages.table + at->b * p->pages.per_entry;
+        x.page_size = p->pages.size;
+        x.page = page;
+    }
+    if (scale->data) {
+        x.scale = sa_row_of(p, scale, at->b, at->head_kv, first);
+        x.scale_row = scale->row;
+        x.scale_page = scale_page;
+    }
+    return x;
 }
 
 void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
@@ -150,8 +163,9 @@ void sa_fill_rows(const sa_schedule *s, const sa_row_pos *at, sa_tile *t) {
     t->scoring = s->scoring;
     t->q_col = p->query.col;
     t->out_col = p->out.col;
-    t->k = key_rows_of(p, &p->key, at);
-    t->v = key_rows_of(p, &p->value, at);
+    const sa_pages *pages = &p->pages;
+    t->k = key_rows_of(p, &p->key, at, pages->key, &p->key_scale, pages->key_scale);
+    t->v = key_rows_of(p, &p->value, at, pages->value, &p->value_scale, pages->value_scale);
     fill_pointers(s, t, at);
     int alike = fill_ranges(s, t, at) && !p->key_segments.data;
     fill_segments(s, t, at);
@@ -202,7 +216,7 @@ static int fill_next(sa_tile_loop *loop, sa_tile *t) {
 static void prefetch_next_head(const sa_schedule *s, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = s->problem;
     /* Where only some of the keys are seen, it does not pay. */
-    if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0) return;
+    if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0 || p->pages.table) return;
     int64_t slots = sa_first_tile(s, 1), next_head = tile / slots + 1;
     int64_t keys = p->seqlen_k, elements = L2_PREFETCH_HEAD / sa_dtype_size(p->dtype);
     if (next_head * slots >= end || keys > elements) return;

@@ -27,6 +27,7 @@ from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
 from .attention import merge_states, scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
+from .caches import KVCache, PagedKVCache
 from .gradients import AttentionGradients, ProjectionGradients
 from .linear import project, project_backward
 from .state import AttentionState
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttentionGradients",
     "AttentionState",
+    "KVCache",
+    "PagedKVCache",
     "ProjectionGradients",
     "__version__",
     "attention_weights",

@@ -20,6 +20,10 @@ cdef extern from "selfattn.h" nogil:
         Py_ssize_t head, row, col
     ctypedef enum sa_mask_kind:
         SA_MASK_NONE, SA_MASK_BOOL, SA_MASK_ELEM, SA_MASK_F32
+    ctypedef struct sa_pages:
+        const int64_t *table
+        int64_t per_entry, size
+        Py_ssize_t key, value, key_scale, value_scale
     enum: SA_STATE_HEAD
     ctypedef enum sa_state_use:
         SA_STATE_NONE, SA_STATE_UPDATE, SA_STATE_RESULT
@@ -32,6 +36,8 @@ cdef extern from "selfattn.h" nogil:
         int64_t *batch_shape
         int64_t num_heads_q, num_heads_kv, seqlen_q, seqlen_k, head_dim, head_dim_v
         sa_array query, key, value, out, lse
+        sa_pages pages
+        sa_array key_scale, value_scale
         double scale, softcap, dropout_p
         uint64_t dropout_seed
         sa_array mask, alibi_slopes, sinks, query_segments, key_segments

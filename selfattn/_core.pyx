@@ -324,6 +324,31 @@ cdef class AttentionProblem:
             fill(&self.problem.lse, lse, HEAD_ROW, self.problem.batch_axes)
         solve(&self.problem, sa_attention, out, num_threads)
 
+    # Keys and values of a cache (`caches/`), whose arrays are its own.
+
+    def set_pages(self, cnp.ndarray table, int64_t seqlen_k, cnp.ndarray key, cnp.ndarray value):
+        """Each batch entry has a row of `table`, numbers of pages of the pools `key` and `value`.
+
+        The problem was made with page 0 of each, (Hkv, page_size, E); `seqlen_k` is of the longest.
+        """
+        cdef sa_pages *pages = &self.problem.pages
+        pages.table = self.own(table)
+        pages.per_entry = cnp.PyArray_DIMS(table)[1]
+        pages.size = cnp.PyArray_DIMS(key)[2]
+        pages.key, pages.value = cnp.PyArray_STRIDES(key)[0], cnp.PyArray_STRIDES(value)[0]
+        self.problem.seqlen_k = seqlen_k
+
+    def set_scales(self, cnp.ndarray key, cnp.ndarray value, bint are_pools):
+        """Of keys and values of int8: floats (batch..., Hkv, S), or pools (pages, Hkv, page_size)."""
+        cdef sa_pages *pages = &self.problem.pages
+        if are_pools:
+            pages.key_scale = cnp.PyArray_STRIDES(key)[0]
+            pages.value_scale = cnp.PyArray_STRIDES(value)[0]
+            key, value = key[0], value[0]
+        fill(&self.problem.key_scale, key, HEAD_ROW, self.problem.batch_axes)
+        fill(&self.problem.value_scale, value, HEAD_ROW, self.problem.batch_axes)
+        self.arrays = (*self.arrays, key, value)
+
     # Keys that come in pieces (`state.py`): the state is (..., Hq, L, STATE_HEAD + Ev) of reals.
 
     def set_place(self, int64_t first_query, int64_t first_key):

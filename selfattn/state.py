@@ -146,7 +146,7 @@ class AttentionState:
         )
         shape = (*problem.lse_shape, _core.STATE_HEAD + problem.out_shape[-1])
         if self._state is None:
-            state = _empty_state(shape, _args.real_dtype(self._query.dtype))
+            state = empty_state(shape, _args.real_dtype(self._query.dtype))
         elif self._state.shape != shape:
             raise ValueError(
                 f"key: expected, with value, what makes a result of shape "
@@ -194,7 +194,7 @@ class AttentionState:
         state = self._state
         if state is None:
             shape = (*problem.lse_shape, _core.STATE_HEAD + problem.out_shape[-1])
-            state = _empty_state(shape, real)
+            state = empty_state(shape, real)
         threads = _args.num_threads(self._num_threads)
         result = _args.compute_into(
             out,
@@ -245,7 +245,7 @@ def _no_ids(state: AttentionState) -> np.ndarray:
     return np.empty(0, np.asarray(state._segment_ids).dtype)
 
 
-def _empty_state(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def empty_state(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """The state of no keys (selfattn.h)."""
     state = np.zeros(shape, dtype)
     state[..., 0] = -np.inf

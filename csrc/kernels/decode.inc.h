@@ -19,6 +19,7 @@
 #include "../visibility.h"
 #include "simd.inc.h"
 #include "pack.inc.h"
+#include "keys.inc.h"
 #include "ukernel.inc.h"
 #include "softmax.inc.h"
 #include "split_state.inc.h"
@@ -150,15 +151,15 @@ SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, cons
 }
 
 /* decode_squares for any number of keys and rows, and any strides: K goes through a panel. */
-static void decode_panels(const sa_tile *t, const decode_scratch *x, const char *const *rows,
-                          int count, uintptr_t prefetch_offset, real *s) {
+static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_key_rows *k,
+                          const char *const *rows, int count, uintptr_t prefetch_offset, real *s) {
     const int chunk = sa_chunk_e(t->head_dim), part = SA_CHUNKS_OF_PART * chunk;
     assert(part <= DECODE_PANEL_K);
     for (int64_t d = 0; d == 0 || d < t->head_dim; d += part) {
         const char *from[LANES];
         int length = at_most(t->head_dim - d, part);
-        for (int j = 0; j < count; ++j) from[j] = rows[j] + d * t->k.col;
-        gather(from, count, t->k.col, length, 1, prefetch_offset, x->k_panel, LANES);
+        for (int j = 0; j < count; ++j) from[j] = rows[j] + d * k->col;
+        gather(from, count, k->col, length, 1, prefetch_offset, x->k_panel, LANES);
         ukernel(1, &(ukernel_args){
                        .m = t->rows,
                        .k = length,
@@ -180,23 +181,24 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const char 
 /* S, LANES keys at a time. Memory bound: reading K prefetches the V of the next keys, and the
  * product with V prefetches the next block's K. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
-    int are_squares = t->k.col == ELEM_SIZE && t->head_dim > 0 && t->head_dim % SQUARE_K == 0 &&
+    const sa_key_rows *k = keys->k, *v = keys->v;
+    int are_squares = k->col == ELEM_SIZE && t->head_dim > 0 && t->head_dim % SQUARE_K == 0 &&
                       t->head_dim % 8 == 0;
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
         int64_t key = keys->block + at;
-        uintptr_t prefetch_offset = (uintptr_t)t->v.at +
-                                    (uintptr_t)(key + LANES) * (uintptr_t)t->v.row -
-                                    ((uintptr_t)t->k.at + (uintptr_t)key * (uintptr_t)t->k.row);
+        uintptr_t prefetch_offset = (uintptr_t)v->at +
+                                    (uintptr_t)(key + LANES) * (uintptr_t)v->row -
+                                    ((uintptr_t)k->at + (uintptr_t)key * (uintptr_t)k->row);
         real *s = x->s + at;
-        for (int j = 0; j < count; ++j) rows[j] = t->k.at + (key + j) * t->k.row;
+        for (int j = 0; j < count; ++j) rows[j] = k->at + (key + j) * k->row;
         switch (are_squares && count == LANES ? t->rows : 0) {
             case 1: decode_squares(1, t, x->q, rows, prefetch_offset, s); break;
             case 2: decode_squares(2, t, x->q, rows, prefetch_offset, s); break;
             case 3: decode_squares(3, t, x->q, rows, prefetch_offset, s); break;
             case 4: decode_squares(4, t, x->q, rows, prefetch_offset, s); break;
-            default: decode_panels(t, x, rows, count, prefetch_offset, s);
+            default: decode_panels(t, x, k, rows, count, prefetch_offset, s);
         }
     }
 }
@@ -316,9 +318,10 @@ static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block
 static void decode_values(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
                           split_state state) {
     int begin = keys->begin, count = keys->end - begin;
-    const char *v = t->v.at + (keys->block + begin) * t->v.row;
+    const sa_key_rows *k = keys->k, *rows = keys->v;
+    const char *v = rows->at + (keys->block + begin) * rows->row;
     uintptr_t next_block = (uintptr_t)(keys->block + SA_BLOCK_N);
-    uintptr_t next_k = (uintptr_t)t->k.at + next_block * (uintptr_t)t->k.row;
+    uintptr_t next_k = (uintptr_t)k->at + next_block * (uintptr_t)k->row;
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -327,19 +330,19 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         .a = (const char *)(x->s + begin),
         .a_row = DECODE_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
-        .b_k = t->v.row,
+        .b_k = rows->row,
         .c_row = decode_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
         .sums = x->sums,
-        .prefetch_step = t->k.row,
+        .prefetch_step = k->row,
     };
     int64_t e = 0;
-    int whole = t->v.col == ELEM_SIZE && keys->v_is_finite;
+    int whole = rows->col == ELEM_SIZE && keys->v_is_finite;
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
-        p.b = v + e * t->v.col;
+        p.b = v + e * rows->col;
         p.c = state.o + e;
-        p.prefetch_at = next_k + (uintptr_t)(e * t->k.col);
+        p.prefetch_at = next_k + (uintptr_t)(e * k->col);
         ukernel_prefetching(n, &p);
     }
     /* The last elements, and a V that is not finite or not contiguous, go through a panel. */
@@ -349,7 +352,7 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         int width = at_most(t->head_dim_v - e, LANES);
         for (int j = 0; j < count; ++j)
             v_store(x->v_panel + j * LANES,
-                    s_load_strided(v + j * t->v.row + e * t->v.col, t->v.col, width));
+                    s_load_strided(v + j * rows->row + e * rows->col, rows->col, width));
         p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }
@@ -364,6 +367,8 @@ static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int6
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
+        sa_key_rows k, v;
+        read_block(t, &keys, &k, &v);
         check_v_finite(t, &keys);
         decode_scores(t, &x, &keys);
         decode_bias_and_mask(t, &x, &keys);

@@ -1,6 +1,7 @@
 /* The products of keys and of values with the queries' lanes. Rows of reals are read in place:
  * those of float32 and float64, and staged ones (kv.h). Elements of half types are converted on the
  * way, a piece at a time, so small that it stays in L1: PIECE rows, or PIECE columns of all rows.
+ * Rows of int8, and rows of a block that lies in several pages, are staged a block at a time.
  *
  *     key_product      C[key][lane] += sum over x of rows[key, x] * B[x][lane]       S and dP
  *     value_product    C[x][lane]   += sum over keys of rows[key, x] * B[key][lane]  O and dQ
@@ -10,10 +11,14 @@
 #ifndef SA_KERNELS_KEYS_INC_H
 #define SA_KERNELS_KEYS_INC_H
 
+#include <assert.h>
+#include <string.h>
+
 #include "../kernels.h"
 #include "simd.inc.h"
 #include "elem.inc.h"
 #include "pack.inc.h"
+#include "mask.inc.h"
 #include "ukernel.inc.h"
 
 /* to[r][x] = from[r][x]: rows of elements become contiguous rows of reals. */
@@ -38,6 +43,99 @@ static void unstage_rows(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, i
             vec y = width == LANES ? v_load(from + x) : v_load_n(from + x, width);
             s_store_strided(to + x * col, col, width, y);
         }
+}
+
+/* stage_rows of int8: to[r][x] = scale[r] * from[r][x], rounded once. Their reals are floats. */
+static void stage_int8_rows(const char *from, ptrdiff_t row, const char *scale, ptrdiff_t scale_row,
+                            int64_t rows, int64_t length, real *to) {
+#if SA_REAL_BITS == 32
+    for (int64_t r = 0; r < rows; ++r, from += row, scale += scale_row, to += length) {
+        vec factor = v_broadcast(scale);
+        int64_t x = 0;
+        for (; x + LANES <= length; x += LANES)
+            v_store(to + x, v_mul(v_load_int8(from + x), factor));
+        if (x < length) {
+            char rest[LANES] = {0};
+            memcpy(rest, from + x, (size_t)(length - x));
+            v_store_n(to + x, v_mul(v_load_int8(rest), factor), (int)(length - x));
+        }
+    }
+#else
+    (void)from, (void)row, (void)scale, (void)scale_row, (void)rows, (void)length, (void)to;
+    assert(!"only floats are computed from int8");
+#endif
+}
+
+/* Rows [key, key + *count) of x lie in one page: where the first one is, and its scale. */
+SA_INLINE const char *run_of_rows(const sa_key_rows *x, int64_t key, int64_t *count,
+                                  const char **scale) {
+    int64_t page = 0;
+    if (x->pages) {
+        page = x->pages[key / x->page_size];
+        key %= x->page_size;
+        if (*count > x->page_size - key) *count = x->page_size - key;
+    }
+    *scale = x->scale ? x->scale + page * x->scale_page + key * x->scale_row : NULL;
+    return x->at + page * x->page + key * x->row;
+}
+
+/* Rows [begin, end) as contiguous rows of reals. */
+static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length,
+                           real *to) {
+    for (int64_t n; begin < end; begin += n, to += n * length) {
+        const char *scale, *from;
+        n = end - begin;
+        from = run_of_rows(x, begin, &n, &scale);
+        if (scale)
+            stage_int8_rows(from, x->row, scale, x->scale_row, n, length, to);
+        else
+            stage_rows(from, x->row, x->col, n, length, to);
+    }
+}
+
+/* Rows [begin, end) as contiguous rows of elements. */
+static void copy_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length,
+                          elem *to) {
+    for (int64_t n; begin < end; begin += n) {
+        const char *scale, *from;
+        n = end - begin;
+        from = run_of_rows(x, begin, &n, &scale);
+        for (int64_t r = 0; r < n; ++r, from += x->row, to += length) {
+            int64_t whole = x->col == ELEM_SIZE ? length / LANES * LANES : 0;
+            for (int64_t i = 0; i < whole; i += LANES)
+                memcpy(to + i, from + i * ELEM_SIZE, LANES * ELEM_SIZE);
+            for (int64_t i = whole; i < length; ++i) memcpy(to + i, from + i * x->col, ELEM_SIZE);
+        }
+    }
+}
+
+/* What kernels read a block's rows [begin, end) from: the rows themselves; or the page that holds
+ * them all; or a copy of them in `room`, elements, of int8 the reals that they stand for. `copy`
+ * describes the last two. */
+SA_INLINE const sa_key_rows *rows_of_block(const sa_key_rows *x, int64_t begin, int64_t end,
+                                           int64_t length, char *room, sa_key_rows *copy) {
+    if (!x->pages && !x->scale) return x;
+    if (!x->scale && x->page_size % SA_BLOCK_N == 0) {
+        int64_t page = begin / x->page_size;
+        *copy = (sa_key_rows){.row = x->row, .col = x->col};
+        copy->at = x->at + x->pages[page] * x->page - page * x->page_size * x->row;
+        return copy;
+    }
+    if (x->scale)
+        stage_key_rows(x, begin, end, length, (real *)room);
+    else
+        copy_key_rows(x, begin, end, length, (elem *)room);
+    *copy = (sa_key_rows){.row = length * ELEM_SIZE, .col = ELEM_SIZE};
+    copy->at = room - begin * copy->row;
+    return copy;
+}
+
+/* Find, or copy, the rows of a block's keys and values. */
+SA_INLINE void read_block(const sa_tile *t, block_keys *keys, sa_key_rows *k, sa_key_rows *v) {
+    int64_t begin = keys->block + keys->begin, end = keys->block + keys->end;
+    char *room_for_v = t->room + SA_BLOCK_N * t->head_dim * REAL_SIZE;
+    keys->k = rows_of_block(&t->k, begin, end, t->head_dim, t->room, k);
+    keys->v = rows_of_block(&t->v, begin, end, t->head_dim_v, room_for_v, v);
 }
 
 /* Whether the products can read these rows in place. */

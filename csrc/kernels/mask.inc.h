@@ -25,6 +25,7 @@ typedef struct {
     sa_class range_class;     /* of the block by the rows' ranges */
     sa_class mask_class;      /* of the block by mask and segments */
     int v_is_finite;          /* whether 0 * V is 0; also set where no key is masked */
+    const sa_key_rows *k, *v; /* where they are read from: the tile's, or as read_block says */
 } block_keys;
 
 SA_INLINE int has_keys(const block_keys *keys) { return keys->begin < keys->end; }
@@ -172,6 +173,8 @@ static sa_class mask_bias_class(const sa_tile *t, int64_t block, int begin, int 
 static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     keys->block = block;
     keys->v_is_finite = 1;
+    keys->k = &t->k;
+    keys->v = &t->v;
     keys->range_class = sa_block_class(t, block, &keys->begin, &keys->end);
     keys->full_begin = keys->full_end = keys->begin;
     if (keys->range_class == SA_EMPTY) return 0;
@@ -183,8 +186,8 @@ static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
 /* V is scanned only where a key may be masked: a NaN or inf there must not reach rows for which
  * that key is masked. */
 static void check_v_finite(const sa_tile *t, block_keys *keys) {
-    keys->v_is_finite =
-        !is_partial(keys) || values_finite(t, keys->block + keys->begin, keys->block + keys->end);
+    int64_t begin = keys->block + keys->begin, end = keys->block + keys->end;
+    keys->v_is_finite = !is_partial(keys) || values_finite(t, keys->v, begin, end);
 }
 
 /* B of the rows in vector i, transposed: panel[key * LANES + lane]. Lanes past the last row are

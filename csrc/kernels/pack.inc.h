@@ -133,8 +133,11 @@ static int known_finite(sa_finite *known, const sa_key_rows *x, int64_t begin, i
     return 1;
 }
 
-static int values_finite(const sa_tile *t, int64_t begin, int64_t end) {
-    return known_finite(t->finite, &t->v, begin, end, t->head_dim_v);
+/* The same of a tile's values; what is in a block's room is not there for long. */
+static int values_finite(const sa_tile *t, const sa_key_rows *v, int64_t begin, int64_t end) {
+    if (v != &t->v)
+        return rows_finite(v->at + begin * v->row, 0, v->row, v->col, end - begin, t->head_dim_v);
+    return known_finite(t->finite, v, begin, end, t->head_dim_v);
 }
 
 #endif

@@ -88,7 +88,7 @@ static void prefill_begin(const sa_tile *t, void *memory) {
 static void prefetch_block(const sa_tile *t, int64_t block, prefetch_queue *queue) {
     int64_t n = at_most(t->end - block, SA_BLOCK_N);
     const sa_key_rows *k = &t->k, *v = &t->v;
-    if (n <= 0) return;
+    if (n <= 0 || k->pages || k->scale) return;
     prefetch_rows(queue, k->at + block * k->row, k->row, n, key_row_bytes(k, t->head_dim));
     prefetch_rows(queue, v->at + block * v->row, v->row, n, key_row_bytes(v, t->head_dim_v));
 }
@@ -138,7 +138,7 @@ static void prefill_scores(const sa_tile *t, const prefill_scratch *x, const blo
         .sums = x->sums,
         .prefetch = prefetch,
     };
-    key_product(n, &p, &t->k, keys->block + keys->begin, x->piece);
+    key_product(n, &p, keys->k, keys->block + keys->begin, x->piece);
 }
 
 /* O of vectors [first, first + n). Where V is not finite, the weights of masked keys have their
@@ -160,7 +160,7 @@ static void prefill_values(const sa_tile *t, const prefill_scratch *x, const blo
         .prefetch = prefetch,
     };
     const char *marks = keys->v_is_finite ? NULL : p.b;
-    value_product(n, &p, &t->v, keys->block + keys->begin, marks, x->piece);
+    value_product(n, &p, keys->v, keys->block + keys->begin, marks, x->piece);
 }
 
 /* Each lane's range of keys, counted from the block and clipped to it: small integers, exact as
@@ -339,6 +339,8 @@ static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state
                          int64_t block, int is_begun) {
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return is_begun;
+    sa_key_rows k, v;
+    read_block(t, &keys, &k, &v);
     check_v_finite(t, &keys);
     prefetch_queue prefetch;
     prefill_prefetch(t, block, &prefetch);

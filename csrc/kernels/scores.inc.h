@@ -98,7 +98,7 @@ static void sum_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t
             for (int r = 0; r < count; ++r) rows[r] = t->q[i + r] + block * t->q_col;
             gather(rows, count, t->q_col, end, 1, 0, x.s + i, x.row);
         }
-        block_keys keys = {.block = block, .end = end, .v_is_finite = 1};
+        block_keys keys = {.block = block, .end = end, .v_is_finite = 1, .v = &t->v};
         prefill_values(t, &x, &keys, 0, x.n, BETA_OF_LANE, total.o, NULL);
     }
     v_zeroupper();

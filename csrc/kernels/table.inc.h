@@ -30,9 +30,8 @@ static int is_finite(const char *x, ptrdiff_t col, int64_t n) {
     return finite;
 }
 
-static void stage(const char *from, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t length,
-                  char *to) {
-    stage_rows(from, row, col, rows, length, (real *)to);
+static void stage(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length, char *to) {
+    stage_key_rows(x, begin, end, length, (real *)to);
     v_zeroupper();
 }
 

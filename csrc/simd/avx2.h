@@ -113,6 +113,9 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 
 #if SA_REAL_BITS == 32
 
+SA_INLINE vec v_load_int8(const void *p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
+}
 SA_INLINE vec f16_load(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 SA_INLINE void f16_store(void *p, vec x) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

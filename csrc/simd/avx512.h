@@ -70,6 +70,9 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 
 #if SA_REAL_BITS == 32
 
+SA_INLINE vec v_load_int8(const void *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
+}
 SA_INLINE vec f16_load(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
 SA_INLINE void f16_store(void *p, vec x) {
     _mm256_storeu_si256(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

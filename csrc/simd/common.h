@@ -33,6 +33,8 @@
  *                                   of 2 LANES elements, as v_load loads them, two in a lane: the
  *                                   first of each lane (its lower half) and the second, as reals
  *
+ *     v_load_int8(p)          LANES int8, as reals (floats alone)
+ *
  * Lanes:
  *
  *     v_zero()                0 in every lane

@@ -120,6 +120,12 @@ SA_INLINE real real_of(bits b) {
 }
 
 #if SA_REAL_BITS == 32
+SA_INLINE vec v_load_int8(const void *p) {
+    vec r;
+    EACH(i) r.x[i] = ((const signed char *)p)[i];
+    return r;
+}
+
 #define HALF(type)                                            \
     SA_INLINE vec type##_load(const void *p) {                \
         uint16_t h[LANES];                                    \

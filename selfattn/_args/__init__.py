@@ -20,7 +20,7 @@ which checks nothing but whether a call is a usual one: `fast_path`, which `atte
 first, and `fast_problem`, which `problems.py` does.
 """
 
-from .arrays import array, compute_into, real_dtype, same_dtype
+from .arrays import array, compute_into, is_dtype, real_dtype, same_dtype
 from .attention import attend
 from .gradients import backward_inputs, in_dtype_of, lse_gradient, new_gradients
 from .layers import (
@@ -33,8 +33,8 @@ from .layers import (
     layer_sizes,
     layer_state,
 )
-from .numbers import integer
-from .options import axis, flag, num_threads
+from .numbers import integer, size
+from .options import axis, flag, num_threads, per_batch
 from .problems import (
     NO_VALUE,
     attention_problem,
@@ -44,7 +44,7 @@ from .problems import (
 )
 from .projections import gradient_of, projection
 from .rotary import rotary, rotary_offset
-from .table import nondefault, options_of
+from .table import nondefault, options_of, set_options
 
 __all__ = [
     "NO_VALUE",
@@ -58,6 +58,7 @@ __all__ = [
     "gradient_of",
     "in_dtype_of",
     "integer",
+    "is_dtype",
     "layer_dtype",
     "layer_input",
     "layer_inputs",
@@ -72,11 +73,14 @@ __all__ = [
     "nondefault",
     "num_threads",
     "options_of",
+    "per_batch",
     "projection",
     "real_dtype",
     "rotary",
     "rotary_offset",
     "same_dtype",
+    "set_options",
+    "size",
     "sum_problem",
     "varlen_problem",
 ]

@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import EXPECTED, array, as_array, is_dtype
 from .foreign import numbers_of
-from .numbers import integer
+from .numbers import size
 from .shapes import broadcast_shapes
 
 _MAX_AXES = 63  # of the 64 that NumPy has: what is projected has one more, the heads
@@ -19,27 +19,20 @@ def layer_sizes(
     embed_dim: Any, num_heads: Any, num_heads_kv: Any, kdim: Any, vdim: Any
 ) -> tuple[int, int, int, int, int]:
     """The five as ints that fit together; what is None is as without the option."""
-    embed_dim, num_heads = _size("embed_dim", embed_dim), _size("num_heads", num_heads)
+    embed_dim, num_heads = size("embed_dim", embed_dim), size("num_heads", num_heads)
     if embed_dim % num_heads:
         raise ValueError(
             f"num_heads: expected a number that divides embed_dim, {embed_dim}, got {num_heads}"
         )
-    num_heads_kv = num_heads if num_heads_kv is None else _size("num_heads_kv", num_heads_kv)
+    num_heads_kv = num_heads if num_heads_kv is None else size("num_heads_kv", num_heads_kv)
     if num_heads % num_heads_kv:
         raise ValueError(
             f"num_heads_kv: expected a number that divides num_heads, {num_heads}, got "
             f"{num_heads_kv}"
         )
-    kdim = embed_dim if kdim is None else _size("kdim", kdim)
-    vdim = embed_dim if vdim is None else _size("vdim", vdim)
+    kdim = embed_dim if kdim is None else size("kdim", kdim)
+    vdim = embed_dim if vdim is None else size("vdim", vdim)
     return embed_dim, num_heads, num_heads_kv, kdim, vdim
-
-
-def _size(name: str, n: Any) -> int:
-    size = integer(name, n)
-    if size < 1:
-        raise ValueError(f"{name}: expected 1 or more, got {size}")
-    return size
 
 
 def layer_dtype(dtype: Any) -> np.dtype:

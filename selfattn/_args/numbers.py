@@ -19,6 +19,14 @@ def integer(name: str, x: Any) -> int:
         raise TypeError(f"{name}: expected an int, got {type(x).__name__}") from None
 
 
+def size(name: str, x: Any) -> int:
+    """`x` as an int of 1 or more."""
+    n = integer(name, x)
+    if n < 1:
+        raise ValueError(f"{name}: expected 1 or more, got {n}")
+    return n
+
+
 def finite(name: str, x: Any) -> float:
     """`x` as a float that is neither infinite nor NaN; a bool or a text is none."""
     try:

@@ -1,5 +1,6 @@
-/* The loads and stores of half types of the header under test, against csrc/half.h. Included by
- * simd.c where a real is a float; test_half_conversions.py compares half.h itself with NumPy. */
+/* The loads and stores of half types, and the load of int8, of the header under test, against
+ * csrc/half.h. Included by simd.c where a real is a float; test_half_conversions.py compares half.h
+ * itself with NumPy. */
 #ifndef SIMD_HALF_H
 #define SIMD_HALF_H
 
@@ -111,7 +112,21 @@ static uint32_t bf16_near(uint16_t h, int which) {
     }                                                                                \
     end();
 
+/* Every byte, in every lane. */
+static void test_int8(void) {
+    begin("v_load_int8");
+    for (int first = 0; first < 256; ++first) {
+        char *p = first % 2 ? page + first % 3 : page_end - LANES;
+        lanes want;
+        EACH_LANE(i) p[i] = (char)(first + 37 * i);
+        EACH_LANE(i) want.x[i] = (signed char)(first + 37 * i);
+        same_values(v_load_int8(p), want);
+    }
+    end();
+}
+
 static void test_half_types_here(void) {
+    test_int8();
     CHECK_HALF_LOAD(f16)
     CHECK_HALF_LOAD(bf16)
     CHECK_HALF_SPLIT(f16)
