@@ -51,7 +51,7 @@ static forward_worker worker_of(forward_call *c, int worker, char *scratch) {
     w.total = scratch + s->scratch_size;
     w.part = w.total + s->state_size;
     w.block_room = w.part + s->state_size;
-    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.block_room + sa_block_room(s->problem)};
+    w.kv = (sa_kv){.layout = &c->kv_layout, .room = w.block_room + sa_kv_block_room(s->problem)};
     return w;
 }
 
@@ -284,7 +284,8 @@ sa_status sa_attention(const sa_problem *p) {
     } else {
         c.kv_layout = kv_layout_of(&s);
     }
-    size_t scratch_size = s.scratch_size + 2 * s.state_size + sa_block_room(p) + c.kv_layout.size;
+    size_t scratch_size =
+        s.scratch_size + 2 * s.state_size + sa_kv_block_room(p) + c.kv_layout.size;
     status = sa_run(&c.call, s.num_threads, scratch_size, shared ? shared_splits : whole_tiles, &c);
 out:
     sa_free(c.states);

@@ -95,7 +95,7 @@ typedef struct sa_tile {
     char *out[SA_MAX_TILE_M], *lse[SA_MAX_TILE_M];
     char *state[SA_MAX_TILE_M]; /* each row's, where the problem has states */
     sa_key_rows k, v;
-    char *room; /* where kernels stage a block of K and V, if they must: sa_block_room */
+    char *room; /* where kernels stage a block of K, then of V, if they must (sa_block_room) */
     ptrdiff_t q_col, out_col;
     /* A power of two that the weights are multiplied by and `out` is divided by: 1, or less where
      * the weighted sum of the values overflowed. */
@@ -140,6 +140,11 @@ typedef struct {
     void (*take_states)(const sa_tile *t, void *total);
     void (*give_states)(const sa_tile *t, const void *total);
 } sa_forward_kernel;
+
+/* Bytes of a tile's room for a block of rows of K or V: reals, and a scale for each. */
+static inline int64_t sa_block_room(int64_t length, int64_t real_size) {
+    return SA_BLOCK_N * (length * real_size + (int64_t)sizeof(float));
+}
 
 /* Which gradients a tile of the backward pass adds to. */
 typedef enum {

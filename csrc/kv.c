@@ -25,10 +25,11 @@ static int are_converted(const sa_problem *p) {
     return sa_is_half(p->dtype) || p->pages.table || p->key_scale.data;
 }
 
-size_t sa_block_room(const sa_problem *p) {
+size_t sa_kv_block_room(const sa_problem *p) {
+    int64_t size = sa_real_size(p->dtype);
     if (!p->pages.table && !p->key_scale.data) return 0;
-    size_t length = (size_t)(p->head_dim + p->head_dim_v);
-    return sa_whole_lines(SA_BLOCK_N * length * (size_t)sa_real_size(p->dtype));
+    return sa_whole_lines(
+        (size_t)(sa_block_room(p->head_dim, size) + sa_block_room(p->head_dim_v, size)));
 }
 
 int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided) {

@@ -35,7 +35,7 @@ sa_kv_layout sa_kv_layout_make(const sa_problem *p, const sa_array *const *array
 
 /* Bytes of the room in which the kernels stage one block of keys and values: 0 unless they lie in
  * pages or are int8. */
-size_t sa_block_room(const sa_problem *p);
+size_t sa_kv_block_room(const sa_problem *p);
 
 /* Staging pays if so many tiles read the copy; `of_strided`, where rows are only copied. */
 int64_t sa_kv_min_tiles(const sa_problem *p, int64_t of_strided);

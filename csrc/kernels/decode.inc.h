@@ -27,10 +27,15 @@
 #include "dropout.inc.h"
 #include "bias.inc.h"
 
+/* Memory is read in this order: K of a block, its V, K of the next block. What comes DECODE_AHEAD
+ * rows later is prefetched into L1, throughout: a processor's own prefetcher follows rows of K less
+ * well, since squares of them are loaded, and does not see that V comes next. */
 enum {
-    DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
-    DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
+    DECODE_ROWS = LANES / 2,   /* with more rows, prefill.inc.h is faster */
+    DECODE_AHEAD = SA_CHUNK_N, /* rows that are prefetched before their turn: see below */
+    DECODE_PANEL_K = 128,      /* rows of a panel of K: the longest part of a sum over head_dim */
     CHUNK_UNIT = SQUARE_K < 8 ? SQUARE_K : 8, /* chunks of head_dim end at multiples of it */
+    MOST_SQUARE_ROWS = LANES == 16 ? 8 : 4,   /* that a square is multiplied by at a time */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
@@ -114,34 +119,51 @@ SA_INLINE void decode_end_chunk(const int M, int64_t begin, int64_t end, int64_t
     if (is_multiple(end, length) || end == head_dim) decode_add_part(M, part, begin & -length, s);
 }
 
+/* The numbers that a lane of a square holds: elements, or int8 times the lane's scale. */
+SA_INLINE void decode_split_lanes(const int is_int8, vec square, vec scale, vec numbers[4]) {
+#if SA_REAL_BITS == 32
+    if (is_int8) {
+        v_split_int8(square, numbers);
+        SA_UNROLL
+        for (int j = 0; j < 4; ++j) numbers[j] = v_mul(numbers[j], scale);
+        return;
+    }
+#endif
+    (void)is_int8, (void)scale;
+    s_split(square, numbers);
+}
+
 /* The scores of LANES keys for M rows, a constant. Squares of K, of LANES keys and as many vectors'
- * lanes, are transposed and multiplied in registers; a lane holds one real, or two elements of half
- * its size. The address `prefetch_offset` bytes past each vector is prefetched. */
-SA_INLINE void decode_squares(const int M, const sa_tile *t, const real *q, const char *const *rows,
-                              uintptr_t prefetch_offset, real *s) {
+ * lanes, are transposed and multiplied in registers; a lane holds one real, or several elements of
+ * less than its size, or of int8. The address `prefetch_offset` bytes past each vector is
+ * prefetched. */
+SA_INLINE void decode_squares(const int M, const int is_int8, const sa_tile *t, const real *q,
+                              const char *const *rows, vec scale, uintptr_t prefetch_offset,
+                              real *s) {
+    const int per_lane = is_int8 ? 4 : PER_LANE, size = is_int8 ? 1 : ELEM_SIZE;
     const int64_t chunk = sa_chunk_e(t->head_dim), head_dim = t->head_dim;
     int64_t begin = 0; /* of the chunk */
-    vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
+    vec part[MOST_SQUARE_ROWS], acc[MOST_SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) acc[r] = part[r] = v_zero();
-    for (int64_t d = 0; d < head_dim; d += SQUARE_K) {
+    for (int64_t d = 0; d < head_dim; d += LANES * per_lane) {
         vec square[LANES];
-        load_square_of_lanes(rows, d * ELEM_SIZE, prefetch_offset, square);
+        load_square_of_lanes(rows, d * size, prefetch_offset, square);
         v_transpose(square);
         SA_UNROLL
         for (int i = 0; i < LANES; ++i) {
-            const int64_t end = d + (i + 1) * PER_LANE;
-            vec elements[2];
-            s_split(square[i], elements);
+            const int64_t end = d + (i + 1) * per_lane;
+            vec numbers[4];
+            decode_split_lanes(is_int8, square[i], scale, numbers);
             SA_UNROLL
-            for (int j = 0; j < PER_LANE; ++j) {
+            for (int j = 0; j < per_lane; ++j) {
                 SA_UNROLL
                 for (int r = 0; r < M; ++r) {
-                    vec qd = v_set(q[r * head_dim + d + i * PER_LANE + j]);
-                    acc[r] = v_fma(qd, elements[j], acc[r]);
+                    vec qd = v_set(q[r * head_dim + d + i * per_lane + j]);
+                    acc[r] = v_fma(qd, numbers[j], acc[r]);
                 }
             }
-            int may_end = (i + 1) * PER_LANE % CHUNK_UNIT == 0;
+            int may_end = (i + 1) * per_lane % CHUNK_UNIT == 0;
             if (may_end && (is_multiple(end, chunk) || end == head_dim)) {
                 decode_end_chunk(M, begin, end, head_dim, acc, part, s);
                 begin = end;
@@ -178,28 +200,58 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_ke
     }
 }
 
-/* S, LANES keys at a time. Memory bound: reading K prefetches the V of the next keys, and the
- * product with V prefetches the next block's K. */
+SA_INLINE uintptr_t row_address(const sa_key_rows *x, int64_t key) {
+    return (uintptr_t)x->at + (uintptr_t)key * (uintptr_t)x->row;
+}
+
+/* Whether rows of K are read as squares: of so many bytes in a row. */
+SA_INLINE int has_squares(const sa_key_rows *k, ptrdiff_t size, int64_t head_dim) {
+    return k->col == size && head_dim > 0 && head_dim * size % (LANES * REAL_SIZE) == 0 &&
+           head_dim % 8 == 0;
+}
+
+/* Whether int8 is read in registers, both K and V; else blocks of it are staged as reals. */
+static int decode_reads_int8(const sa_tile *t) {
+    return HAS_INT8 && t->k.scale && has_squares(&t->k, 1, t->head_dim) && t->v.col == 1 &&
+           t->head_dim_v % LANES == 0;
+}
+
+#define EACH_NUMBER_OF_ROWS(CASE) CASE(1) CASE(2) CASE(3) CASE(4)
+#if LANES == 16
+#define MORE_NUMBERS_OF_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
+#else
+#define MORE_NUMBERS_OF_ROWS(CASE)
+#endif
+
+/* S, LANES keys at a time. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     const sa_key_rows *k = keys->k, *v = keys->v;
-    int are_squares = k->col == ELEM_SIZE && t->head_dim > 0 && t->head_dim % SQUARE_K == 0 &&
-                      t->head_dim % 8 == 0;
+    int is_int8 = HAS_INT8 && k->scale;
+    int are_squares = is_int8 || has_squares(k, ELEM_SIZE, t->head_dim);
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
         int64_t key = keys->block + at;
-        uintptr_t prefetch_offset = (uintptr_t)v->at +
-                                    (uintptr_t)(key + LANES) * (uintptr_t)v->row -
-                                    ((uintptr_t)k->at + (uintptr_t)key * (uintptr_t)k->row);
+        int ahead = at + DECODE_AHEAD, past = ahead - keys->end;
+        uintptr_t next = past < 0 ? row_address(k, keys->block + ahead)
+                                  : row_address(v, keys->block + keys->begin + past);
+        uintptr_t prefetch_offset = next - row_address(k, key);
         real *s = x->s + at;
-        for (int j = 0; j < count; ++j) rows[j] = k->at + (key + j) * k->row;
-        switch (are_squares && count == LANES ? t->rows : 0) {
-            case 1: decode_squares(1, t, x->q, rows, prefetch_offset, s); break;
-            case 2: decode_squares(2, t, x->q, rows, prefetch_offset, s); break;
-            case 3: decode_squares(3, t, x->q, rows, prefetch_offset, s); break;
-            case 4: decode_squares(4, t, x->q, rows, prefetch_offset, s); break;
+        /* Past the last key, its row once more: the scores are masked. */
+        for (int j = 0; j < LANES; ++j) rows[j] = k->at + (key + at_most(j, count - 1)) * k->row;
+        vec scale = v_set(1);
+        if (is_int8) scale = v_load_strided(k->scale + key * k->scale_row, k->scale_row, count);
+#define SQUARES(M)                                                                      \
+    case M:                                                                             \
+        is_int8 ? decode_squares(M, HAS_INT8, t, x->q, rows, scale, prefetch_offset, s) \
+                : decode_squares(M, 0, t, x->q, rows, scale, prefetch_offset, s);       \
+        break;
+        switch (are_squares ? t->rows : 0) {
+            EACH_NUMBER_OF_ROWS(SQUARES)
+            MORE_NUMBERS_OF_ROWS(SQUARES)
             default: decode_panels(t, x, k, rows, count, prefetch_offset, s);
         }
+#undef SQUARES
     }
 }
 
@@ -320,8 +372,6 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
     int begin = keys->begin, count = keys->end - begin;
     const sa_key_rows *k = keys->k, *rows = keys->v;
     const char *v = rows->at + (keys->block + begin) * rows->row;
-    uintptr_t next_block = (uintptr_t)(keys->block + SA_BLOCK_N);
-    uintptr_t next_k = (uintptr_t)k->at + next_block * (uintptr_t)k->row;
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -338,12 +388,17 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         .prefetch_step = k->row,
     };
     int64_t e = 0;
-    int whole = rows->col == ELEM_SIZE && keys->v_is_finite;
+    int is_int8 = HAS_INT8 && rows->scale;
+    int whole = is_int8 || (rows->col == ELEM_SIZE && keys->v_is_finite);
+    if (is_int8) {
+        p.b_scale = rows->scale + (keys->block + begin) * rows->scale_row;
+        p.b_scale_k = rows->scale_row;
+    }
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
         p.b = v + e * rows->col;
         p.c = state.o + e;
-        p.prefetch_at = next_k + (uintptr_t)(e * k->col);
-        ukernel_prefetching(n, &p);
+        p.prefetch_at = keys->next_k + (uintptr_t)(e * k->col);
+        is_int8 ? ukernel_int8(n, &p) : ukernel_prefetching(n, &p);
     }
     /* The last elements, and a V that is not finite or not contiguous, go through a panel. */
     p.b = (const char *)x->v_panel;
@@ -368,7 +423,7 @@ static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int6
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
         sa_key_rows k, v;
-        read_block(t, &keys, &k, &v);
+        read_block(t, decode_reads_int8(t), &keys, &k, &v);
         check_v_finite(t, &keys);
         decode_scores(t, &x, &keys);
         decode_bias_and_mask(t, &x, &keys);

@@ -49,6 +49,10 @@ SA_INLINE void s_store_n(void *p, vec x, int n) {
     memcpy(p, y, (size_t)n * sizeof *y);
 }
 
+/* Whether kernels read int8 with scales (keys.inc.h) in registers. Calls that have them are of
+ * float32. */
+enum { HAS_INT8 = SA_REAL_BITS == 32 && ELEM_IS_REAL };
+
 /* The elements of a lane of a vector that v_load has loaded: PER_LANE of them, in order. */
 enum { PER_LANE = REAL_SIZE / ELEM_SIZE };
 

@@ -93,49 +93,105 @@ static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int
     }
 }
 
-/* Rows [begin, end) as contiguous rows of elements. */
-static void copy_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length,
-                          elem *to) {
+/* Rows of pages in the order in which they are read: those of `x` before `end`, then those of
+ * `after` from `first` on, of which `last` is the last one. */
+typedef struct {
+    const sa_key_rows *x, *after;
+    int64_t end, first, last;
+} page_order;
+
+enum { COPY_AHEAD = 32 }; /* rows that are prefetched before their turn */
+
+/* Where the row is that comes COPY_AHEAD rows after `key`. */
+SA_INLINE const char *row_ahead(const page_order *order, int64_t key) {
+    int64_t past = key + COPY_AHEAD - order->end, count = 1;
+    const char *scale;
+    if (past < 0) return run_of_rows(order->x, key + COPY_AHEAD, &count, &scale);
+    past += order->first;
+    return run_of_rows(order->after, past < order->last ? past : order->last, &count, &scale);
+}
+
+/* Rows [begin, order->end) as they are, but contiguous, each of `bytes`; and their scales. */
+static void copy_key_rows(const page_order *order, int64_t begin, int64_t bytes, char *to,
+                          float *scales) {
+    const sa_key_rows *x = order->x;
+    ptrdiff_t size = x->scale ? 1 : ELEM_SIZE;
+    int64_t end = order->end;
     for (int64_t n; begin < end; begin += n) {
-        const char *scale, *from;
+        const char *scale, *from, *ahead = row_ahead(order, begin);
         n = end - begin;
         from = run_of_rows(x, begin, &n, &scale);
-        for (int64_t r = 0; r < n; ++r, from += x->row, to += length) {
-            int64_t whole = x->col == ELEM_SIZE ? length / LANES * LANES : 0;
-            for (int64_t i = 0; i < whole; i += LANES)
-                memcpy(to + i, from + i * ELEM_SIZE, LANES * ELEM_SIZE);
-            for (int64_t i = whole; i < length; ++i) memcpy(to + i, from + i * x->col, ELEM_SIZE);
+        for (int64_t r = 0; r < n; ++r, from += x->row, ahead += x->row, to += bytes) {
+            int64_t at = 0;
+            for (; x->col == size && at + CACHE_LINE <= bytes; at += CACHE_LINE) {
+                SA_PREFETCH_NEAREST(ahead + at);
+                memcpy(to + at, from + at, CACHE_LINE);
+            }
+            for (; at < bytes; at += size) memcpy(to + at, from + at / size * x->col, (size_t)size);
+            if (scale) memcpy(scales++, scale + r * x->scale_row, sizeof *scales);
         }
     }
 }
 
-/* What kernels read a block's rows [begin, end) from: the rows themselves; or the page that holds
- * them all; or a copy of them in `room`, elements, of int8 the reals that they stand for. `copy`
- * describes the last two. */
-SA_INLINE const sa_key_rows *rows_of_block(const sa_key_rows *x, int64_t begin, int64_t end,
-                                           int64_t length, char *room, sa_key_rows *copy) {
-    if (!x->pages && !x->scale) return x;
-    if (!x->scale && x->page_size % SA_BLOCK_N == 0) {
-        int64_t page = begin / x->page_size;
-        *copy = (sa_key_rows){.row = x->row, .col = x->col};
-        copy->at = x->at + x->pages[page] * x->page - page * x->page_size * x->row;
+/* A block's rows [begin, order->end): these themselves; or the page that holds them all; or a copy
+ * of them in `room`. `copy` describes the last two. */
+SA_INLINE const sa_key_rows *rows_of_block(const page_order *order, int64_t begin, int64_t length,
+                                           char *room, sa_key_rows *copy) {
+    const sa_key_rows *x = order->x;
+    if (!x->pages) return x;
+    *copy = (sa_key_rows){.row = x->row, .col = x->col, .scale_row = x->scale_row};
+    if (x->page_size % SA_BLOCK_N == 0) {
+        int64_t page = begin / x->page_size, first = page * x->page_size;
+        copy->at = x->at + x->pages[page] * x->page - first * x->row;
+        if (x->scale)
+            copy->scale = x->scale + x->pages[page] * x->scale_page - first * x->scale_row;
         return copy;
     }
-    if (x->scale)
-        stage_key_rows(x, begin, end, length, (real *)room);
-    else
-        copy_key_rows(x, begin, end, length, (elem *)room);
-    *copy = (sa_key_rows){.row = length * ELEM_SIZE, .col = ELEM_SIZE};
+    copy->col = x->scale ? 1 : ELEM_SIZE;
+    copy->row = length * copy->col;
+    float *scales = (float *)(room + SA_BLOCK_N * length * REAL_SIZE);
+    copy_key_rows(order, begin, copy->row, room, scales);
+    copy->at = room - begin * copy->row;
+    if (x->scale) {
+        copy->scale_row = sizeof *scales;
+        copy->scale = (const char *)scales - begin * copy->scale_row;
+    }
+    return copy;
+}
+
+/* The same, of int8 a copy of what they stand for. */
+SA_INLINE const sa_key_rows *reals_of_block(const page_order *order, int64_t begin, int64_t length,
+                                            char *room, sa_key_rows *copy) {
+    if (!order->x->scale) return rows_of_block(order, begin, length, room, copy);
+    stage_key_rows(order->x, begin, order->end, length, (real *)room);
+    *copy = (sa_key_rows){.row = length * REAL_SIZE, .col = REAL_SIZE};
     copy->at = room - begin * copy->row;
     return copy;
 }
 
-/* Find, or copy, the rows of a block's keys and values. */
-SA_INLINE void read_block(const sa_tile *t, block_keys *keys, sa_key_rows *k, sa_key_rows *v) {
+/* Find, or copy, the rows of a block's keys and values; and where those of the next one are. Where
+ * `reads_int8`, int8 stays as it is. */
+SA_INLINE void read_block(const sa_tile *t, int reads_int8, block_keys *keys, sa_key_rows *k,
+                          sa_key_rows *v) {
     int64_t begin = keys->block + keys->begin, end = keys->block + keys->end;
-    char *room_for_v = t->room + SA_BLOCK_N * t->head_dim * REAL_SIZE;
-    keys->k = rows_of_block(&t->k, begin, end, t->head_dim, t->room, k);
-    keys->v = rows_of_block(&t->v, begin, end, t->head_dim_v, room_for_v, v);
+    int64_t next = keys->block + SA_BLOCK_N, count = 1;
+    const char *scale;
+    if (!t->k.pages && !t->k.scale) {
+        keys->next_k = (uintptr_t)t->k.at + (uintptr_t)next * (uintptr_t)t->k.row;
+        return;
+    }
+    if (next >= t->end) next = begin; /* any row will do */
+    page_order of_k = {&t->k, &t->v, end, begin, end - 1},
+               of_v = {&t->v, &t->k, end, next, t->end - 1};
+    char *room_for_v = t->room + sa_block_room(t->head_dim, REAL_SIZE);
+    keys->next_k = (uintptr_t)run_of_rows(&t->k, next, &count, &scale);
+    if (reads_int8) {
+        keys->k = rows_of_block(&of_k, begin, t->head_dim, t->room, k);
+        keys->v = rows_of_block(&of_v, begin, t->head_dim_v, room_for_v, v);
+    } else {
+        keys->k = reals_of_block(&of_k, begin, t->head_dim, t->room, k);
+        keys->v = reals_of_block(&of_v, begin, t->head_dim_v, room_for_v, v);
+    }
 }
 
 /* Whether the products can read these rows in place. */

@@ -16,9 +16,9 @@ SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LA
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
-/* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
- * chunks fit the registers. Used by decode.inc.h and project_gemv.inc.h. */
-enum { SQUARE_ROWS = 4, SQUARE_K = LANES * PER_LANE };
+/* Columns of a square of elements that is transposed in registers. Used by decode.inc.h and
+ * project_gemv.inc.h. */
+enum { SQUARE_K = LANES * PER_LANE };
 
 /* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
  * `prefetch_offset` bytes past each element is prefetched. */
@@ -27,7 +27,7 @@ SA_INLINE void load_square(const char *const *rows, ptrdiff_t offset, uintptr_t 
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
         square[r] = s_load(rows[r] + offset);
-        if (prefetch_offset) SA_PREFETCH((uintptr_t)(rows[r] + offset) + prefetch_offset);
+        if (prefetch_offset) SA_PREFETCH_NEAREST((uintptr_t)(rows[r] + offset) + prefetch_offset);
     }
 }
 
@@ -38,7 +38,8 @@ SA_INLINE void load_square_of_lanes(const char *const *rows, ptrdiff_t offset,
     SA_UNROLL
     for (int r = 0; r < LANES; ++r) {
         square[r] = v_load(rows[r] + offset);
-        if (offset % CACHE_LINE == 0) SA_PREFETCH((uintptr_t)(rows[r] + offset) + prefetch_offset);
+        if (offset % CACHE_LINE == 0)
+            SA_PREFETCH_NEAREST((uintptr_t)(rows[r] + offset) + prefetch_offset);
     }
 }
 
@@ -133,8 +134,10 @@ static int known_finite(sa_finite *known, const sa_key_rows *x, int64_t begin, i
     return 1;
 }
 
-/* The same of a tile's values; what is in a block's room is not there for long. */
+/* The same of a tile's values; what is in a block's room is not there for long. Caches hold no int8
+ * that stands for anything else. */
 static int values_finite(const sa_tile *t, const sa_key_rows *v, int64_t begin, int64_t end) {
+    if (v->scale) return 1;
     if (v != &t->v)
         return rows_finite(v->at + begin * v->row, 0, v->row, v->col, end - begin, t->head_dim_v);
     return known_finite(t->finite, v, begin, end, t->head_dim_v);

@@ -3,7 +3,7 @@
  *     C[m][lanes] = beta * C[m][lanes] + sum over k of A[m, k] * B[k][lanes]
  *
  * A is read in place, one number at a time, through two strides; a row of B and of C is n vectors.
- * All of them are reals, except for the B of ukernel_prefetching.
+ * All of them are reals, except for the B of ukernel_prefetching and ukernel_int8.
  *
  * The sum runs over k in order, in chunks: each from 0, their sums added in order. So the bits of
  * an element depend on nothing but its own row of A and column of B; and leading or trailing k
@@ -39,8 +39,10 @@ typedef struct {
     real factor;
     real *sums;               /* SUMS_ROOM elements; unused by BETA_ZERO and BETA_ONE */
     prefetch_queue *prefetch; /* a line of it is prefetched with each k; may be NULL */
-    uintptr_t prefetch_at;    /* of ukernel_prefetching: a row of n vectors with each k */
+    uintptr_t prefetch_at;    /* of ukernel_prefetching: what is read after B's last row */
     ptrdiff_t prefetch_step;
+    const char *b_scale; /* of ukernel_int8: a float for each row of B */
+    ptrdiff_t b_scale_k;
 } ukernel_args;
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
@@ -69,7 +71,9 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 typedef enum {
     PREFETCH_NONE,
     PREFETCH_LINE,  /* with each k, a line of the queue */
-    PREFETCH_ROW,   /* with each k, a row of n vectors of elements, as B's rows are then */
+    PREFETCH_ROW,   /* with each k, a row of n vectors of elements, as B's rows are then: those of
+                       the next chunk, at last those at prefetch_at */
+    PREFETCH_INT8,  /* the same, where B's rows are int8, each times a scale */
     PREFETCH_STRIP, /* at the start of each chunk, the next strip's A for the same k */
 } prefetch_kind;
 
@@ -87,7 +91,7 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
                              const ukernel_args *p, const char *a, real *c, const real *beta) {
     uintptr_t prefetch_at = p->prefetch_at;
     ptrdiff_t prefetch_step = p->prefetch_step;
-    const char *b = p->b, *third[6]; /* every third row of A */
+    const char *b = p->b, *b_scale = p->b_scale, *third[6]; /* every third row of A */
     SA_UNROLL
     for (int i = 0; i < M; i += 3) third[i / 3] = a + i * p->a_row;
     int64_t left = p->k, chunk = p->chunk - p->phase;
@@ -102,20 +106,30 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == PREFETCH_LINE) prefetch_at = prefetch_next(p->prefetch, count, &prefetch_step);
+        if (fetch == PREFETCH_ROW || fetch == PREFETCH_INT8) {
+            prefetch_at = left > 0 ? (uintptr_t)b + (uintptr_t)(count * b_k) : p->prefetch_at;
+            prefetch_step = left > 0 ? b_k : p->prefetch_step;
+        }
         if (fetch == PREFETCH_STRIP)
             prefetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
         for (int64_t k = 0; k < count; ++k) {
             vec bk[NR_MAX];
             SA_UNROLL
             for (int j = 0; j < n; ++j) {
-                bk[j] = fetch == PREFETCH_ROW ? s_load(b + j * LANES * ELEM_SIZE)
-                                              : v_load(b + j * (int)sizeof(vec));
-                const int offset = j * LANES * ELEM_SIZE;
-                if (fetch == PREFETCH_ROW ? offset % CACHE_LINE == 0
-                                          : fetch == PREFETCH_LINE && j == 0)
-                    SA_PREFETCH(prefetch_at + (uintptr_t)offset);
+                const int offset = j * LANES * (fetch == PREFETCH_INT8 ? 1 : ELEM_SIZE);
+#if SA_REAL_BITS == 32
+                if (fetch == PREFETCH_INT8)
+                    bk[j] = v_mul(v_load_int8(b + offset), v_broadcast(b_scale));
+                else
+#endif
+                    bk[j] = fetch == PREFETCH_ROW ? s_load(b + offset)
+                                                  : v_load(b + j * (int)sizeof(vec));
+                if ((fetch == PREFETCH_ROW || fetch == PREFETCH_INT8) && offset % CACHE_LINE == 0)
+                    SA_PREFETCH_NEAREST(prefetch_at + (uintptr_t)offset);
+                if (fetch == PREFETCH_LINE && j == 0) SA_PREFETCH(prefetch_at);
             }
-            if (fetch == PREFETCH_LINE || fetch == PREFETCH_ROW)
+            if (fetch == PREFETCH_INT8) b_scale += p->b_scale_k;
+            if (fetch == PREFETCH_LINE || fetch == PREFETCH_ROW || fetch == PREFETCH_INT8)
                 prefetch_at += (uintptr_t)prefetch_step;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
@@ -255,12 +269,33 @@ static void ukernel_in_parts(int n, ukernel_args *p) {
 }
 
 /* ukernel for a B of elements in the caller's array, read once: prefetches n vectors of elements
- * with each k, the first at p->prefetch_at, the next ones p->prefetch_step bytes apart. */
+ * with each k, those of the next chunk of B; with the last chunk the first at p->prefetch_at, the
+ * next ones p->prefetch_step bytes apart. */
 static void ukernel_prefetching(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
                                                              prefetching_3, prefetching_4};
     of_width[n - 1](p);
 }
+
+#if SA_REAL_BITS == 32 && SA_ELEM_IS_REAL
+static void int8_1(const ukernel_args *p) { ukernel_rows(1, PREFETCH_INT8, p); }
+static void int8_2(const ukernel_args *p) { ukernel_rows(2, PREFETCH_INT8, p); }
+static void int8_3(const ukernel_args *p) { ukernel_rows(3, PREFETCH_INT8, p); }
+#if NR_MAX == 4
+static void int8_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_INT8, p); }
+#else
+#define int8_4 NULL
+#endif
+
+/* ukernel_prefetching for a B of int8, whose row k is multiplied by the float at p->b_scale + k *
+ * p->b_scale_k. */
+static void ukernel_int8(int n, const ukernel_args *p) {
+    static void (*const of_width[])(const ukernel_args *) = {int8_1, int8_2, int8_3, int8_4};
+    of_width[n - 1](p);
+}
+#else
+static void ukernel_int8(int n, const ukernel_args *p) { (void)n, (void)p; }
+#endif
 
 /* ukernel where some products are masked: they add nothing, even where a factor is NaN or inf.
  * `marks`, laid out as A or as B, has its sign bit set for a masked one. A rare path: one row of C

@@ -116,6 +116,13 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 SA_INLINE vec v_load_int8(const void *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p)));
 }
+SA_INLINE void v_split_int8(vec x, vec y[4]) {
+    __m256i b = _mm256_castps_si256(x);
+    y[0] = _mm256_cvtepi32_ps(SI(srai)(SI(slli)(b, 24), 24));
+    y[1] = _mm256_cvtepi32_ps(SI(srai)(SI(slli)(b, 16), 24));
+    y[2] = _mm256_cvtepi32_ps(SI(srai)(SI(slli)(b, 8), 24));
+    y[3] = _mm256_cvtepi32_ps(SI(srai)(b, 24));
+}
 SA_INLINE vec f16_load(const void *p) { return _mm256_cvtph_ps(_mm_loadu_si128(p)); }
 SA_INLINE void f16_store(void *p, vec x) {
     _mm_storeu_si128(p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

@@ -73,6 +73,13 @@ SA_INLINE vec v_frexp(vec x, vec *e) {
 SA_INLINE vec v_load_int8(const void *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p)));
 }
+SA_INLINE void v_split_int8(vec x, vec y[4]) {
+    __m512i b = _mm512_castps_si512(x);
+    y[0] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(b, 24), 24));
+    y[1] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(b, 16), 24));
+    y[2] = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(b, 8), 24));
+    y[3] = _mm512_cvtepi32_ps(_mm512_srai_epi32(b, 24));
+}
 SA_INLINE vec f16_load(const void *p) { return _mm512_cvtph_ps(_mm256_loadu_si256(p)); }
 SA_INLINE void f16_store(void *p, vec x) {
     _mm256_storeu_si256(p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

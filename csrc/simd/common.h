@@ -33,7 +33,12 @@
  *                                   of 2 LANES elements, as v_load loads them, two in a lane: the
  *                                   first of each lane (its lower half) and the second, as reals
  *
- *     v_load_int8(p)          LANES int8, as reals (floats alone)
+ *
+ * Signed bytes, where a real is a float:
+ *
+ *     v_load_int8(p)          LANES of them, as reals
+ *     v_split_int8(x, y)      of 4 LANES of them, as v_load loads them, four in a lane: y[i] has
+ * the i-th of each lane, from its lowest byte on, as reals
  *
  * Lanes:
  *

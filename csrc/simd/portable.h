@@ -126,6 +126,12 @@ SA_INLINE vec v_load_int8(const void *p) {
     return r;
 }
 
+SA_INLINE void v_split_int8(vec x, vec y[4]) {
+    signed char b[4 * LANES];
+    memcpy(b, &x, sizeof b);
+    for (int j = 0; j < 4; ++j) EACH(i) y[j].x[i] = b[4 * i + j];
+}
+
 #define HALF(type)                                            \
     SA_INLINE vec type##_load(const void *p) {                \
         uint16_t h[LANES];                                    \

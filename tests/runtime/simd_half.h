@@ -114,6 +114,20 @@ static uint32_t bf16_near(uint16_t h, int which) {
 
 /* Every byte, in every lane. */
 static void test_int8(void) {
+    begin("v_split_int8");
+    for (int first = 0; first < 256; ++first) {
+        vec got[4];
+        signed char bytes[4 * LANES];
+        for (int i = 0; i < 4 * LANES; ++i) bytes[i] = (signed char)(first + 37 * i);
+        memcpy(&a, bytes, sizeof bytes);
+        v_split_int8(vec_of(a), got);
+        for (int j = 0; j < 4; ++j) {
+            lanes want;
+            EACH_LANE(i) want.x[i] = bytes[4 * i + j];
+            same_values(got[j], want);
+        }
+    }
+    end();
     begin("v_load_int8");
     for (int first = 0; first < 256; ++first) {
         char *p = first % 2 ? page + first % 3 : page_end - LANES;
