@@ -6,31 +6,39 @@ import pytest
 import selfattn
 from selfattn import reference
 from support.arrays import normal, same_bits
-from support.projections import N_IN, N_OUT, ROWS, arrays, check_gradients, grad_of
+from support.projections import (
+    N_IN,
+    N_OUT,
+    ROWS,
+    arrays,
+    check_each_gradient,
+    check_gradients,
+    grad_of,
+)
 
 
 @pytest.mark.parametrize("rows", ROWS)
-def test_at_every_edge(isa, dtype, rows):
+def test_at_every_edge(each_isa, dtype, rows):
     for n_in in (*N_IN[:3], *N_IN[5:-1]):
         for n_out in N_OUT[:-2]:
             given = arrays(rows, n_in, n_out, dtype)
-            check_gradients(grad_of(*given[:2]), *given)
+            check_each_gradient(each_isa, grad_of(*given[:2]), *given)
     for shape in ((4097, 24), (24, 4097), (300, 769)):
         given = arrays(rows, *shape, dtype)
-        check_gradients(grad_of(*given[:2]), *given)
+        check_each_gradient(each_isa, grad_of(*given[:2]), *given)
 
 
-def test_at_every_tail(isa, dtype):
+def test_at_every_tail(each_isa, dtype):
     for n in [*range(1, 70), 95, 97, 127, 128, 129, 191, 193, 257]:
         for shape in ((n, 9, 7), (5, n, 9), (30, n, 9), (5, 9, n), (30, 9, n)):
             given = arrays(*shape, dtype)
-            check_gradients(grad_of(*given[:2]), *given)
+            check_each_gradient(each_isa, grad_of(*given[:2]), *given)
 
 
 @pytest.mark.parametrize("rows", [4097, 20_000])
-def test_many_rows(isa, dtype, rows):
+def test_many_rows(each_isa, dtype, rows):
     given = arrays(rows, 5, 3, dtype)
-    check_gradients(grad_of(*given[:2]), *given, num_threads=2)
+    check_each_gradient(each_isa, grad_of(*given[:2]), *given, num_threads=2)
 
 
 @pytest.mark.parametrize("leading", [(), (3,), (2, 3), (1, 2, 1)])

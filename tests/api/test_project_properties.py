@@ -4,7 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from support.projections import LAYOUTS, N_IN, N_OUT, ROWS, arrays, check, check_gradients, grad_of
+from support.projections import (
+    LAYOUTS,
+    N_IN,
+    N_OUT,
+    ROWS,
+    arrays,
+    check_each,
+    check_each_gradient,
+    grad_of,
+)
 from support.strategies import repeatable
 
 
@@ -30,20 +39,20 @@ def projections(draw):
 
 @given(problem=projections(), threads=st.integers(1, 5))
 @repeatable(100)
-def test_any_projection(isa, problem, threads):
+def test_any_projection(each_isa, problem, threads):
     arrays, _ = problem
     before = [a.copy() for a in arrays]
-    got = check(*arrays, num_threads=threads)
+    got = check_each(each_isa, *arrays, num_threads=threads)
     assert got.shape == (*arrays[0].shape[:-1], len(arrays[1]))
     assert all(map(np.array_equal, arrays, before))
 
 
 @given(problem=projections(), threads=st.integers(1, 5))
 @repeatable(100)
-def test_any_gradients(isa, problem, threads):
+def test_any_gradients(each_isa, problem, threads):
     arrays, layout = problem
     grad_out = layout(grad_of(*arrays[:2]))
     before = [a.copy() for a in (grad_out, *arrays)]
-    got = check_gradients(grad_out, *arrays, num_threads=threads)
+    got = check_each_gradient(each_isa, grad_out, *arrays, num_threads=threads)
     assert [x.shape for x in got if x is not None] == [x.shape for x in arrays]
     assert all(map(np.array_equal, (grad_out, *arrays), before))

@@ -65,6 +65,8 @@ def test_packed_by_nine_bytes(isa):
 @pytest.mark.parametrize("seqlen_k", [1, 2, 31, 32, 33, 64, 65, 127, 129, 257])
 def test_broadcast_by_stride_zero(isa, dtype, seqlen_k):
     """Fault 11: stride 0 along batch, heads, rows or columns of K and V, at each tail of S."""
+    if isa == "portable" and seqlen_k in (127, 257):
+        pytest.skip("its vectors are short: the other lengths have all of their tails")
     for shape in SHAPES:
         query, key, value = qkv(shape, seqlen_k=seqlen_k, dtype=dtype)
         for part in (np.s_[:1], np.s_[:, :1], np.s_[:1, :1], np.s_[:, :, :1], np.s_[..., :1]):

@@ -94,6 +94,8 @@ def blind_rows(rows, seqlen_k, dtype):
 @pytest.mark.parametrize("rows", [3, 9, 40, 70])
 def test_masked_rows_beside_others(isa, dtype, rows):
     """Faults 1 and 7: what stands in their q and grad_out changes no bit of anything."""
+    if isa == "portable" and rows == 70:
+        pytest.skip("its vectors are short: 9 and 40 rows have all of their tails")
     arrays = qkv((1, 2, rows, 8), seqlen_k=200, dtype=dtype)
     grad_out = grad_of(*arrays)
     query, key, value = arrays

@@ -16,29 +16,31 @@ from support.nonfinite import INF, NAN, POISON
 from support.option_arrays import float_mask, option
 
 
-def before(inputs, options):
-    """The gradients of what is not poisoned yet: the kernels' and the reference's."""
-    return backward(*inputs, **options), expected(*inputs, **options)
+def before(each_isa, inputs, options):
+    """The gradients of what is not poisoned yet: each kernel set's and the reference's."""
+    return {isa: backward(*inputs, **options) for isa in each_isa()}, expected(*inputs, **options)
 
 
-def check_reach(clean, poisoned, options, context=""):
-    """The gradients of `poisoned` are NaN and inf where the reference's are.
+def check_reach(each_isa, clean, poisoned, options, context=""):
+    """In every kernel set the gradients of `poisoned` are NaN and inf where the reference's are.
 
     Those that by the reference are what they were before have the very same bits. Where others
     are, by name, is returned.
     """
-    got, want = backward(*poisoned, **options), expected(*poisoned, **options)
+    of_kernels, of_reference = clean
+    want = expected(*poisoned, **options)
     reached = by_kind(want)
-    for name, kind in by_kind(got).items():
-        wrong = np.argwhere(kind != reached[name])
-        at = tuple(map(int, wrong[0])) if len(wrong) else ()
-        assert not len(wrong), (
-            f"{name}: {len(wrong)} of {kind.size} not as expected, first at {at}: got "
-            f"{got[name][at]}, expected {want[name][at]}; {context}"
-        )
-        of_kernels, of_reference = (x[name] for x in clean)
-        same = want[name] == of_reference
-        assert same_bits(got[name][same], of_kernels[same]), (name, context)
+    for isa in each_isa():
+        got = backward(*poisoned, **options)
+        for name, kind in by_kind(got).items():
+            wrong = np.argwhere(kind != reached[name])
+            at = tuple(map(int, wrong[0])) if len(wrong) else ()
+            assert not len(wrong), (
+                f"{name}: {len(wrong)} of {kind.size} not as expected, first at {at}: got "
+                f"{got[name][at]}, expected {want[name][at]}; {isa}, {context}"
+            )
+            same = want[name] == of_reference[name]
+            assert same_bits(got[name][same], of_kernels[isa][name][same]), (name, isa, context)
     return {name: kind != 0 for name, kind in reached.items()}
 
 
@@ -94,7 +96,7 @@ def test_poison_in_keys_that_no_row_sees(isa, dtype, rows, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rows", ROWS)
-def test_poison_reaches_what_depends_on_it(isa, dtype, rows, kind):
+def test_poison_reaches_what_depends_on_it(each_isa, dtype, rows, kind):
     """Fault 5, "NaN or inf that is attended": in an element of q, K, V or grad_out.
 
     The rows that see a poisoned key, the keys that a poisoned row sees, and nothing else.
@@ -106,12 +108,12 @@ def test_poison_reaches_what_depends_on_it(isa, dtype, rows, kind):
     places = [(0, 0, 3), (0, rows - 1, 10), (1, rows // 2, 5), (1, 0, 7)]
     places += [(2, j, e) for j, e in ((0, 0), (31, 7), (127, 2), (128, 4))]
     places += [(3, j, e) for j, e in ((1, 10), (64, 0), (126, 7), (149, 8))]
-    clean = before(inputs, options)
+    clean = before(each_isa, inputs, options)
     for (which, row, column), poison in itertools.product(places, POISON):
         poisoned = [x.copy() for x in inputs]
         poisoned[which][0, 1, row, column] = poison
         context = which, row, column, poison
-        reached = check_reach(clean, poisoned, options, context)
+        reached = check_reach(each_isa, clean, poisoned, options, context)
         for name, x in reached.items():  # the other head's
             if name != "sinks":
                 assert not x[0, 0].any(), context
@@ -137,17 +139,17 @@ def test_poison_stays_in_its_head_and_batch_entry(isa, dtype, rows, poison):
 
 
 @pytest.mark.parametrize("which", range(4), ids=["grad_out", "query", "key", "value"])
-def test_poison_in_a_group(isa, dtype, which):
+def test_poison_in_a_group(each_isa, dtype, which):
     """GQA: it reaches its own group, and in it the rows and keys that see one another."""
     arrays = qkv((2, 4, 20, 8), 2, 150, dtype=dtype)
     inputs = grad_of(*arrays), *arrays
     for more in ({}, {"is_causal": True, "query_offset": 60}, DROPOUT):
         options = more | {"enable_gqa": True}
-        clean = before(inputs, options)
+        clean = before(each_isa, inputs, options)
         for poison in POISON:
             poisoned = [x.copy() for x in inputs]
             poisoned[which][1, 1, 3, 2] = poison
-            check_reach(clean, poisoned, options, (poison, more))
+            check_reach(each_isa, clean, poisoned, options, (poison, more))
 
 
 def test_a_poisoned_query_at_every_seqlen_k(isa, dtype):

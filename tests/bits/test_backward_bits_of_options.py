@@ -68,7 +68,7 @@ def test_threads_and_masks_of_every_shape(isa, dtype, kind, group):
         options = {"attn_mask": mask, "enable_gqa": True}
         want = backward(grad_out, *arrays, num_threads=1, **options)
         assert want["attn_mask"].shape == shape
-        for n in (2, 5):
+        for n in (5,) if isa == "portable" else (2, 5):
             assert_same(backward(grad_out, *arrays, num_threads=n, **options), want, (shape, n))
 
 

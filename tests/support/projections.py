@@ -10,7 +10,7 @@ import numpy as np
 
 import selfattn
 from selfattn import reference
-from support.arrays import in_structs, normal, unaligned
+from support.arrays import in_structs, normal, same_bits, unaligned
 from support.compare import assert_close, unit_roundoff, wide
 
 # The edges of few rows, vectors, strips, panels and tiles; of chunks, parts and blocks of a sum.
@@ -47,6 +47,18 @@ def check(*given, **options):
     return got
 
 
+def check_each(each_isa, *given, **options):
+    """`check` of the first kernel set; the others have its bits."""
+    want = None
+    for isa in each_isa():
+        if want is None:
+            want = check(*given, **options)
+            continue
+        got = selfattn.project(*given, **options)
+        assert same_bits(got, want), (isa, [a.shape for a in given], want.dtype)
+    return want
+
+
 def check_gradients(grad_out, *given, **options):
     got = selfattn.project_backward(grad_out, *given, **options)
     want = wide(reference.project_backward, grad_out, *given)
@@ -60,6 +72,21 @@ def check_gradients(grad_out, *given, **options):
         bound = 8 * unit_roundoff(a.dtype) * getattr(size, name)
         assert_close(a, getattr(want, name), bound, (name, [b.shape for b in given], a.dtype))
     return got
+
+
+def check_each_gradient(each_isa, grad_out, *given, **options):
+    """`check_gradients` of the first kernel set; the others have its bits."""
+    want = None
+    for isa in each_isa():
+        if want is None:
+            want = check_gradients(grad_out, *given, **options)
+            continue
+        got = selfattn.project_backward(grad_out, *given, **options)
+        for name, a in got._asdict().items():
+            if a is not None:
+                same = same_bits(a, getattr(want, name))
+                assert same, (isa, name, [b.shape for b in given], a.dtype)
+    return want
 
 
 def _padded(x):
