@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import selfattn
+from support import subprocesses
 
 TESTS = Path(__file__).parents[1]
 PACKAGE = Path(selfattn.__file__).parent
@@ -29,7 +30,7 @@ def mypy(*arguments, cwd):
         text=True,
         env=env,
         cwd=cwd,
-        timeout=600,
+        timeout=subprocesses.LIMIT,
         check=False,
     )
     return done.returncode, done.stdout + done.stderr

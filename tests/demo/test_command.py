@@ -16,6 +16,7 @@ import pytest
 
 import selfattn
 from selfattn.demo import words
+from support import subprocesses
 
 # As the script that pip makes, whose name is the first of the arguments.
 BEGIN = "import sys; sys.argv[0] = 'selfattn'; from selfattn.cli import main; sys.exit(main())"
@@ -32,7 +33,7 @@ def shell(arguments, **environment):
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=subprocesses.LIMIT,
         check=False,
     )
 

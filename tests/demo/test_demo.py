@@ -15,6 +15,7 @@ from selfattn import cli, demo
 from selfattn.demo import bits, example, heads, minilm, words
 from selfattn.demo.gelu import gelu
 from selfattn.demo.walk import walk
+from support import subprocesses
 
 LONG = "Four score and seven years ago our fathers brought forth, on this continent, a new nation"
 
@@ -404,7 +405,7 @@ def command(code, *arguments, **environment):
         capture_output=True,
         encoding="utf-8",
         env={**os.environ, **environment},
-        timeout=120,
+        timeout=subprocesses.LIMIT,
         check=False,
     )
 

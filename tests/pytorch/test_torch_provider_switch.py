@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 
 from selfattn import torch as ours  # noqa: E402
+from support import subprocesses  # noqa: E402
 from support.tensors import (  # noqa: E402
     ATTENTION,
     LINEAR,
@@ -103,13 +104,13 @@ def test_two_threads(before):
     def other():
         with ours.enabled(linear=True):
             entered.set()
-            assert leave.wait(60)
+            assert leave.wait(subprocesses.LIMIT)
         seen.append(bits()[:2])
 
     thread = threading.Thread(target=other)
     with ours.enabled():
         thread.start()
-        assert entered.wait(60)
+        assert entered.wait(subprocesses.LIMIT)
         assert bits()[:2] == (True, True)
         leave.set()
         thread.join()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support import c_core
+from support import c_core, subprocesses
 from support.c_core import CSRC
 
 HERE = Path(__file__).parent
@@ -27,7 +27,7 @@ EMULATE = [QEMU, "-L", LIBRARIES]
 
 
 def output(*command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=subprocesses.LIMIT)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     return done.stdout
 

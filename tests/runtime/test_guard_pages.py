@@ -29,7 +29,7 @@ def run(*arguments, cwd, program="guard.py"):
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=subprocesses.LIMIT,
         cwd=cwd,
         env=subprocesses.environment(),
     )

@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from support import subprocesses
+
 QEMU = shutil.which("qemu-x86_64")
 pytestmark = pytest.mark.skipif(
     QEMU is None or platform.machine() != "x86_64", reason="no qemu-user for x86-64 here"
@@ -42,7 +44,10 @@ for arrays in ((query, key, value), (query[:, :2], key, value)):
 
 def attempt(code, *emulator):
     return subprocess.run(
-        [*emulator, sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120
+        [*emulator, sys.executable, "-P", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=subprocesses.LIMIT,
     )
 
 

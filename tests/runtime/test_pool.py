@@ -42,13 +42,16 @@ def test_affinity_of_helpers():
             for task in bystanders:
                 own = os.sched_getaffinity(task)
                 assert own == (mask if task == os.getpid() else everywhere), (task, own)
-            helpers = tasks() - bystanders
-            assert helpers
-        for helper in helpers:
-            allowed = os.sched_getaffinity(helper)
+        for attempt in range(500):
+            allowed = [os.sched_getaffinity(helper) for helper in tasks() - bystanders]
+            assert allowed
             # Less the caller's core, and perhaps that of another helper that woke it.
-            least = max(len(mask) - 2, 1)
-            assert allowed <= mask and least <= len(allowed) <= max(len(mask) - 1, 1), allowed
+            least, most = max(len(mask) - 2, 1), max(len(mask) - 1, 1)
+            if all(cores <= mask and least <= len(cores) <= most for cores in allowed):
+                break
+            attend(4)  # on a busy machine some helper was not woken before the call was over
+        else:
+            raise AssertionError((mask, allowed))
         time.sleep(0.002)  # now they sleep
     done.set()
     """

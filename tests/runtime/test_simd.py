@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support import subprocesses
 from support.c_core import CSRC, isa_flags
 
 HERE = Path(__file__).parent
@@ -39,7 +40,7 @@ if platform.machine() == "x86_64":
 
 
 def run(*command):
-    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, timeout=subprocesses.LIMIT)
 
 
 def defined(header):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from support import c_core
+from support import c_core, subprocesses
 
 HERE = Path(__file__).parent
 CC = shutil.which("cc")
@@ -45,7 +45,7 @@ def build(program, *flags):
 
 
 def run(*command):
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=subprocesses.LIMIT)
     assert done.returncode == 0, (done.returncode, done.stdout, done.stderr)
     isa, *hashes = done.stdout.split()
     assert len(hashes) == 4

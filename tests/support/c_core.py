@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from support import subprocesses
+
 CSRC = Path(__file__).parents[2] / "csrc"
 STRICT = ["-D_GNU_SOURCE", "-std=c11", "-Wall", "-Wextra", "-Werror", "-ffp-contract=off"]
 
@@ -22,7 +24,7 @@ def isa_flags():
 
 def compiled(compiler, *arguments):
     command = [compiler, *STRICT, f"-I{CSRC}", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=subprocesses.LIMIT)
     assert done.returncode == 0, done.stderr
 
 

@@ -6,6 +6,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+LIMIT = 900  # seconds, for what hangs: a busy machine may take many times longer than a quiet one
+
 
 def environment(**changes):
     """The environment of a child; keyword arguments are variables, None to unset one.
@@ -20,7 +22,7 @@ def environment(**changes):
     return {name: value for name, value in env.items() if value is not None}
 
 
-def run(*code, timeout=120, cwd=None, **changes):
+def run(*code, timeout=LIMIT, cwd=None, **changes):
     """What the code, in one or more pieces, prints; its failing is an error.
 
     Other keyword arguments are environment variables, None to unset one.
@@ -30,7 +32,7 @@ def run(*code, timeout=120, cwd=None, **changes):
     return done.stdout
 
 
-def attempt(*code, timeout=120, cwd=None, **changes):
+def attempt(*code, timeout=LIMIT, cwd=None, **changes):
     """The finished process, whatever became of it."""
     return subprocess.run(
         [sys.executable, "-W", "error", "-c", "\n".join(map(textwrap.dedent, code))],
