@@ -64,7 +64,7 @@ __all__ = [
     "weighted_sum",
 ]
 
-_LAZY = ("flash_attn", "nn", "torch", "transformers")
+_LAZY = ("flash_attn", "nn", "plot", "torch", "transformers")
 
 
 def __getattr__(name: str) -> Any:
