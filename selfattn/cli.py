@@ -2,6 +2,7 @@
 
     selfattn info                               which kernels run here, and why
     selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
+        [--steps] [--head LAYER.HEAD] [--png F]
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
     selfattn demo --bits                        sentences alone and in a batch, bit for bit
 
@@ -98,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("sentence", nargs="?", metavar="SENTENCE", help="your own words, in quotes")
     demo.add_argument("--word", help="the word of the sentence to look at")
     demo.add_argument(
+        "--steps",
+        action="store_true",
+        help="show the steps on the sentence's words, though MiniLM is installed",
+    )
+    demo.add_argument(
+        "--head",
+        metavar="LAYER.HEAD",
+        help="the head of MiniLM to show, such as 6.12 (default: those where the word attends most "
+        "sharply)",
+    )
+    demo.add_argument(
         "--train",
         action="store_true",
         help="train a small model from random weights, in under a minute, and show what it learned",
@@ -112,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--png",
         metavar="FILE",
-        help="where --train writes its picture (default: attention.png)",
+        help="write a picture of the attention (with --train by default: attention.png)",
     )
     demo.set_defaults(run=_demo, parser=demo)
     return parser
@@ -126,22 +138,40 @@ def _info(arguments: argparse.Namespace) -> int:
 def _demo(arguments: argparse.Namespace) -> int:
     from selfattn import demo
 
-    of_demo, of_training = (arguments.sentence, arguments.word), (arguments.seed, arguments.png)
-    if arguments.train and of_demo != (None, None):
-        arguments.parser.error("--train takes no sentence and no --word")
-    if not arguments.train and of_training != (None, None):
-        arguments.parser.error("--seed and --png go with --train")
-    if arguments.bits and (arguments.train or of_demo != (None, None)):
-        arguments.parser.error("--bits takes no sentence, no --word and no --train")
+    of_demo = {
+        "sentence": arguments.sentence is not None,
+        "--word": arguments.word is not None,
+        "--steps": arguments.steps,
+        "--head": arguments.head is not None,
+    }
+    given = [name for name, is_given in of_demo.items() if is_given]
+    if arguments.train and given:
+        arguments.parser.error(f"--train takes no {given[0]}")
+    if arguments.seed is not None and not arguments.train:
+        arguments.parser.error("--seed goes with --train")
+    if arguments.bits and (arguments.train or given or arguments.png is not None):
+        arguments.parser.error("--bits takes no sentence and no other option")
+    if arguments.head is not None and (arguments.steps or arguments.sentence is None):
+        arguments.parser.error("--head goes with a sentence, and without --steps")
+    if arguments.steps and arguments.sentence is None:
+        arguments.parser.error("--steps goes with a sentence: the example's steps are shown anyway")
     try:
         if arguments.train:
             return _train(arguments)
         if arguments.bits:
             demo.count_bits()
             return 0
-        demo.run(arguments.sentence, arguments.word)
+        demo.run(
+            arguments.sentence,
+            arguments.word,
+            steps=arguments.steps,
+            head=arguments.head,
+            png=arguments.png,
+        )
     except demo.DemoError as error:
         return _fail(str(error))
+    except OSError as error:
+        return _no_picture(error, arguments.png)
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_NEEDS:
@@ -157,10 +187,14 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         learn.run(seed=arguments.seed or 0, png=png)
     except OSError as error:
-        if error.filename != png:  # not the picture's
-            raise
-        return _fail(f"--png: {error.strerror}: {error.filename}")
+        return _no_picture(error, png)
     return 0
+
+
+def _no_picture(error: OSError, png: str | None) -> int:
+    if png is None or error.filename != png:  # not the picture's
+        raise error
+    return _fail(f"--png: {error.strerror}: {error.filename}")
 
 
 def _seed(text: str) -> int:

@@ -2,9 +2,9 @@
 
     query = x @ Wq.T + bq        key = x @ Wk.T + bk        value = x @ Wv.T + bv
 
-The numbers are chosen, not trained, so that the attention can be read: each of the four channels
-of the queries and keys is a question that one word asks and another answers. Words of the user's
-own get vectors from a hash instead. Called by `__init__.py`.
+The numbers are chosen by hand, not trained, so that the attention can be read: each of the four
+channels of the queries and keys is a question that one word asks and another answers. Words of the
+user's own get vectors from a hash instead. Called by `__init__.py` and `show_walk.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import numpy as np
 
 SENTENCE = "I am a student"
 
-# x: a row a word. The columns: noun, verb, article, pronoun; singular, person; position (2)
+# What the numbers of a row of x stand for (of its position two), of a query or key, and of a value.
+COLUMNS = ("noun", "verb", "art.", "pron.", "sing.", "pers.", "pos.", "pos.")
+CHANNELS = ("noun", "verb", "subj.", "art.")
+VALUES = ("who", "does", "kind")
+
 _EMBEDDINGS = {
     "I": [0.2, -0.1, 0.0, 1.0, 0.5, 0.9, 0.0, 1.0],
     "am": [-0.2, 1.0, 0.1, 0.2, 0.5, 0.1, 0.8, 0.5],

@@ -1,4 +1,4 @@
-"""In which head of MiniLM does a word attend most sharply? The maps, merged to words, say.
+"""In which heads of MiniLM does a word attend most sharply? The maps, merged to words, say.
 
 A word of several word pieces attends as the mean of its pieces, and is attended with their sum
 (Clark et al., "What does BERT look at?", 2019). Sharpest is the head in which the word gives the
@@ -6,11 +6,13 @@ most weight to one other word. Itself does not count, wherever it stands; nor do
 punctuation: heads with nothing to say rest their weight there. Nor do heads count that look at the
 token before or after, whatever it is: they would win every time, and say nothing of the word.
 
-Called by `__init__.py`; `show.py` shows the result.
+Several heads are found, each the sharpest on another word: one alone would look like the model's
+answer. Called by `__init__.py`; `show_head.py` shows the result.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,26 +25,42 @@ from .minilm import MiniLM
 from .words import DemoError, Word, clean, is_mark, positions, split
 
 _BY_POSITION = 0.4  # mean weight on a neighbour, among tokens that mean nothing together
+_HEADS = 3  # shown
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head, its map over the labels, and the label that the focus attends to most.
+
+    `layer` and `head` count from 0, `name` from 1.
+    """
+
+    layer: int
+    head: int
+    target: int
+    map: np.ndarray
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer + 1}.{self.head + 1}"
 
 
 @dataclass(frozen=True)
 class Sharpest:
-    """The head that was found, its map over `labels`, and how its layer's attention ran.
+    """The heads that were found, the sharpest first, and how its layer's attention ran.
 
-    `layer` and `head` count from 0; `focus` attends to `target`, both indices in `labels`, as the
-    sharpest of `candidates` words. `has_no_other` says that the sentence has no other word, so that
-    everything else counted. `by_position` has the heads (layer, head) that did not count,
-    `left_out` the number of words past the model's limit.
+    `focus` attends to each head's target, both indices in `labels`, as the sharpest of `candidates`
+    words. `has_no_other` says that the sentence has no other word, so that everything else counted.
+    `is_chosen` says that the user chose the head. `by_position` has the heads (layer, head) that
+    did not count, `left_out` the number of words past the model's limit.
     """
 
     sentence: str
     labels: tuple[str, ...]
-    map: np.ndarray
-    layer: int
-    head: int
+    heads: tuple[Head, ...]
     focus: int
-    target: int
     has_no_other: bool
+    is_chosen: bool
     candidates: int
     by_position: tuple[tuple[int, int], ...]
     left_out: int
@@ -52,8 +70,13 @@ class Sharpest:
     difference: float
 
 
-def sharpest(model: MiniLM, sentence: str, wanted: str | None = None) -> Sharpest:
-    """Run the model on a sentence; find the head for a word, or for the sharpest of all words."""
+def sharpest(
+    model: MiniLM, sentence: str, wanted: str | None = None, name: str | None = None
+) -> Sharpest:
+    """Run the model on a sentence; find the heads for a word, or for the sharpest of all words.
+
+    `name` is that of one head, "6.12", which is then the only one to count.
+    """
     sentence = clean(sentence)
     words = split(sentence)
     encoding = model.tokenizer.encode(sentence)
@@ -61,23 +84,22 @@ def sharpest(model: MiniLM, sentence: str, wanted: str | None = None) -> Sharpes
     labels = ("[CLS]", *(word.text for word in kept), "[SEP]")
     focuses = _focuses(words, kept, wanted)
 
+    positional = by_position(model)
+    left_out = positional if name is None else ~_only(model, name)
     calls = _attention_calls(model, encoding.ids)
     maps = merge(_maps(calls), groups)
-    positional = by_position(model)
-    layer, head, focus, target, has_no_other = find(maps, labels, focuses, positional)
-    query, key, value, _ = calls[layer]
+    focus, found, has_no_other = find(maps, labels, focuses, left_out)
+    query, key, value, _ = calls[found[0][0]]
     seconds, timed = median_seconds(
         lambda: selfattn.scaled_dot_product_attention(query, key, value)
     )
     return Sharpest(
         sentence=sentence,
         labels=labels,
-        map=maps[layer, head],
-        layer=layer,
-        head=head,
+        heads=tuple(Head(*at, maps[at[:2]]) for at in found),
         focus=focus,
-        target=target,
         has_no_other=has_no_other,
+        is_chosen=name is not None,
         candidates=len(focuses),
         by_position=tuple((int(i), int(j)) for i, j in np.argwhere(positional)),
         left_out=len(words) - len(kept),
@@ -86,6 +108,20 @@ def sharpest(model: MiniLM, sentence: str, wanted: str | None = None) -> Sharpes
         calls=timed,
         difference=max(_difference(*call) for call in calls),
     )
+
+
+def _only(model: MiniLM, name: str) -> np.ndarray:
+    """Which heads (layers, heads) have that name: one, or DemoError."""
+    only = np.zeros((model.num_layers, model.num_heads), bool)
+    match = re.fullmatch(r"([0-9]{1,2})\.([0-9]{1,2})", name)
+    layer, head = (int(number) for number in match.groups()) if match else (0, 0)
+    if not (1 <= layer <= model.num_layers and 1 <= head <= model.num_heads):
+        raise DemoError(
+            f"--head: expected LAYER.HEAD, layers 1 to {model.num_layers} and heads 1 to "
+            f"{model.num_heads}, got {name!r}"
+        )
+    only[layer - 1, head - 1] = True
+    return only
 
 
 def merge(maps: np.ndarray, groups: list[list[int]]) -> np.ndarray:
@@ -107,27 +143,32 @@ def by_position(model: MiniLM) -> np.ndarray:
 
 
 def find(
-    maps: np.ndarray, labels: tuple[str, ...], focuses: list[int], positional: np.ndarray
-) -> tuple[int, int, int, int, bool]:
+    maps: np.ndarray, labels: tuple[str, ...], focuses: list[int], left_out: np.ndarray
+) -> tuple[int, list[tuple[int, int, int]], bool]:
     """Where in maps (layers, heads, W, W) a focus gives the most weight to another word.
 
-    Returns layer, head, focus and target, and whether there was no other word to count.
+    Returns the focus, the places (layer, head, target) of the heads that are sharpest on different
+    targets, and whether there was no other word to count. Heads that are `left_out` do not count.
     """
     names = np.array([label.casefold() for label in labels])
     is_word = np.array([not is_mark(label) for label in labels])
     is_word[[0, -1]] = False  # [CLS] and [SEP]
-    most, best = -1.0, (0, 0, 0, 0, False)
+    best: tuple[float, int, np.ndarray, bool] | None = None
     for focus in focuses:
         counts = is_word & (names != names[focus])
         has_no_other = not counts.any()
         if has_no_other:
             counts = np.arange(len(labels)) != focus
-        given = np.where(counts & ~positional[..., None], maps[:, :, focus], -1.0)
+        given = np.where(counts & ~left_out[..., None], maps[:, :, focus], -1.0)
+        if best is None or given.max() > best[0]:
+            best = given.max(), focus, given, has_no_other
+    _, focus, given, has_no_other = best
+    places = []
+    while len(places) < _HEADS and given.max() >= 0:
         layer, head, target = (int(i) for i in np.unravel_index(given.argmax(), given.shape))
-        if given[layer, head, target] > most:
-            most = given[layer, head, target]
-            best = layer, head, focus, target, has_no_other
-    return best
+        places.append((layer, head, target))
+        given[:, :, target] = given[layer, head] = -1.0
+    return focus, places, has_no_other
 
 
 def _attention_calls(model: MiniLM, ids: list[int]) -> list[tuple[np.ndarray, ...]]:

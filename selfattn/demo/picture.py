@@ -9,10 +9,12 @@ import os
 import warnings
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from selfattn import plot
 
+from .heads import Sharpest
 from .walk import Walk
 
 INK = "#1b1f3b"
@@ -41,4 +43,17 @@ def walk(path: Path, result: Walk, focus: int | None) -> None:
     """Write the map of a walk, or where the word at `focus` looks."""
     figure = Figure()
     plot.attention_map(result.weights, result.example.words, word=focus, figure=figure)
+    save(figure, path)
+
+
+def heads(path: Path, found: Sharpest) -> None:
+    """Write where the word looks in each of the heads; of one that was chosen, its map."""
+    figure = Figure()
+    titles = [f"layer {head.layer + 1}, head {head.head + 1}" for head in found.heads]
+    if found.is_chosen:
+        (only,) = found.heads
+        plot.attention_map(only.map, found.labels, titles=titles, figure=figure)
+    else:
+        maps = np.stack([head.map for head in found.heads])
+        plot.attention_map(maps, found.labels, word=found.focus, titles=titles, figure=figure)
     save(figure, path)

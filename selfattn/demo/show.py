@@ -1,6 +1,6 @@
-"""The demo in a terminal, by rich: the walk, a head of MiniLM, or bits; and how it ran.
+"""The demo in a terminal, by rich: what its pages share, and the page of bits.
 
-Called by `__init__.py` and `learn/show.py`; the tables and heat maps are those of `tables.py`.
+Called by `__init__.py`, `show_walk.py`, `show_head.py` and `learn/show.py`.
 """
 
 from __future__ import annotations
@@ -15,102 +15,13 @@ from rich.text import Text
 
 import selfattn
 
-from . import tables
 from .bits import LENGTH, SENTENCES, SIZES, Way, example, hexadecimal, largest
-from .heads import Sharpest
-from .minilm import INSTALL, MiniLM
-from .walk import Walk
-from .words import printable
+from .minilm import INSTALL
 
 
 def terminal() -> Console:
     """The terminal that the demo shows itself in."""
     return Console(highlight=False)
-
-
-def walk(console: Console, result: Walk, focus: int | None, is_hashed: bool) -> None:
-    """Show every step of a walk; `focus` is the word to look at."""
-    words, x = [printable(word) for word in result.example.words], result.example.x
-    importance = result.weights.sum(0) if focus is None else result.weights[focus]
-    plan = tables.plan(console, words, 7, importance, focus)
-    d_model, d_k = x.shape[1], result.query.shape[1]
-
-    console.print(Text(f"Self-attention on “{printable(result.example.sentence)}”", "bold"))
-    if is_hashed:
-        say(
-            console,
-            "These vectors come from a hash of each word, the weights are the example's: nothing "
-            "here is learned. For the attention of a real sentence encoder:",
-        )
-        console.print(Text(f"    {INSTALL}", "bold"))
-    heading(console, "x", "Words", f"a vector of {d_model} numbers each")
-    tables.numbers(console, plan, {"": x})
-    heading(console, "1", "Project", "query = x·Wqᵀ + bq   key = x·Wkᵀ + bk   value = x·Wvᵀ + bv")
-    parts = {"query": result.query, "key": result.key, "value": result.value}
-    tables.numbers(console, plan, parts)
-    heading(console, "2", "Score", f"query · key / √{d_k}, each word (row) against each (column)")
-    tables.scores(console, plan, result.scores)
-    heading(console, "3", "Softmax", "the attention map: how much each row attends to each column")
-    tables.heat_map(console, plan, result.weights)
-    if focus is not None:
-        console.print()
-        say(console, f"“{words[focus]}” attends to")
-        tables.bars(console, words, result.weights[focus])
-    heading(console, "4", "Weighted sum", "of the values, by the map: what each word becomes")
-    tables.numbers(console, plan, {"": result.out})
-    shape = f"one head of {_words(len(words))}"
-    _footer(console, result.seconds, result.calls, shape, result.differences)
-
-
-def head(console: Console, word: str | None, found: Sharpest) -> None:
-    """Show the head in which a word attends most sharply."""
-    row = found.map[found.focus]
-    labels = [printable(label) for label in found.labels]
-    focus, target = labels[found.focus], labels[found.target]
-
-    console.print(Text(f"Self-attention on “{printable(found.sentence)}”", "bold"))
-    _, heads, length, _ = found.shape
-    say(
-        console,
-        f"The sentence encoder all-MiniLM-L6-v2, its real weights: {MiniLM.num_layers} layers of "
-        f"{heads} heads, {length} tokens.",
-    )
-    if found.left_out:
-        limit = f"the {MiniLM.max_tokens} tokens that it reads"
-        say(console, f"Left out, past {limit}: {_words(found.left_out)}.")
-    console.print()
-    among = ""
-    if word is None and found.candidates > 1:
-        among = f"Of all {_words(found.candidates)}, "
-    elif found.candidates > 1:
-        among = f"Of {found.candidates} places where it stands, at {found.focus} "
-    console.print(
-        Text.assemble(
-            among,
-            (f"“{focus}”", "bold"),
-            " attends most sharply in ",
-            (f"layer {found.layer + 1}, head {found.head + 1}", "bold"),
-            f": {row[found.target]:.2f} of its weight goes to ",
-            (f"“{target}”", "bold"),
-            ".",
-        )
-    )
-    most = "anything else, for want of another word" if found.has_no_other else "one other word"
-    aside = "" if found.has_no_other else "itself, [CLS], [SEP], punctuation, and "
-    neighbourly = " and ".join(f"{layer + 1}.{head + 1}" for layer, head in found.by_position)
-    say(
-        console,
-        f"Sharpest: the most weight on {most}. Not counted: {aside}the heads {neighbourly} "
-        "(layer.head), which look at a neighbouring token, whatever it is.",
-    )
-    heading(console, "", "Map of that head", "how much each row attends to each column")
-    plan = tables.plan(console, labels, 4, row, found.focus, first=0)
-    tables.heat_map(console, plan, found.map)
-    console.print()
-    say(console, f"“{focus}” attends to")
-    tables.bars(console, labels, row)
-    shape = f"a layer's {heads} heads of {length} tokens"
-    _footer(console, found.seconds, found.calls, shape, {"fused": found.difference})
 
 
 def bits(console: Console, found: Sequence[Way], is_real: bool) -> None:
@@ -178,7 +89,7 @@ def heading(console: Console, number: str, name: str, what: str) -> None:
     console.print(Text.assemble((title, "bold"), (f"  {what}", "dim")))
 
 
-def _footer(
+def footer(
     console: Console, seconds: float, calls: int, shape: str, differences: dict[str, float]
 ) -> None:
     """How it ran: kernels, threads, time, and how far from the truth."""
@@ -207,5 +118,6 @@ def say(console: Console, text: str) -> None:
     console.print(Text(text, "dim"))
 
 
-def _words(count: int) -> str:
+def words(count: int) -> str:
+    """A number of words, in words."""
     return f"{count} word" if count == 1 else f"{count} words"

@@ -1,7 +1,8 @@
-"""Tables and heat maps for a terminal, by rich. Called by `show.py` and `learn/show.py`.
+"""Tables and heat maps for a terminal, by rich.
 
 A heat map's cells carry their number, so that it reads without colour too. What is too wide for
 the terminal is cut to the words that matter most, and the rest of a row's weight is summed up.
+Called by `show_walk.py`, `show_head.py` and `learn/show.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ _WIDEST = 100  # columns: wider is harder to read
 _LABEL = 16  # cells of a row's label, at most
 _REST = 7  # cells of the column that sums up what is left out
 _BARS = 6
+_LISTED = 8  # words that are left out, by name
 _BAR = 40
 _RAMP = np.array(  # where, red, green, blue
     [
@@ -46,18 +48,22 @@ class Plan:
 def plan(
     console: Console,
     labels: Sequence[str],
-    cell: int,
+    cells: Sequence[int],
     importance: np.ndarray,
     focus: int | None,
     first: int = 1,
 ) -> Plan:
     """Lay out a map over `labels`: by words where they fit, else by numbers from `first`, else
-    only the most important of them, with `focus` among them."""
+    only the most important of them, with `focus` among them.
+
+    A column is as wide as the first of `cells` with which all of them fit, or the last.
+    """
     width = min(console.width, _WIDEST)
     longest = min(max(cell_len(label) for label in labels), _LABEL)
     number = len(str(len(labels)))
     named = 2 + longest + 1
     label = 2 + number + 1 + longest + 1
+    cell = next((cell for cell in cells if cell * len(labels) <= width - label), cells[-1])
     room = (width - label) // cell
     is_cut = len(labels) > room
     shown = list(range(len(labels)))
@@ -66,7 +72,7 @@ def plan(
         order = [int(i) for i in np.argsort(-importance, kind="stable")]
         order.sort(key=lambda i: i != focus)
         shown = sorted(order[:room])
-    widened = max(cell, longest + 2)
+    widened = max(cells[0], longest + 2)
     are_named = not is_cut and widened * len(labels) <= width - named
     if are_named:
         cell, label = widened, named
@@ -82,9 +88,18 @@ def plan(
     return Plan(shown, is_cut, rows, columns, cell, label)
 
 
-def numbers(console: Console, plan: Plan, parts: dict[str, np.ndarray]) -> None:
-    """Print rows of numbers, a group of columns for each part: side by side as far as they fit."""
+def numbers(
+    console: Console,
+    plan: Plan,
+    parts: dict[str, np.ndarray],
+    names: dict[str, Sequence[str]] | None = None,
+) -> None:
+    """Print rows of numbers, a group of columns for each part: side by side as far as they fit.
+
+    `names` has those of the columns of a part.
+    """
     digits, gap = 6, 1
+    names = names or {}
     room = min(console.width, _WIDEST) - plan.label - gap
     lines: list[list[str]] = [[]]
     for name, part in parts.items():
@@ -92,14 +107,16 @@ def numbers(console: Console, plan: Plan, parts: dict[str, np.ndarray]) -> None:
         if lines[-1] and beside + digits * part.shape[1] > room:
             lines.append([])
         lines[-1].append(name)
-    for names in lines:
+    for line in lines:
         table = Table(box=None, padding=(0, gap, 0, 0), pad_edge=False, header_style="dim")
-        table.show_header = any(names)
+        table.show_header = any(name or name in names for name in line)
         table.add_column("", width=plan.label, no_wrap=True)
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
+        for name in line:
+            columns = "".join(f"{column:>{digits}}" for column in names.get(name, ()))
+            header = "\n".join(part for part in (name, columns) if part)
+            table.add_column(Text(header), justify="right", no_wrap=True)
         for row, i in zip(plan.rows, plan.shown, strict=True):
-            numbers = ("".join(f"{x:{digits}.2f}" for x in parts[name][i]) for name in names)
+            numbers = ("".join(f"{x:{digits}.2f}" for x in parts[name][i]) for name in line)
             table.add_row(row, *numbers)
         console.print(table)
 
@@ -133,7 +150,8 @@ def heat_map(console: Console, plan: Plan, weights: np.ndarray) -> None:
 
 
 def _signed(value: float, width: int) -> Text:
-    return Text(_right(f"{value:.2f}", width))
+    text = f"{value:.2f}"
+    return Text(_right(text if len(text) < width else f"{value:.1f}", width))
 
 
 def shaded(weight: float, width: int) -> Text:
@@ -141,7 +159,7 @@ def shaded(weight: float, width: int) -> Text:
     red, green, blue = _colour(float(weight))
     is_bright = 0.3 * red + 0.59 * green + 0.11 * blue > 110
     ink = "#000000" if is_bright else "#ffffff"
-    return Text(_right(_share(weight), width), f"{ink} on rgb({red},{green},{blue})")
+    return Text(_right(share(weight), width), f"{ink} on rgb({red},{green},{blue})")
 
 
 def _right(text: str, width: int) -> str:
@@ -149,7 +167,19 @@ def _right(text: str, width: int) -> str:
     return " " * (width - 1 - cell_len(text)) + text + " "
 
 
-def _share(weight: float) -> str:
+def said_left_out(console: Console, plan: Plan, labels: Sequence[str]) -> str:
+    """Which words a plan has no room for, in a sentence; nothing where it has."""
+    left = [short(label) for i, label in enumerate(labels) if i not in set(plan.shown)]
+    if not left:
+        return ""
+    listed = ", ".join(left[:_LISTED]) + (", …" if len(left) > _LISTED else "")
+    return (
+        f"{console.width} columns have no room for {len(left)} of the {len(labels)}, which get the "
+        f"least weight and are summed up as “rest”: {listed}."
+    )
+
+
+def share(weight: float) -> str:
     """A weight from 0 to 1 in three characters; a rounding's worth below 0 is 0."""
     text = f"{max(float(weight), 0.0):.2f}"
     return text[1:] if text.startswith("0") else "1.0"
@@ -171,7 +201,7 @@ def bars(console: Console, labels: Sequence[str], row: np.ndarray) -> None:
     for i in np.argsort(-row, kind="stable")[:_BARS]:
         red, green, blue = _colour(float(row[i]))
         bar = Text(block * round(float(row[i]) * _BAR), f"rgb({red},{green},{blue})")
-        table.add_row(Text(short(labels[i])), _share(row[i]), bar)
+        table.add_row(Text(short(labels[i])), share(row[i]), bar)
     console.print(table)
 
 

@@ -19,8 +19,7 @@ from . import labels
 # kind of cone too, and in print.
 SHADES = LinearSegmentedColormap.from_list(
     "selfattn", ["#ffffff", "#d9ecc8", "#8fd0bb", "#3d9fb8", "#2462a0", "#0e1f5b"]
-)
-SHADES.set_bad("#d7d7dc")
+).with_extremes(bad="#d7d7dc")
 
 _SMALLEST, _LARGEST = 5.0, 12.0  # points, of labels
 NUMBER = 0.3  # inches: a cell that has room for a number

@@ -141,6 +141,71 @@ def test_heat_map_is_brighter_where_the_weight_is_larger(page):
     assert ordered[-1] > 2 * ordered[0]
 
 
+def test_page_shows_the_weights(page):
+    """Wq and bq, Wk and bk, Wv and bv, under the names of what their columns stand for."""
+    text = page(width=100)
+    lines = text[text.index("Learnable weights") :].splitlines()
+    for letter in "qkv":
+        weight, bias = getattr(example.WEIGHTS, {"q": "query", "k": "key", "v": "value"}[letter])
+        start = next(i for i, line in enumerate(lines) if f"W{letter}: " in line)
+        assert lines[start + 1].split() == [*example.COLUMNS, f"b{letter}"]
+        rows = [line.split() for line in lines[start + 2 : start + 2 + len(weight)]]
+        channels = example.VALUES if letter == "v" else example.CHANNELS
+        assert [row[0] for row in rows] == list(channels)
+        got = np.array([[float(x) for x in row[1:]] for row in rows])
+        np.testing.assert_allclose(got, np.hstack([weight, bias[:, None]]), atol=0.00501)
+    assert "chosen by hand" in text
+
+
+def test_one_row_is_worked_out(page):
+    """What is written out makes what the tables say."""
+    result, flat = walk(example.embedded()), " ".join(page(width=100).split())
+    terms, scale, said = re.search(r"“am” on “student”: \((.*?)\) / √(\d) = (\S+)", flat).groups()
+    pairs = [[float(x) for x in term.split("·")] for term in terms.split(" + ")]
+    np.testing.assert_allclose(pairs, np.stack([result.query[1], result.key[3]], 1), atol=0.00501)
+    score = sum(q * k for q, k in pairs) / float(scale) ** 0.5
+    assert float(said) == pytest.approx(score, abs=0.03)
+    powers = re.search(r"e\^0 / \((.*?)\) = 1 / (\S+) = (\.\d\d)", flat)
+    total = sum(math.exp(float(term.removeprefix("e^"))) for term in powers[1].split(" + "))
+    assert float(powers[2]) == pytest.approx(total, abs=0.02)
+    assert float(powers[3]) == pytest.approx(result.weights[1, 3], abs=0.00501)
+    shares = re.search(r"am = ((?:\.\d\d·v\(\w+\)(?: \+ )?)+)", flat)[1]
+    assert re.findall(r"v\((\w+)\)", shares) == list(result.example.words)
+    got = [float(share) for share in re.findall(r"(\.\d\d)·", shares)]
+    np.testing.assert_allclose(got, result.weights[1], atol=0.00501)
+
+
+ANIMAL = "The animal didn't cross the street because it was too tired"
+
+
+@pytest.mark.parametrize("heading", ["Words", "Project", "Score", "Softmax", "Weighted sum"])
+def test_no_word_is_lost(page, heading):
+    """At 80 columns; the steps are shown whether or not the model is there."""
+    rich = pytest.importorskip("rich.console")
+    console = rich.Console(file=io.StringIO(), width=80, highlight=False)
+    demo.run(ANIMAL, "it", console, steps=True)
+    text = console.file.getvalue()
+    lines = text[text.index(heading) :].splitlines()[1:]
+    lines = lines[: lines.index("")]
+    for word in ANIMAL.split():
+        assert any(word in line.split() for line in lines), word
+    assert "no room" not in text
+
+
+def test_words_that_are_left_out_are_named(page):
+    rich = pytest.importorskip("rich.console")
+    console = rich.Console(file=io.StringIO(), width=80, highlight=False)
+    sentence = " ".join(f"w{i}" for i in range(20))
+    demo.run(sentence, None, console, steps=True)
+    text = console.file.getvalue()
+    softmax = text[text.index("Softmax") : text.index("Weighted sum")]
+    shown = set(re.findall(r"^>? +\d+ (w\d+) ", softmax, re.M))
+    said = " ".join(text[: text.index("x  Words")].split())
+    left = re.search(r"no room for (\d+) of the 20, .*: (.*?)\.$", said)
+    assert int(left[1]) == 20 - len(shown) > 0
+    assert set(left[2].removesuffix(", …").split(", ")) <= {f"w{i}" for i in range(20)} - shown
+
+
 def test_word_without_a_sentence(page):
     text = page(None, "AM")
     row = walk(example.embedded()).weights[1]
@@ -185,7 +250,7 @@ def test_nothing_is_left_when_rounding_sums_past_one():
     weights = np.zeros((40, 40))
     weights[:, 0] = 1 + 1e-7
     console = rich.Console(file=io.StringIO(), width=80)
-    plan = tables.plan(console, ["word"] * 40, 4, weights.sum(0), 0)
+    plan = tables.plan(console, ["word"] * 40, (4,), weights.sum(0), 0)
     tables.heat_map(console, plan, weights)
     rows = [line.split() for line in console.file.getvalue().splitlines()]
     assert rows[0][-1] == "rest"
@@ -252,16 +317,27 @@ def test_find_counts_other_words_only():
     maps[1, 0, 1] = [0.0, 0.0, 0.3, 0.7, 0, 0]  # punctuation
     maps[1, 1, 1] = [0.0, 0.0, 0.35, 0.0, 0, 0.65]  # [SEP]
     maps[1, 2, 1] = [0.0, 0.0, 0.99, 0.01, 0, 0]
-    assert heads.find(maps, labels, [1], none) == (1, 2, 1, 2, False)
+    assert heads.find(maps, labels, [1], none) == (1, [(1, 2, 2)], False)
     by_position = none.copy()
     by_position[1, 2] = True
-    assert heads.find(maps, labels, [1], by_position) == (1, 1, 1, 2, False)
+    assert heads.find(maps, labels, [1], by_position) == (1, [(1, 1, 2)], False)
     maps[0, 0, 4, 2] = 0.4  # of several places the sharpest
-    assert heads.find(maps, labels, [1, 4], by_position) == (0, 0, 4, 2, False)
-    assert heads.find(maps / 100, labels, [1, 4], by_position) == (0, 0, 4, 2, False)
+    assert heads.find(maps, labels, [1, 4], by_position) == (4, [(0, 0, 2)], False)
+    assert heads.find(maps / 100, labels, [1, 4], by_position) == (4, [(0, 0, 2)], False)
     # a sentence of one word: anything else counts
     one = maps[..., [0, 1, 5], :][..., [0, 1, 5]]
-    assert heads.find(one, ("[CLS]", "ha", "[SEP]"), [1], none) == (0, 0, 1, 0, True)
+    found = heads.find(one, ("[CLS]", "ha", "[SEP]"), [1], none)
+    assert found == (1, [(0, 0, 0), (1, 1, 2)], True)
+
+
+def test_find_takes_each_head_and_each_target_once():
+    labels = ("[CLS]", "it", "a", "b", "c", "d", "[SEP]")
+    maps = np.zeros((1, 3, 7, 7))
+    maps[0, 0, 1, [2, 3]] = [0.6, 0.4]
+    maps[0, 1, 1, [2, 4]] = [0.5, 0.3]
+    maps[0, 2, 1, [3, 5]] = [0.2, 0.1]
+    places = heads.find(maps, labels, [1], np.zeros((1, 3), bool))[1]
+    assert places == [(0, 0, 2), (0, 1, 4), (0, 2, 3)]
 
 
 # ------------------------------------------------------------------ bits
@@ -458,6 +534,33 @@ def test_arguments_that_make_no_sense(capsys, arguments):
         cli.main(arguments)
     assert exit_.value.code == 2
     assert "usage: selfattn" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_minilm")
+def test_pictures(tmp_path, capsys):
+    """The map, or where one word looks; a character that no font has is no failure."""
+    pytest.importorskip("rich")
+    image = pytest.importorskip("matplotlib.image")
+    sizes = []
+    for arguments in ([], ["--word", "am"], ["나는 학생이다 \U0001f9d1 \ue000", "--word", "나는"]):
+        path = tmp_path / "a.png"
+        assert cli.main(["demo", *arguments, "--png", str(path)]) == 0
+        assert f"The picture: {path}" in capsys.readouterr().out.replace("\n", "")
+        sizes.append(image.imread(path).shape[:2])
+    assert sizes[0] != sizes[1]
+    path = tmp_path / "nowhere" / "a.png"
+    assert cli.main(["demo", "--png", str(path)]) == 1
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"selfattn: --png: No such file or directory: {path}\n")
+
+
+@pytest.mark.usefixtures("no_minilm")
+def test_a_head_needs_the_model(capsys):
+    pytest.importorskip("rich")
+    assert cli.main(["demo", "I am", "--head", "6.12"]) == 1
+    assert capsys.readouterr().err == (
+        f"selfattn: --head needs the weights of MiniLM: {minilm.INSTALL}\n"
+    )
 
 
 def test_rich_is_missing():

@@ -229,7 +229,11 @@ def test_sharpest_head_is_the_sharpest(model, weights, wanted):
     encoding = model.tokenizer.encode(RIVER)
     _, maps = exact(weights, encoding.ids)  # every word of this sentence is one token
     assert list(found.labels) == ["[CLS]", *(w.text for w in words.split(RIVER)), "[SEP]"]
-    np.testing.assert_allclose(found.map, maps[found.layer, found.head], rtol=0, atol=1e-5)
+    for head in found.heads:
+        np.testing.assert_allclose(head.map, maps[head.layer, head.head], rtol=0, atol=1e-5)
+    shares = [head.map[found.focus, head.target] for head in found.heads]
+    assert shares == sorted(shares, reverse=True)
+    assert len({head.target for head in found.heads}) == len(shares) == 3
 
     best = 0.0
     for focus in range(1, 19):
@@ -246,10 +250,55 @@ def test_sharpest_head_is_the_sharpest(model, weights, wanted):
                 if (layer, head) not in found.by_position
             ]
             best = max(best, *given)
-    assert found.map[found.focus, found.target] == pytest.approx(best, abs=1e-5)
+    assert found.heads[0].map[found.focus, found.heads[0].target] == pytest.approx(best, abs=1e-5)
     assert found.candidates == {"river": 1, "bank": 2, "money": 1, None: 16}[wanted]
     assert found.difference < 2e-6
     assert found.shape == (1, 12, len(found.labels), 32)
+
+
+ANIMAL = "The animal didn't cross the street because it was too tired"
+
+
+def test_heads_that_point_elsewhere(model):
+    """One head alone would look like the model's answer."""
+    found = heads.sharpest(model, ANIMAL, "it")
+    seen = {found.labels[head.target]: head for head in found.heads}
+    assert list(seen)[:2] == ["tired", "animal"]
+    assert seen["animal"].name == "6.12"
+    only = heads.sharpest(model, ANIMAL, "it", "4.2")
+    assert only.is_chosen
+    assert [(head.name, only.labels[head.target]) for head in only.heads] == [("4.2", "animal")]
+    by_position = heads.sharpest(model, ANIMAL, None, "1.3")  # chosen, it counts
+    assert by_position.heads[0].name == "1.3"
+
+
+@pytest.mark.parametrize("name", ["0.1", "7.1", "1.13", "1", "1.", "a.b", "-1.2", "1.2.3", "²·1"])
+def test_a_head_that_is_not_there(model, name):
+    with pytest.raises(words.DemoError, match=r"--head: expected LAYER.HEAD, layers 1 to 6 and"):
+        heads.sharpest(model, ANIMAL, "it", name)
+
+
+def test_heads_side_by_side(model, capsys, tmp_path):
+    """The table of three heads, its numbers those of the maps; and the picture of it."""
+    pytest.importorskip("rich")
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "it.png"
+    assert cli.main(["demo", ANIMAL, "--word", "it", "--png", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "Sharpest is not coreference" in shown
+    table = shown[shown.index("What “it” attends to") :].splitlines()[1:]
+    found = heads.sharpest(model, ANIMAL, "it")
+    assert table[0].split() == [head.name for head in found.heads]
+    rows = [line.split() for line in table[1 : 1 + len(found.labels)]]
+    assert [row[0] for row in rows] == list(found.labels)
+    got = [[float(share) for share in row[1:]] for row in rows]
+    want = np.stack([head.map[found.focus] for head in found.heads], 1)
+    np.testing.assert_allclose(got, want, atol=0.00501)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["demo", ANIMAL, "--head", "6.12", "--png", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "attends in layer 6, head 12" in shown
+    assert "Map of head 6.12" in shown
 
 
 def test_heads_by_position(model, weights):
@@ -273,7 +322,7 @@ def test_words_of_several_pieces(model):
         "[SEP]",
     )
     assert found.focus == 1
-    np.testing.assert_allclose(found.map.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.heads[0].map.sum(1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -291,9 +340,9 @@ def test_words_of_several_pieces(model):
 )
 def test_odd_sentences(model, sentence):
     found = heads.sharpest(model, sentence)
-    np.testing.assert_allclose(found.map.sum(1), 1, atol=1e-5)
+    np.testing.assert_allclose(found.heads[0].map.sum(1), 1, atol=1e-5)
     assert 0 < found.focus < len(found.labels) - 1
-    assert found.target != found.focus
+    assert found.heads[0].target != found.focus
 
 
 def test_more_words_than_fit(model):
@@ -316,14 +365,14 @@ def test_page_of_a_head(model, sentence, width):
     assert max(map(len, text.splitlines())) <= width
     found = heads.sharpest(model, sentence)
     flat = " ".join(text.split())
-    assert f"layer {found.layer + 1}, head {found.head + 1}" in flat
-    share = found.map[found.focus, found.target]
-    assert f"{share:.2f} of its weight goes to “{found.labels[found.target]}”" in flat
+    assert f"layer {found.heads[0].layer + 1}, head {found.heads[0].head + 1}" in flat
+    share = found.heads[0].map[found.focus, found.heads[0].target]
+    assert f"{share:.2f} of its weight goes to “{found.labels[found.heads[0].target]}”" in flat
     focus = next(line for line in text.splitlines() if line.startswith("> "))
     shares = [float(field) for field in focus.split() if field[0] == "." or field == "1.0"]
     assert sum(shares) == pytest.approx(1, abs=0.005 * len(shares) + 1e-9)
     if len(found.labels) == len(shares):
-        np.testing.assert_allclose(shares, found.map[found.focus], rtol=0, atol=0.00501)
+        np.testing.assert_allclose(shares, found.heads[0].map[found.focus], rtol=0, atol=0.00501)
 
 
 def test_command(capsys):

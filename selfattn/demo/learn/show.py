@@ -10,7 +10,14 @@ from contextlib import contextmanager
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 from rich.text import Text
 
@@ -55,13 +62,15 @@ def _style(sentence, place):
 
 @contextmanager
 def progress(console: Console, steps: int) -> Iterator[Callable[[float], None]]:
-    """A bar; the function that it gives is called with the loss after each step."""
+    """A bar, and the time that is left; the function that it gives takes the loss of each step."""
     columns = (
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("steps, loss {task.fields[loss]:.3f}"),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=console) as bar:
         task_id = bar.add_task("", total=steps, loss=float("nan"))
