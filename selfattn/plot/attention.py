@@ -146,10 +146,10 @@ def _read(weights: Any, tokens: Any, key_tokens: Any, word: Any, titles: Any) ->
     shape, (length, keys) = array.shape[:-2], array.shape[-2:]
     row_tokens = _tokens("tokens", tokens, length, "row")
     if key_tokens is None and length != keys:
-        raise ValueError(f"key_tokens: expected {keys} of them, as weights are {length} by {keys}")
-    columns = (
-        row_tokens if key_tokens is None else _tokens("key_tokens", key_tokens, keys, "column")
-    )
+        raise ValueError(f"key_tokens: expected {keys}, one for each column of weights, got None")
+    columns = row_tokens
+    if key_tokens is not None:
+        columns = _tokens("key_tokens", key_tokens, keys, "column")
     array = array.reshape(-1, length, keys)
     focus = None
     if word is not None:

@@ -79,7 +79,7 @@ def _families(characters: frozenset[str]) -> tuple[tuple[str, ...], str]:
         return tuple(families), ""
     paths = {entry.name: entry.fname for entry in reversed(font_manager.fontManager.ttflist)}
     names = [name for name in _LIKELY if name in paths]
-    names += sorted(name for name in paths if name not in names and "LastResort" not in name)
+    names += sorted(name for name in paths if name not in names and "Last Resort" not in name)
     for name in names:
         has = left & _characters(paths[name])
         if has:
