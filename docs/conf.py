@@ -15,15 +15,14 @@ version = release = selfattn.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["pictures.py"]
 
-myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 
+default_role = "code"  # of single backticks in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # docstrings have shapes and dtypes
 napoleon_google_docstring = False
@@ -32,3 +31,4 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"selfattn {release}"
 html_copy_source = False
+html_show_copyright = False
