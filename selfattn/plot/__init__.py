@@ -1,6 +1,7 @@
 """Pictures of attention, by Matplotlib: a head's map, a grid of heads, where one word looks.
 
     attention.py   attention_map: what is given -> a figure and its panels
+      -> given.py  arrays, words and titles, checked
       -> heat.py   a panel that is a map: rows attend to columns, a shade for each weight
       -> word.py   a panel of one word: arcs and bars from it to the words that it attends to
     labels.py      words as labels: fonts that have their characters, lengths, what is cut

@@ -10,32 +10,18 @@ words want it to be. Called by users and by `selfattn demo`.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.colors import Normalize
 
-from .._args.arrays import as_array
 from . import heat, labels
 from . import word as words
+from .given import COLUMNS, Panels, colormap, positive, read
 
 _ONE, _MANY, _SMALL = 6.0, 2.4, 1.5  # inches of a map: alone, among others, among very many
-_COLUMNS = 4  # panels side by side, unless the array says otherwise
 _EDGE, _GAP, _TITLE, _CAPTION, _BAR = 0.15, 0.25, 0.34, 0.2, 0.75
-
-
-class _Panels(NamedTuple):
-    """What is drawn: maps (n, L, S) or rows (n, S), their labels and titles, by `columns`."""
-
-    weights: np.ndarray
-    rows: list[str]
-    keys: list[str]
-    titles: list[str]
-    columns: int
-    shape: tuple[int, ...]
-    focus: int | None
 
 
 def attention_map(
@@ -106,10 +92,10 @@ def attention_map(
     >>> plot.attention_map(weights, ["I", "am", "a", "student"], word="student").shape
     (2,)
     """
-    panels = _read(weights, tokens, key_tokens, word, titles)
-    top = float(np.nanmax(panels.weights, initial=0.0)) if vmax is None else _positive(vmax)
+    panels = read(weights, tokens, key_tokens, word, titles)
+    top = float(np.nanmax(panels.weights, initial=0.0)) if vmax is None else positive(vmax)
     norm = Normalize(0.0, top or 1.0)
-    shades = heat.SHADES if cmap is None else _colormap(cmap)
+    shades = heat.SHADES if cmap is None else colormap(cmap)
     if ax is not None and figure is not None:
         raise ValueError("figure: expected none beside ax, got both")
     where = _given(ax, panels) if ax is not None else _new(figure, panels)
@@ -131,113 +117,10 @@ def attention_map(
     return result.reshape(panels.shape)
 
 
-# ------------------------------------------------------------------ what is given
-
-
-def _read(weights: Any, tokens: Any, key_tokens: Any, word: Any, titles: Any) -> _Panels:
-    array = as_array("weights", weights)
-    if array.dtype.kind in "cOSUMm":
-        raise TypeError(f"weights: expected real numbers, got {array.dtype!r}")
-    if array.ndim < 2 or 0 in array.shape:
-        raise ValueError(f"weights: expected shape (..., L, S), none of them 0, got {array.shape}")
-    array = array.astype(np.float64)
-    if np.nanmin(array, initial=0.0) < -1e-6:
-        raise ValueError(f"weights: expected 0 or more, got {np.nanmin(array)}: are they scores?")
-    shape, (length, keys) = array.shape[:-2], array.shape[-2:]
-    row_tokens = _tokens("tokens", tokens, length, "row")
-    if key_tokens is None and length != keys:
-        raise ValueError(f"key_tokens: expected {keys}, one for each column of weights, got None")
-    columns = row_tokens
-    if key_tokens is not None:
-        columns = _tokens("key_tokens", key_tokens, keys, "column")
-    array = array.reshape(-1, length, keys)
-    focus = None
-    if word is not None:
-        row = _place(word, row_tokens)
-        array = array[:, row]
-        focus = row if key_tokens is None else None
-        row_tokens = [row_tokens[row]]
-    side_by_side = len(array)
-    if len(shape) > 1 and shape[-1] < len(array):
-        side_by_side = shape[-1]
-    elif len(array) > _COLUMNS:
-        side_by_side = _COLUMNS
-    return _Panels(
-        weights=array,
-        rows=[labels.label(token) for token in row_tokens],
-        keys=[labels.label(token) for token in columns],
-        titles=_titles(titles, shape, None if word is None else row_tokens[0]),
-        columns=side_by_side,
-        shape=shape,
-        focus=focus,
-    )
-
-
-def _tokens(name: str, tokens: Any, count: int, what: str) -> list[str]:
-    if isinstance(tokens, (str, bytes)) or not hasattr(tokens, "__iter__"):
-        raise TypeError(f"{name}: expected a sequence of str, got {type(tokens).__name__}")
-    read: list[str] = list(tokens)
-    for token in read:
-        if not isinstance(token, str):
-            raise TypeError(f"{name}: expected str throughout, got {type(token).__name__}")
-    if len(read) != count:
-        raise ValueError(
-            f"{name}: expected {count}, one for each {what} of weights, got {len(read)}"
-        )
-    return read
-
-
-def _place(word: Any, tokens: list[str]) -> int:
-    if isinstance(word, str):
-        for same in (str, str.casefold):
-            for i, token in enumerate(tokens):
-                if same(token) == same(word):
-                    return i
-        raise ValueError(f"word: expected one of tokens, got {word!r}")
-    try:
-        return range(len(tokens))[operator.index(word)]
-    except TypeError:
-        raise TypeError(f"word: expected str or int, got {type(word).__name__}") from None
-    except IndexError:
-        raise ValueError(f"word: expected an index of {len(tokens)} tokens, got {word}") from None
-
-
-def _titles(titles: Any, shape: tuple[int, ...], word: str | None) -> list[str]:
-    count = int(np.prod(shape, dtype=int))
-    if titles is None:
-        if not shape:
-            return ["" if word is None else f"“{word}” attends to"]
-        numbered = [tuple(i + 1 for i in index) for index in np.ndindex(*shape)]
-        if len(shape) == 1:
-            return [f"head {index[0]}" for index in numbered]
-        return ["head " + ".".join(map(str, index)) for index in numbered]
-    read: list[str] = [titles] if isinstance(titles, str) else list(titles)
-    if len(read) != count or not all(isinstance(title, str) for title in read):
-        raise ValueError(f"titles: expected {count} str, one for each head, got {read!r}")
-    return read
-
-
-def _positive(vmax: Any) -> float:
-    value = float(vmax)
-    if not 0.0 < value < np.inf:
-        raise ValueError(f"vmax: expected a finite number above 0, got {vmax}")
-    return value
-
-
-def _colormap(cmap: Any) -> Any:
-    import matplotlib as mpl
-
-    if not isinstance(cmap, str):
-        return cmap
-    if cmap not in mpl.colormaps:
-        raise ValueError(f"cmap: expected the name of one of Matplotlib's, got {cmap!r}")
-    return mpl.colormaps[cmap]
-
-
 # ------------------------------------------------------------------ where it is drawn
 
 
-def _given(ax: Any, panels: _Panels) -> list[Any]:
+def _given(ax: Any, panels: Panels) -> list[Any]:
     axes = list(np.ravel(np.asarray(ax, dtype=object)))
     if len(axes) != len(panels.weights) or not all(hasattr(one, "imshow") for one in axes):
         raise ValueError(
@@ -246,7 +129,7 @@ def _given(ax: Any, panels: _Panels) -> list[Any]:
     return axes
 
 
-def _new(figure: Any, panels: _Panels) -> list[Any]:
+def _new(figure: Any, panels: Panels) -> list[Any]:
     """Axes of exact sizes in a figure that is as large as they are together."""
     count, across = len(panels.weights), panels.columns
     down = -(-count // across)
@@ -280,26 +163,26 @@ def _new(figure: Any, panels: _Panels) -> list[Any]:
     return where
 
 
-def _cell(panels: _Panels) -> float:
-    room = _ONE if len(panels.weights) == 1 else _MANY if panels.columns <= _COLUMNS else _SMALL
+def _cell(panels: Panels) -> float:
+    room = _ONE if len(panels.weights) == 1 else _MANY if panels.columns <= COLUMNS else _SMALL
     return heat.cell_size(len(panels.rows), len(panels.keys), room)
 
 
-def _row(panels: _Panels) -> float:
+def _row(panels: Panels) -> float:
     return min(words.ROW, 12.0 / len(panels.keys))
 
 
-def _has_caption(panels: _Panels) -> bool:
+def _has_caption(panels: Panels) -> bool:
     """Whether it is said how to read it: below a map that stands alone."""
     return panels.weights.ndim == 3 and len(panels.weights) == 1
 
 
-def _has_numbers(panels: _Panels, cell: float, values: bool | None) -> bool:
+def _has_numbers(panels: Panels, cell: float, values: bool | None) -> bool:
     return cell >= heat.NUMBER if values is None else values
 
 
 def _draw_map(
-    axes: Any, panels: _Panels, n: int, norm: Any, shades: Any, values: bool | None, is_ours: bool
+    axes: Any, panels: Panels, n: int, norm: Any, shades: Any, values: bool | None, is_ours: bool
 ) -> None:
     rows, keys = panels.weights.shape[1:]
     if is_ours:
@@ -322,7 +205,7 @@ def _draw_map(
 
 
 def _draw_word(
-    axes: Any, panels: _Panels, n: int, norm: Any, shades: Any, values: bool | None, is_ours: bool
+    axes: Any, panels: Panels, n: int, norm: Any, shades: Any, values: bool | None, is_ours: bool
 ) -> None:
     del values, is_ours
     words.draw(
@@ -330,7 +213,7 @@ def _draw_word(
     )
 
 
-def _bar(where: list[Any], panels: _Panels) -> None:
+def _bar(where: list[Any], panels: Panels) -> None:
     """A colour bar beside the first row of maps whose cells have no room for numbers."""
     if _has_numbers(panels, _cell(panels), None):
         return
