@@ -167,6 +167,7 @@ def attention_weights(
     attn_mask: Array | None = None,
     is_causal: bool = False,
     *,
+    dropout_p: Number = 0.0,
     scale: Number | None = None,
     enable_gqa: bool = False,
     query_offset: Ints = 0,
@@ -176,6 +177,7 @@ def attention_weights(
     alibi_slopes: Array | None = None,
     sinks: Array | None = None,
     segment_ids: Array | tuple[Array, Array] | None = None,
+    dropout_seed: int = 0,
     out: np.ndarray | None = None,
     num_threads: int | None = None,
 ) -> np.ndarray:
@@ -188,7 +190,9 @@ def attention_weights(
     -------
     array, shape (..., Hq, L, S)
         Rows that sum to 1, or less by the sink's weight, in query's dtype; a query that sees no
-        key has a row of 0.
+        key has a row of 0. With `dropout_p` the weights as attention applies them to the values:
+        those that it drops with the same `dropout_seed` are 0, the others divided by
+        `1 - dropout_p`.
 
     Examples
     --------
@@ -198,8 +202,8 @@ def attention_weights(
            [0.33, 0.67]])
     """
     values = (
-        attn_mask, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size, softcap,
-        alibi_slopes, sinks, segment_ids,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
     )  # fmt: skip
     options = _args.nondefault("attention_weights", values)
     problem = _args.attention_problem(query, key, _args.NO_VALUE, **options)

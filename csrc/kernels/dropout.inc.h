@@ -23,15 +23,29 @@ SA_INLINE vmask kept(uvec low, uvec high, uvec key, uvec threshold) {
     return u_at_least(mix32(u_xor(mix32(u_add(key, low)), high)), threshold);
 }
 
+/* What tells a vector of rows from others: vector i. */
+typedef struct {
+    uvec low, high, threshold;
+} drop_rows;
+
+SA_INLINE drop_rows drop_rows_of(const sa_tile *t, int i) {
+    return (drop_rows){u_load(t->drop_low + i * LANES), u_load(t->drop_high + i * LANES),
+                       u_set(t->scoring.dropout_threshold)};
+}
+
+/* Their weights of one key, 0 where dropped. */
+SA_INLINE vec with_dropped(drop_rows rows, int64_t key, vec weights) {
+    vmask keep = kept(rows.low, rows.high, u_set((uint32_t)key), rows.threshold);
+    return v_select(keep, weights, v_zero());
+}
+
 /* weights[key][lane] = 0 where dropped, for the rows in vector i. */
 static void prefill_drop(const sa_tile *t, const block_keys *keys, real *weights, ptrdiff_t row,
                          int i) {
-    uvec low = u_load(t->drop_low + i * LANES), high = u_load(t->drop_high + i * LANES);
-    uvec threshold = u_set(t->scoring.dropout_threshold);
+    drop_rows rows = drop_rows_of(t, i);
     for (int j = keys->begin; j < keys->end; ++j) {
         real *at = weights + j * row;
-        vmask keep = kept(low, high, u_set((uint32_t)(keys->block + j)), threshold);
-        v_store(at, v_select(keep, v_load(at), v_zero()));
+        v_store(at, with_dropped(rows, keys->block + j, v_load(at)));
     }
 }
 

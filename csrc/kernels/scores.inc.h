@@ -1,7 +1,8 @@
 /* Single steps of attention, on a tile whose lanes are queries (prefill.inc.h):
  *
  *     scores    out[r, key] = S[key][r], -inf where masked
- *     weights   out[r, key] = 2^(u (S[key][r] - m)) / l, with the m and l of all keys
+ *     weights   out[r, key] = 2^(u (S[key][r] - m)) / l, with the m and l of all keys; with dropout
+ *               0 or divided by the kept fraction
  *     sum       out[r, e]   = sum over keys of weights[r, key] * V[key, e], block by block
  *
  * Called by the loops through the table (kernels.h). */
@@ -16,6 +17,7 @@
 #include "split_state.inc.h"
 #include "scatter.inc.h"
 #include "mask.inc.h"
+#include "dropout.inc.h"
 #include "prefill.inc.h"
 
 /* -inf for all lanes and keys [begin, end) of a block. */
@@ -59,20 +61,36 @@ static void scores_split(const sa_tile *t, void *memory, int64_t key_begin, int6
     v_zeroupper();
 }
 
+/* Vector i: the scores of keys [0, end) of a block become weights. A dropped one is 0 before the
+ * row's factor, so that a row that is NaN is so throughout, as its weighted sum is. */
+SA_INLINE void normalise_scores(const sa_tile *t, const prefill_scratch *x, const_split_state total,
+                                int64_t block, int end, int i, const int has_dropout) {
+    vec scale_log2 = scale_log2_of(&t->scoring);
+    vec max = v_load(total.row_max + i * LANES), sum = v_load(total.row_sum + i * LANES);
+    vec shift = finite_max(max);
+    row_epilogue whole = with_dropout_scale(t, epilogue_of_rows(t, i * LANES, max, sum));
+    drop_rows rows;
+    if (has_dropout) rows = drop_rows_of(t, i);
+    real *s = x->s + i * LANES;
+    for (int j = 0; j < end; ++j, s += x->row) {
+        vec p = weight(v_sub(v_load(s), shift), scale_log2);
+        if (has_dropout) p = with_dropped(rows, block + j, p);
+        v_store(s, softmax_scaled(p, whole));
+    }
+}
+
 static void weights_split(const sa_tile *t, void *memory, int64_t key_begin, int64_t key_end,
                           const void *total_memory) {
     prefill_scratch x = prefill_layout(t, memory);
     const_split_state total = prefill_const_state(t, total_memory);
-    vec scale_log2 = scale_log2_of(&t->scoring);
     for (int64_t block = key_begin; block < key_end; block += SA_BLOCK_N) {
         int end = at_most(key_end - block, SA_BLOCK_N);
         scores_block(t, &x, block, end);
-        for (int i = 0; i < x.row; i += LANES) {
-            vec max = v_load(total.row_max + i), shift = finite_max(max);
-            row_epilogue whole = epilogue_of_rows(t, i, max, v_load(total.row_sum + i));
-            real *s = x.s + i;
-            for (int j = 0; j < end; ++j, s += x.row)
-                v_store(s, softmax_scaled(weight(v_sub(v_load(s), shift), scale_log2), whole));
+        for (int i = 0; i < x.n; ++i) {
+            if (t->scoring.has_dropout)
+                normalise_scores(t, &x, total, block, end, i, 1);
+            else
+                normalise_scores(t, &x, total, block, end, i, 0);
         }
         scatter_block(t, &x, block, end);
     }

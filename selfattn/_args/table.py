@@ -21,8 +21,7 @@ _SCORES, _WEIGHTS = {"scaled_dot_product"}, {"attention_weights"}
 _LAYER, _LAYER_WEIGHTS = {"MultiheadAttention.forward"}, {"MultiheadAttention.attention_weights"}
 
 _FUNCTIONS = _FORWARD | _BACKWARD | _SCORES | _WEIGHTS  # a layer's options are those of its calls
-_FUSED = _FORWARD | _BACKWARD | _LAYER
-_NORMALISED = _FUSED | _WEIGHTS | _LAYER_WEIGHTS
+_NORMALISED = _FORWARD | _BACKWARD | _LAYER | _WEIGHTS | _LAYER_WEIGHTS
 _ALL = _NORMALISED | _SCORES
 
 
@@ -36,11 +35,12 @@ class Option(NamedTuple):
     setter: Callable[[Problem, Any], None] | None = None
 
 
-# In the order of every signature. Options without a check are of the call, not of the problem: they
-# are checked where they are used. `enable_gqa` has no setter: it says which arrays make a problem.
+# In the order of every signature, where those that may be given by place come first. Options
+# without a check are of the call, not of the problem: they are checked where they are used.
+# `enable_gqa` has no setter: it says which arrays make a problem.
 TABLE = (
     Option("attn_mask", None, _ALL, options.attn_mask, Problem.set_mask),
-    Option("dropout_p", 0.0, _FUSED, options.dropout_p, Problem.set_dropout_p),
+    Option("dropout_p", 0.0, _NORMALISED, options.dropout_p, Problem.set_dropout_p),
     Option("is_causal", False, _ALL, options.is_causal, Problem.set_causal),
     Option("scale", None, _ALL, options.scale, Problem.set_scale),
     Option("enable_gqa", False, _FUNCTIONS, options.enable_gqa),
@@ -51,7 +51,7 @@ TABLE = (
     Option("alibi_slopes", None, _ALL, options.alibi_slopes, Problem.set_alibi_slopes),
     Option("sinks", None, _NORMALISED, options.sinks, Problem.set_sinks),
     Option("segment_ids", None, _ALL, options.segment_ids, Problem.set_segments),
-    Option("dropout_seed", 0, _FUSED, options.dropout_seed, Problem.set_dropout_seed),
+    Option("dropout_seed", 0, _NORMALISED, options.dropout_seed, Problem.set_dropout_seed),
     Option("return_lse", False, _FORWARD),
     Option("grad_lse", None, _BACKWARD),
     Option("mask_grad", False, _BACKWARD),

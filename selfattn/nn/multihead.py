@@ -293,8 +293,7 @@ class MultiheadAttention:
     ) -> np.ndarray:
         """The attention maps of every head, for looking at.
 
-        Parameters are those of `forward`; options those of `selfattn.attention_weights`, which has
-        no dropout.
+        Parameters are those of `forward`; options those of `selfattn.attention_weights`.
 
         Returns
         -------

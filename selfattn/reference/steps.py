@@ -9,6 +9,7 @@ import numpy as np
 from ..gradients import ProjectionGradients
 from .axes import aligned, narrow, wide
 from .distribution import distribution, with_sinks
+from .dropout import dropout_factor
 from .scores import masked_scores
 
 
@@ -51,9 +52,19 @@ def scaled_dot_product(query, key, attn_mask=None, is_causal=False, *, enable_gq
 
 
 def attention_weights(
-    query, key, attn_mask=None, is_causal=False, *, enable_gqa=False, sinks=None, **options
+    query,
+    key,
+    attn_mask=None,
+    is_causal=False,
+    *,
+    dropout_p=0.0,
+    enable_gqa=False,
+    sinks=None,
+    dropout_seed=0,
+    **options,
 ):
     """The distribution over the keys, 0 in a row that sees no key: (..., Hq, L, S)."""
     q, k = aligned(query, key, enable_gqa=enable_gqa)
     scores, _ = masked_scores(q, k, attn_mask, is_causal, **options)
-    return narrow(with_sinks(scores, sinks)[0], query.dtype)
+    dropout = dropout_factor(scores.shape, dropout_p, dropout_seed)
+    return narrow(dropout * with_sinks(scores, sinks)[0], query.dtype)

@@ -54,7 +54,8 @@ def attention(
     s_aux : tensor, shape (H,), optional
         The logits of attention sinks.
     output_attentions : bool, optional
-        Return the weights too, which are computed once more for it and cannot be differentiated.
+        Return the weights too, after dropout as the eager functions do. They are computed once more
+        for it and cannot be differentiated.
 
     Returns
     -------
@@ -80,10 +81,10 @@ def attention(
         options["softcap"] = softcap
     if s_aux is not None:
         options["sinks"] = s_aux.reshape(-1)
-    weights = attention_weights(query, key, options) if output_attentions else None
     if dropout > 0.0:
         options["dropout_p"] = dropout
         options["dropout_seed"] = drawn_seed()
+    weights = attention_weights(query, key, options) if output_attentions else None
     out = ours.scaled_dot_product_attention(query, key, value, **options)
     return out.transpose(1, 2).contiguous(), weights
 

@@ -10,7 +10,13 @@ import selfattn
 from support.arrays import normal, qkv, same_bits
 
 OPTIONS = [{}, {"is_causal": True}, {"window_size": (200, 1), "query_offset": 90}]
-PAIRS = [selfattn.scaled_dot_product, selfattn.attention_weights]
+
+
+def dropped_weights(query, key, **options):
+    return selfattn.attention_weights(query, key, dropout_p=0.4, dropout_seed=2, **options)
+
+
+PAIRS = [selfattn.scaled_dot_product, selfattn.attention_weights, dropped_weights]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -21,10 +27,14 @@ def test_scores_and_weights_over_threads_and_slices(isa, dtype, step, options):
     for n in (2, 3, 8):
         got = step(query, key, enable_gqa=True, num_threads=n, **options)
         assert same_bits(got, want), n
-    for b in range(2):
+    for b in range(2 if step is not dropped_weights else 0):  # dropout knows the batch and the head
         for head in range(4):
             alone = step(query[b, head], key[b, head // 2], **options)
             assert same_bits(alone, want[b, head]), (b, head)
+    for b, heads, queries in ((1, 4, 50), (2, 2, 50), (2, 4, 3)):
+        first = np.s_[:b, :heads, :queries]
+        part = step(query[first], key[:b, : heads // 2], enable_gqa=True, **options)
+        assert same_bits(part, want[first]), (b, heads, queries)
 
 
 @pytest.mark.parametrize("step", PAIRS)

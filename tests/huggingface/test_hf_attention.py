@@ -138,6 +138,14 @@ def test_causal_position_bias(operands):
     check(operands, formula(*operands, bias=bias, seen=CAUSAL)[0], found, [bias])
 
 
+def test_weights_after_dropout(operands):
+    """Those that are applied to the values, as the eager functions return them in training."""
+    out, weights = attention(ENCODER, *operands, None, dropout=0.4, output_attentions=True)
+    assert 0.2 < (weights == 0).double().mean() < 0.6  # of 648, with a chance of 0.4 each
+    value = operands[2].repeat_interleave(H // HKV, 1)
+    assert torch.allclose(weights @ value, out.transpose(1, 2), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_weights(operands, side):
     sinks = torch.randn(H)

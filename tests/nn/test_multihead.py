@@ -182,8 +182,11 @@ def test_attention_weights(rng, dtype, pair):
     query = (x @ weight[:24].T + bias[:24]).reshape(2, 5, 4, 6).swapaxes(1, 2)
     key = (of_key @ weight[24:36].T + bias[24:36]).reshape(2, 7, 2, 6).swapaxes(1, 2)
     query, key = reference.rope(query, 2), reference.rope(key)
-    want = reference.attention_weights(query, key, enable_gqa=True, **options)
-    close(maps, want, "weights")
+    dropout = {"dropout_p": 0.3, "dropout_seed": 5}
+    for given_options in (options, options | dropout):
+        maps = layer.attention_weights(x, context, rope={}, **given_options)
+        want = reference.attention_weights(query, key, enable_gqa=True, **given_options)
+        close(maps, want, "weights")
 
 
 def test_inputs_in_any_layout(rng, dtype):

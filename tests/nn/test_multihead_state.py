@@ -235,7 +235,8 @@ def test_wrong_calls_change_nothing(layer, arguments, options, error, message):
         ((X, X[:, :4]), {}, ValueError, "context: expected a pair of as many rows, got 5 and 4"),
         (X[:2], {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
         ((X, X[:2]), {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
-        (None, {"dropout_p": 0.5}, TypeError, "attention_options: .*, got 'dropout_p'"),
+        (None, {"return_lse": 1}, TypeError, "attention_options: .*, got 'return_lse'"),
+        (None, {"dropout_p": 1.5}, ValueError, "dropout_p: expected a probability"),
         (None, {"rope": {}, "query_offset": "one"}, TypeError, "query_offset: expected an int or"),
     ],
 )

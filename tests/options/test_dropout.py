@@ -177,11 +177,47 @@ def test_numbers_of_any_kind(isa, dtype):
     assert not attend(*arrays, dropout_p=1)[0].any()
 
 
-def test_the_steps_have_no_dropout():
+def test_scores_have_no_dropout():
     arrays = np.ones((2, 3), np.float32), np.ones((2, 3), np.float32)
-    for step in (selfattn.scaled_dot_product, selfattn.attention_weights):
-        with pytest.raises(TypeError, match="unexpected keyword argument 'dropout_p'"):
-            step(*arrays, dropout_p=0.5)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dropout_p'"):
+        selfattn.scaled_dot_product(*arrays, dropout_p=0.5)
+
+
+# ------------------------------------------------------------------ the weights themselves
+
+
+@pytest.mark.parametrize("rows", [1, 3, 20, 65])
+def test_attention_weights(isa, dtype, rows):
+    """Those that attention drops are 0; the others lack the kept fraction alone."""
+    for heads_q, heads_kv, seqlen_k in ((2, 2, 1), (6, 2, 33), (2, 1, 700)):
+        query, key, _ = qkv((2, heads_q, rows, 8), heads_kv, seqlen_k, dtype=dtype)
+        options = {"enable_gqa": True, "is_causal": True, "query_offset": np.array([20, -2])}
+        plain = selfattn.attention_weights(query, key, **options)
+        kept = reference.dropout_kept(plain.shape, P, SEED)
+        want = np.where(kept, plain.astype(np.float64) / (1 - P), 0)
+        for threads in (1, 3):
+            got = selfattn.attention_weights(query, key, num_threads=threads, **options, **DROPOUT)
+            assert np.array_equal(got != 0, (plain != 0) & kept)
+            assert not np.signbit(got).any()
+            np.testing.assert_allclose(got, want, rtol=4 * np.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("p", [2.0**-33, 0.5, 1 - 2.0**-33, 1.0])
+def test_attention_weights_make_the_fused_result(isa, dtype, p):
+    """With all options that weights have; of a query that sees nothing, of NaN, of a sink."""
+    query, key, value = qkv((2, 3, 30, 8), seqlen_k=150, dtype=dtype)
+    query[1, 0, 4] = np.nan
+    options = {"dropout_p": p, "dropout_seed": -3, "sinks": normal(3, dtype=dtype), "softcap": 2.0}
+    options |= {"attn_mask": normal(30, 150, dtype=dtype), "kv_lengths": np.array([0, 140])}
+    weights = selfattn.attention_weights(query, key, **options)
+    assert not weights[0].any()
+    assert np.isnan(weights[1, 0, 4, :140]).all()
+    got = selfattn.weighted_sum(weights, value)
+    want = selfattn.scaled_dot_product_attention(query, key, value, **options)
+    bound = 16 * np.finfo(dtype).eps * np.abs(value).max() * max(np.nanmax(weights.sum(-1)), 1)
+    np.testing.assert_allclose(got, want, rtol=0, atol=bound)
+    reference_weights = reference.attention_weights(query, key, **options)
+    np.testing.assert_allclose(weights, reference_weights, rtol=64 * np.finfo(dtype).eps, atol=0)
 
 
 # ------------------------------------------------------------------ statistics

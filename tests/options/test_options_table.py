@@ -27,7 +27,9 @@ METHODS = {
     "MultiheadAttention.forward": ["enable_gqa", "return_lse", "out"],
     "MultiheadAttention.attention_weights": ["enable_gqa", "out"],
 }
-POSITIONAL = ("attn_mask", "dropout_p", "is_causal")  # as torch has them; all others by name
+# As torch has them; all others by name.
+POSITIONAL = dict.fromkeys(OPERANDS, ("attn_mask", "dropout_p", "is_causal"))
+POSITIONAL["attention_weights"] = ("attn_mask", "is_causal")
 OVERLOADED = [name for name in OPERANDS if name.endswith("attention")]
 
 
@@ -50,13 +52,16 @@ def test_every_name_is_a_function_or_a_method():
 
 
 def check_signature(function, parameters):
-    rows = table.options_of(function)
-    assert list(parameters) == OPERANDS[function] + [row.name for row in rows]
-    for row in rows:
-        kind = parameters[row.name].kind
-        assert kind is (
+    """In the table's order, those that may be given by place first."""
+    names, positional = names_of(function), POSITIONAL[function]
+    by_place, by_name = (
+        [n for n in names if (n in positional) is first] for first in (True, False)
+    )
+    assert list(parameters) == OPERANDS[function] + by_place + by_name
+    for name in names:
+        assert parameters[name].kind is (
             inspect.Parameter.POSITIONAL_OR_KEYWORD
-            if row.name in POSITIONAL
+            if name in positional
             else inspect.Parameter.KEYWORD_ONLY
         )
 
