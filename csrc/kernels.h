@@ -214,18 +214,23 @@ typedef union {
     double bytes[32];
 } sa_softmax_state;
 
-/* A row of each operand of a merge. */
+/* A row of a merge: of each state so many bytes from its first row. In the backward pass `out` and
+ * `lse`, which may be NULL, hold the gradients that are given, and `grads` is where those of the
+ * states go. */
 typedef struct {
-    const char *a, *b, *lse_a, *lse_b;
+    const sa_merge_states *states, *grads;
+    ptrdiff_t out_at, lse_at, grad_out_at, grad_lse_at;
     char *out, *lse;
-    ptrdiff_t a_col, b_col, out_col;
+    ptrdiff_t out_col;
 } sa_merge_row;
 
-/* A row to rotate: pair i is its elements i * step + first and i * step + second. */
+/* A row to rotate: pair i is its elements i * step + first and i * step + second. cos_col and
+ * sin_col are from pair to pair; cos_second and sin_second from the number of a pair's first
+ * element to that of its second, 0 where they share one. */
 typedef struct {
     const char *x, *cos, *sin;
     char *out;
-    ptrdiff_t x_col, angle_col, out_col;
+    ptrdiff_t x_col, cos_col, sin_col, out_col, cos_second, sin_second;
     int64_t pairs, step, first, second;
 } sa_rope_row;
 
@@ -300,8 +305,10 @@ typedef struct sa_kernels {
                         int stream);
     void (*softmax_part)(sa_softmax_pass pass, sa_softmax_state *state, const char *x,
                          ptrdiff_t x_col, char *out, ptrdiff_t out_col, int64_t n);
-    /* Merge attention over two sets of keys: a, b and out of n elements, with an lse each. */
-    void (*merge_row)(const sa_merge_row *row, int64_t n);
+    /* Merge states of attention, of n elements and an lse each; or their gradients. */
+    size_t (*merge_scratch_size)(int64_t states);
+    void (*merge_row)(const sa_merge_row *row, int64_t n, void *scratch);
+    void (*merge_backward_row)(const sa_merge_row *row, int64_t n, void *scratch);
     int (*is_finite)(const char *x, ptrdiff_t col, int64_t n);
     /* Rows of elements to contiguous rows of reals: rows [begin, end) of x; and back, rounded. */
     void (*stage_rows)(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length, char *to);

@@ -1,12 +1,18 @@
-/* What is computed row by row: softmax along one axis, the merge of two partial results of
- * attention, rotary positions. The parallel loop over rows; the kernels compute. */
+/* What is computed row by row: softmax along one axis, the merge of states of attention and its
+ * gradients, rotary positions. The parallel loop over rows; the kernels compute. */
 
 #include "dispatch.h"
 #include "problem.h"
 #include "run.h"
 
 typedef struct row_call row_call;
-typedef void row_function(row_call *c, int64_t row, int worker);
+
+/* A row's place along each axis. */
+typedef struct {
+    int64_t at[SA_MAX_AXES];
+} row_index;
+
+typedef void row_function(row_call *c, const row_index *row, int worker, char *scratch);
 
 struct row_call {
     const sa_row_problem *problem;
@@ -18,8 +24,29 @@ struct row_call {
     sa_call call;
 };
 
-static char *row_of(const sa_row_problem *p, const sa_rows *a, int64_t row) {
-    return sa_row_at(a, p->axes, p->shape, row);
+/* Row `row`, counted in C order. */
+static row_index index_of(const sa_row_problem *p, int64_t row) {
+    row_index index;
+    for (int i = p->axes - 1; i >= 0; --i) {
+        index.at[i] = row % p->shape[i];
+        row /= p->shape[i];
+    }
+    return index;
+}
+
+static void next_row(const sa_row_problem *p, row_index *index) {
+    for (int i = p->axes - 1; i >= 0 && ++index->at[i] == p->shape[i]; --i) index->at[i] = 0;
+}
+
+/* Bytes from the first row of an array to this one. */
+static ptrdiff_t offset_of(const sa_row_problem *p, const sa_rows *a, const row_index *row) {
+    ptrdiff_t offset = 0;
+    for (int i = 0; i < p->axes; ++i) offset += row->at[i] * a->stride[i];
+    return offset;
+}
+
+static char *row_of(const sa_row_problem *p, const sa_rows *a, const row_index *row) {
+    return a->data + offset_of(p, a, row);
 }
 
 /* Whether the result is larger than the caches, so that it should be stored around them. */
@@ -43,9 +70,10 @@ static void long_softmax(const sa_row_problem *p, const sa_kernels *k, const cha
         }
 }
 
-static void softmax_of_row(row_call *c, int64_t row, int worker) {
+static void softmax_of_row(row_call *c, const row_index *row, int worker, char *scratch) {
     const sa_row_problem *p = c->problem;
     const sa_kernels *k = c->kernels;
+    (void)scratch;
     const char *x = row_of(p, &p->a, row);
     char *out = row_of(p, &p->out, row);
     if (p->n <= SA_SOFTMAX_PART)
@@ -54,32 +82,44 @@ static void softmax_of_row(row_call *c, int64_t row, int worker) {
         long_softmax(p, k, x, out, &c->call, worker);
 }
 
-static void merge_of_row(row_call *c, int64_t row, int worker) {
-    const sa_row_problem *p = c->problem;
-    (void)worker;
-    c->kernels->merge_row(&(sa_merge_row){.a = row_of(p, &p->a, row),
-                                          .b = row_of(p, &p->b, row),
-                                          .lse_a = row_of(p, &p->lse_a, row),
-                                          .lse_b = row_of(p, &p->lse_b, row),
-                                          .out = row_of(p, &p->out, row),
-                                          .lse = row_of(p, &p->lse, row),
-                                          .a_col = p->a.col,
-                                          .b_col = p->b.col,
-                                          .out_col = p->out.col},
-                          p->n);
+static sa_merge_row merge_operands(const sa_row_problem *p, const row_index *row) {
+    return (sa_merge_row){.states = &p->states,
+                          .grads = &p->grads,
+                          .out_at = offset_of(p, &p->states.out_rows, row),
+                          .lse_at = offset_of(p, &p->states.lse_rows, row),
+                          .out = row_of(p, &p->out, row),
+                          .lse = p->lse.data ? row_of(p, &p->lse, row) : NULL,
+                          .out_col = p->out.col};
 }
 
-static void rope_of_row(row_call *c, int64_t row, int worker) {
+static void merge_of_row(row_call *c, const row_index *row, int worker, char *scratch) {
+    (void)worker;
+    sa_merge_row operands = merge_operands(c->problem, row);
+    c->kernels->merge_row(&operands, c->problem->n, scratch);
+}
+
+static void merge_gradients_of_row(row_call *c, const row_index *row, int worker, char *scratch) {
     const sa_row_problem *p = c->problem;
     (void)worker;
-    const char *cos = row_of(p, &p->b, row);
+    sa_merge_row operands = merge_operands(p, row);
+    operands.grad_out_at = offset_of(p, &p->grads.out_rows, row);
+    operands.grad_lse_at = offset_of(p, &p->grads.lse_rows, row);
+    c->kernels->merge_backward_row(&operands, p->n, scratch);
+}
+
+static void rope_of_row(row_call *c, const row_index *row, int worker, char *scratch) {
+    const sa_row_problem *p = c->problem;
+    (void)worker, (void)scratch;
     c->kernels->rope_row(&(sa_rope_row){.x = row_of(p, &p->a, row),
-                                        .cos = cos,
-                                        .sin = cos + p->pairs * p->b.col,
+                                        .cos = row_of(p, &p->cos, row),
+                                        .sin = row_of(p, &p->sin, row),
                                         .out = row_of(p, &p->out, row),
                                         .x_col = p->a.col,
-                                        .angle_col = p->b.col,
+                                        .cos_col = p->cos.col,
+                                        .sin_col = p->sin.col,
                                         .out_col = p->out.col,
+                                        .cos_second = p->cos_second,
+                                        .sin_second = p->sin_second,
                                         .pairs = p->pairs,
                                         .step = p->step,
                                         .first = p->first,
@@ -89,16 +129,19 @@ static void rope_of_row(row_call *c, int64_t row, int worker) {
 
 static void some_rows(void *arg, int worker, char *scratch) {
     row_call *c = arg;
-    (void)scratch;
     for (int64_t chunk; (chunk = sa_fetch_add(&c->next)) * c->rows_per_chunk < c->rows;) {
         int64_t first = chunk * c->rows_per_chunk, end = first + c->rows_per_chunk;
         if (end > c->rows) end = c->rows;
-        for (int64_t row = first; row < end; ++row) c->compute(c, row, worker);
+        row_index index = index_of(c->problem, first);
+        for (int64_t row = first; row < end; ++row, next_row(c->problem, &index))
+            c->compute(c, &index, worker, scratch);
         if (sa_call_cancelled(&c->call, worker)) return;
     }
 }
 
-static sa_status run(const sa_row_problem *p, row_function *compute, int stream) {
+/* `arrays`: how many of n elements each row reads, if more than one. */
+static sa_status run(const sa_row_problem *p, row_function *compute, int64_t arrays,
+                     size_t scratch_size, int stream) {
     row_call c = {.problem = p,
                   .kernels = sa_kernels_for(p->dtype),
                   .compute = compute,
@@ -106,22 +149,32 @@ static sa_status run(const sa_row_problem *p, row_function *compute, int stream)
                   .stream = stream};
     sa_call_begin(&c.call, p->interrupt);
     for (int i = 0; i < p->axes; ++i) c.rows *= p->shape[i];
-    c.rows_per_chunk = p->n < GRAIN_ELEMENTS ? GRAIN_ELEMENTS / (p->n + 1) : 1;
+    double elements = (double)p->n * (double)(arrays > 1 ? arrays : 1);
+    c.rows_per_chunk = elements < GRAIN_ELEMENTS ? GRAIN_ELEMENTS / ((int64_t)elements + 1) : 1;
     if (c.rows_per_chunk < 1) c.rows_per_chunk = 1;
-    double threads = (double)c.rows * (double)p->n / ELEMENTS_PER_THREAD;
+    double threads = (double)c.rows * elements / ELEMENTS_PER_THREAD;
     int num_threads = threads < p->num_threads ? (int)threads : p->num_threads;
     if (num_threads > c.rows) num_threads = (int)c.rows;
     if (num_threads < 1) num_threads = 1;
-    return sa_call_end(&c.call, sa_run(&c.call, num_threads, 0, some_rows, &c));
+    return sa_call_end(&c.call, sa_run(&c.call, num_threads, scratch_size, some_rows, &c));
 }
 
 sa_status sa_softmax(const sa_row_problem *p) {
-    return p->n ? run(p, softmax_of_row, is_streamed(p)) : SA_OK;
+    return p->n ? run(p, softmax_of_row, 1, 0, is_streamed(p)) : SA_OK;
 }
 
-sa_status sa_merge(const sa_row_problem *p) { return run(p, merge_of_row, 0); }
+static sa_status run_merge(const sa_row_problem *p, row_function *compute) {
+    int64_t states = p->states.count;
+    return run(p, compute, states, sa_kernels_for(p->dtype)->merge_scratch_size(states), 0);
+}
 
-sa_status sa_rope(const sa_row_problem *p) { return p->n ? run(p, rope_of_row, 0) : SA_OK; }
+sa_status sa_merge(const sa_row_problem *p) { return run_merge(p, merge_of_row); }
+
+sa_status sa_merge_backward(const sa_row_problem *p) {
+    return run_merge(p, merge_gradients_of_row);
+}
+
+sa_status sa_rope(const sa_row_problem *p) { return p->n ? run(p, rope_of_row, 1, 0, 0) : SA_OK; }
 
 void sa_apply(sa_function f, sa_dtype dtype, double unit, const void *x, void *y, int64_t n) {
     sa_kernels_for(dtype)->apply(f, unit, x, y, n);

@@ -5,7 +5,7 @@
  *     attention   out = softmax(scores) v,  lse = log(sum(exp(scores)))
  *     sum         out = weights v
  *     softmax     out = softmax(x) along one axis
- *     merge       out, lse of attention over two disjoint sets of keys, from those of each
+ *     merge       out, lse of attention over disjoint sets of keys, from those of each; gradients
  *     project     out = x w^T + bias, and the gradients of x, w and bias
  *     rope        out = x, its pairs of elements rotated by the angles of the row
  *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
@@ -145,21 +145,34 @@ typedef struct {
     ptrdiff_t stride[SA_MAX_AXES], col;
 } sa_rows;
 
+/* Finished results (out, lse) of attention over keys of their own, which are merged: all of one
+ * shape and one layout. Where the first row of each is, and how far apart rows are. */
+typedef struct {
+    int64_t count;
+    char **out, **lse;
+    sa_rows out_rows, lse_rows; /* without data */
+} sa_merge_states;
+
 typedef struct {
     sa_dtype dtype;
     int axes; /* before the n elements of a row */
     int64_t shape[SA_MAX_AXES], n;
-    /* softmax: out from a. merge: out and lse from the rest. rope: out from a, the cosines and
-     * sines of whose pairs are those of b, one after the other. */
-    sa_rows a, b, out;
-    sa_rows lse_a, lse_b, lse;
-    int64_t pairs, step, first, second; /* rope: pair i is elements i * step + first, + second */
+    /* softmax: out from a. rope: out from a, cos and sin, whose columns are pairs. merge: out and
+     * lse from the states; backward: the gradients of the states from those that out and lse, which
+     * may have no data, hold. */
+    sa_rows a, out, lse, cos, sin;
+    sa_merge_states states, grads;
+    /* rope: pair i is elements i * step + first, + second of a and out. Bytes from the cosine and
+     * the sine of its first element to those of its second: 0 where a pair has one of each. */
+    int64_t pairs, step, first, second;
+    ptrdiff_t cos_second, sin_second;
     int num_threads;
     sa_interrupt interrupt;
 } sa_row_problem;
 
 sa_status sa_softmax(const sa_row_problem *problem);
 sa_status sa_merge(const sa_row_problem *problem);
+sa_status sa_merge_backward(const sa_row_problem *problem);
 sa_status sa_rope(const sa_row_problem *problem);
 
 /* Rows of x, projected by a matrix of (n_out, n_in). */

@@ -3,8 +3,8 @@
 A call travels one way:
 
     attention.py, varlen.py,
-    backward.py, linear.py,
-    steps.py                   public functions and their docstrings
+    backward.py, merging.py,
+    linear.py, steps.py        public functions and their docstrings
       -> _args/                the only validator: arrays and options -> a problem
         -> _core.pyx           fills one C struct, releases the GIL, maps status -> exception
           -> csrc/forward.c …  the parallel loops over tiles; schedule.c cuts them
@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 from ._config import isas, show_config
 from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
-from .attention import merge_states, scaled_dot_product_attention
+from .attention import scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
 from .caches import KVCache, PagedKVCache
-from .gradients import AttentionGradients, ProjectionGradients
+from .gradients import AttentionGradients, MergeGradients, ProjectionGradients
 from .linear import project, project_backward
+from .merging import merge_states, merge_states_backward, merge_states_many
 from .state import AttentionState
 from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
@@ -43,6 +44,7 @@ __all__ = [
     "AttentionGradients",
     "AttentionState",
     "KVCache",
+    "MergeGradients",
     "PagedKVCache",
     "ProjectionGradients",
     "__version__",
@@ -50,6 +52,8 @@ __all__ = [
     "get_num_threads",
     "isas",
     "merge_states",
+    "merge_states_backward",
+    "merge_states_many",
     "project",
     "project_backward",
     "scaled_dot_product",

@@ -61,13 +61,20 @@ cdef extern from "selfattn.h" nogil:
         char *data
         Py_ssize_t *stride
         Py_ssize_t col
+    ctypedef struct sa_merge_states:
+        int64_t count
+        char **out
+        char **lse
+        sa_rows out_rows, lse_rows
     ctypedef struct sa_row_problem:
         sa_dtype dtype
         int axes
         int64_t *shape
         int64_t n
-        sa_rows a, b, out, lse_a, lse_b, lse
+        sa_rows a, out, lse, cos, sin
+        sa_merge_states states, grads
         int64_t pairs, step, first, second
+        Py_ssize_t cos_second, sin_second
         int num_threads
         sa_interrupt interrupt
     ctypedef struct sa_projection:
@@ -96,6 +103,7 @@ cdef extern from "selfattn.h" nogil:
     sa_status sa_attention_backward(const sa_problem *, const sa_gradients *) noexcept
     sa_status sa_softmax(const sa_row_problem *) noexcept
     sa_status sa_merge(const sa_row_problem *) noexcept
+    sa_status sa_merge_backward(const sa_row_problem *) noexcept
     sa_status sa_rope(const sa_row_problem *) noexcept
     sa_status sa_project(const sa_projection *) noexcept
     sa_status sa_project_backward(

@@ -105,22 +105,28 @@ class SumProblem:
 
 def softmax(x: np.ndarray, out: np.ndarray, axis: int, num_threads: int) -> None: ...
 def merge(
-    out_a: np.ndarray,
-    lse_a: np.ndarray,
-    out_b: np.ndarray,
-    lse_b: np.ndarray,
+    outs: tuple[np.ndarray, ...],
+    lses: tuple[np.ndarray, ...],
     out: np.ndarray,
     lse: np.ndarray,
     num_threads: int,
 ) -> None: ...
+def merge_backward(
+    grad_out: np.ndarray,
+    grad_lse: np.ndarray | None,
+    outs: tuple[np.ndarray, ...],
+    lses: tuple[np.ndarray, ...],
+    grad_outs: tuple[np.ndarray, ...],
+    grad_lses: tuple[np.ndarray, ...],
+    num_threads: int,
+) -> None: ...
 def rope(
     x: np.ndarray,
-    angles: np.ndarray,
+    cos: np.ndarray,
+    sin: np.ndarray,
     out: np.ndarray,
-    pairs: int,
-    step: int,
-    first: int,
-    second: int,
+    pairing: tuple[int, int, int],
+    seconds: tuple[int, int],
     num_threads: int,
 ) -> None: ...
 def project(

@@ -13,6 +13,7 @@ import os
 import threading
 
 cimport numpy as cnp
+from cpython.bytearray cimport PyByteArray_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_SetName
@@ -648,45 +649,84 @@ def softmax(cnp.ndarray x, cnp.ndarray out, int axis, int num_threads):
     solve_rows(&p, sa_softmax, out, axis, num_threads)
 
 
-def merge(
-    cnp.ndarray out_a,
-    cnp.ndarray lse_a,
-    cnp.ndarray out_b,
-    cnp.ndarray lse_b,
-    cnp.ndarray out,
-    cnp.ndarray lse,
+cdef object fill_states(sa_merge_states *states, tuple outs, tuple lses):
+    """Point at the states: arrays of one shape and one layout each. Returns what must be kept."""
+    cdef Py_ssize_t i, count = len(outs)
+    cdef cnp.ndarray out, lse
+    pointers = bytearray(2 * max(count, 1) * sizeof(char *))
+    states.count = count
+    states.out = <char **>PyByteArray_AS_STRING(pointers)
+    states.lse = states.out + count
+    for i in range(count):
+        out, lse = outs[i], lses[i]
+        states.out[i] = <char *>cnp.PyArray_DATA(out)
+        states.lse[i] = <char *>cnp.PyArray_DATA(lse)
+        if i == 0:
+            fill_rows(&states.out_rows, out, cnp.PyArray_NDIM(out) - 1)
+            fill_rows(&states.lse_rows, lse, -1)
+    return pointers
+
+
+def merge(tuple outs, tuple lses, cnp.ndarray out, cnp.ndarray lse, int num_threads):
+    """States of attention, merged into `out` and `lse`.
+
+    All `outs` have out's dtype and shape and one layout; so have all `lses`.
+    """
+    cdef sa_row_problem p
+    memset(&p.states, 0, sizeof(sa_merge_states))
+    keep = fill_states(&p.states, outs, lses)
+    fill_rows(&p.lse, lse, -1)
+    solve_rows(&p, sa_merge, out, cnp.PyArray_NDIM(out) - 1, num_threads)
+    del keep
+
+
+def merge_backward(
+    cnp.ndarray grad_out,
+    cnp.ndarray grad_lse,
+    tuple outs,
+    tuple lses,
+    tuple grad_outs,
+    tuple grad_lses,
     int num_threads,
 ):
-    """Attention over two sets of keys, merged into `out` and `lse`; all of one dtype and shape."""
+    """The gradients of states into `grad_outs` and `grad_lses`, of one layout each.
+
+    From those of what they merge into, of which grad_lse may be None.
+    """
     cdef sa_row_problem p
-    cdef int axis = cnp.PyArray_NDIM(out) - 1
-    fill_rows(&p.a, out_a, axis)
-    fill_rows(&p.b, out_b, axis)
-    fill_rows(&p.lse_a, lse_a, -1)
-    fill_rows(&p.lse_b, lse_b, -1)
-    fill_rows(&p.lse, lse, -1)
-    solve_rows(&p, sa_merge, out, axis, num_threads)
+    memset(&p.states, 0, sizeof(sa_merge_states))
+    memset(&p.grads, 0, sizeof(sa_merge_states))
+    keep = fill_states(&p.states, outs, lses), fill_states(&p.grads, grad_outs, grad_lses)
+    p.lse.data = NULL
+    if grad_lse is not None:
+        fill_rows(&p.lse, grad_lse, -1)
+    solve_rows(&p, sa_merge_backward, grad_out, cnp.PyArray_NDIM(grad_out) - 1, num_threads)
+    del keep
 
 
 def rope(
     cnp.ndarray x,
-    cnp.ndarray angles,
+    cnp.ndarray cos,
+    cnp.ndarray sin,
     cnp.ndarray out,
-    int64_t pairs,
-    int64_t step,
-    int64_t first,
-    int64_t second,
+    tuple pairing,
+    tuple seconds,
     int num_threads,
 ):
     """`x`, elements `i * step + first` and `+ second` of each row rotated as a pair, into `out`.
 
-    `angles` (..., 2 * pairs) has a row of cosines, then sines, for each of x's; all of one dtype.
+    The pairing is (step, first, second). `cos` and `sin`, of x's real dtype, have a row for each of
+    x's, (..., pairs): the numbers of pairs' first elements; those of their second ones lie so many
+    bytes behind as `seconds` says, of cosines and of sines.
     """
     cdef sa_row_problem p
     cdef int axis = cnp.PyArray_NDIM(out) - 1
-    p.pairs, p.step, p.first, p.second = pairs, step, first, second
+    p.pairs = cnp.PyArray_DIMS(cos)[axis]
+    p.step, p.first, p.second = pairing
+    p.cos_second, p.sin_second = seconds
     fill_rows(&p.a, x, axis)
-    fill_rows(&p.b, angles, axis)
+    fill_rows(&p.cos, cos, axis)
+    fill_rows(&p.sin, sin, axis)
     solve_rows(&p, sa_rope, out, axis, num_threads)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
 
-from . import _args, _core
+from . import _args
 
 if TYPE_CHECKING:
     from ._typing import Array, Ints, Number, Window
@@ -223,47 +223,3 @@ def scaled_dot_product_attention(
         softcap, alibi_slopes, sinks, segment_ids, dropout_seed, return_lse,
     )  # fmt: skip
     return _args.attend(query, key, value, out, values, num_threads)
-
-
-def merge_states(
-    out_a: Array, lse_a: Array, out_b: Array, lse_b: Array
-) -> tuple[np.ndarray, np.ndarray]:
-    """Merge attention over two disjoint sets of keys into attention over both.
-
-    Parameters
-    ----------
-    out_a, out_b : array, shape (..., L, Ev)
-        What `scaled_dot_product_attention` gave for each set.
-    lse_a, lse_b : array, shape (..., L)
-        The log-sum-exp that it gave with that. Where it is -inf, that side adds nothing,
-        whatever its `out` holds.
-
-    Returns
-    -------
-    out : array, shape (..., L, Ev)
-    lse : array, shape (..., L)
-
-    Raises
-    ------
-    TypeError, ValueError
-        For a wrong dtype or kind; for a wrong shape.
-
-    Notes
-    -----
-    `out = (e^lse_a out_a + e^lse_b out_b) / (e^lse_a + e^lse_b)`, never overflowing. Of sinks,
-    only one of the two sets may have them.
-
-    Examples
-    --------
-    >>> import numpy as np, selfattn
-    >>> query, key, value = np.random.default_rng(0).standard_normal((3, 5, 4))
-    >>> a = selfattn.scaled_dot_product_attention(query, key[:2], value[:2], return_lse=True)
-    >>> b = selfattn.scaled_dot_product_attention(query, key[2:], value[2:], return_lse=True)
-    >>> out, lse = selfattn.merge_states(*a, *b)
-    >>> np.allclose(out, selfattn.scaled_dot_product_attention(query, key, value))
-    True
-    """
-    a, lse_of_a, b, lse_of_b = _args.merge_operands(out_a, lse_a, out_b, lse_b)
-    out, lse = np.empty_like(a, subok=False), np.empty_like(lse_of_a, subok=False)
-    _core.merge(a, lse_of_a, b, lse_of_b, out, lse, _args.num_threads(None))
-    return out, lse

@@ -1,6 +1,6 @@
 """What the backward functions return: the gradients, by the names of the inputs.
 
-Built by `backward.py` and `linear.py`, and by `reference/`.
+Built by `backward.py`, `linear.py` and `merging.py`, and by `reference/`.
 """
 
 from __future__ import annotations
@@ -65,3 +65,24 @@ class ProjectionGradients(NamedTuple):
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray | None = None
+
+
+class MergeGradients(NamedTuple):
+    """The gradients of a merge of states by these, each of the shape of its input.
+
+    Attributes
+    ----------
+    outs, lses : array, or tuple of arrays
+        As the states were given: stacked, or one by one.
+
+    Examples
+    --------
+    >>> import numpy as np, selfattn
+    >>> outs, lses = np.array([[[1.0], [2.0]], [[5.0], [7.0]]]), np.zeros((2, 2))
+    >>> selfattn.merge_states_backward(np.ones((2, 1)), None, outs, lses).lses
+    array([[-1.  , -1.25],
+           [ 1.  ,  1.25]])
+    """
+
+    outs: np.ndarray | tuple[np.ndarray, ...]
+    lses: np.ndarray | tuple[np.ndarray, ...]

@@ -2,14 +2,26 @@
  *
  *     (a, b) -> (a cos t - b sin t, b cos t + a sin t)
  *
- * and elements in no pair are copied. The row's cosines and sines are given. (Su et al.,
- * "RoFormer", 2021.) Called by rows.c through the table (kernels.h). */
+ * and elements in no pair are copied. The row's cosines and sines are given: one of each a pair, or
+ * one an element, and then those of a make the first result, those of b the second, whatever
+ * numbers they are. (Su et al., "RoFormer", 2021.) Called by rows.c through the table (kernels.h).
+ */
 #ifndef SA_KERNELS_ROPE_INC_H
 #define SA_KERNELS_ROPE_INC_H
 
 #include "../kernels.h"
 #include "simd.inc.h"
 #include "pack.inc.h"
+
+typedef struct {
+    vec cosine, sine;
+} angles;
+
+SA_INLINE angles load_angles(const sa_rope_row *row, const char *cos, const char *sin, int64_t pair,
+                             int width) {
+    return (angles){v_load_strided(cos + pair * row->cos_col, row->cos_col, width),
+                    v_load_strided(sin + pair * row->sin_col, row->sin_col, width)};
+}
 
 static void rope_row(const sa_rope_row *row, int64_t n) {
     const ptrdiff_t x_step = row->step * row->x_col, out_step = row->step * row->out_col;
@@ -21,10 +33,12 @@ static void rope_row(const sa_rope_row *row, int64_t n) {
         int width = at_most(row->pairs - pair, LANES);
         vec a = s_load_strided(x_first + pair * x_step, x_step, width);
         vec b = s_load_strided(x_second + pair * x_step, x_step, width);
-        vec cosine = v_load_strided(row->cos + pair * row->angle_col, row->angle_col, width);
-        vec sine = v_load_strided(row->sin + pair * row->angle_col, row->angle_col, width);
-        vec first = v_sub(v_mul(a, cosine), v_mul(b, sine));
-        vec second = v_add(v_mul(b, cosine), v_mul(a, sine));
+        angles of_a = load_angles(row, row->cos, row->sin, pair, width), of_b = of_a;
+        if (row->cos_second || row->sin_second)
+            of_b = load_angles(row, row->cos + row->cos_second, row->sin + row->sin_second, pair,
+                               width);
+        vec first = v_sub(v_mul(a, of_a.cosine), v_mul(b, of_a.sine));
+        vec second = v_add(v_mul(b, of_b.cosine), v_mul(a, of_b.sine));
         s_store_strided(out_first + pair * out_step, out_step, width, first);
         s_store_strided(out_second + pair * out_step, out_step, width, second);
     }

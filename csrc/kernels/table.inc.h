@@ -16,8 +16,8 @@
 #include "project.inc.h"
 #include "project_gemv.inc.h"
 #include "backward.inc.h"
-#include "merge.inc.h"
 #include "softmax_row.inc.h"
+#include "merge.inc.h"
 #include "rope.inc.h"
 
 /* sa_<isa>_<dtype> */
@@ -139,7 +139,9 @@ const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
     .sum_finish = sum_finish,
     .softmax_row = softmax_row,
     .softmax_part = softmax_part,
+    .merge_scratch_size = merge_scratch_size,
     .merge_row = merge_row,
+    .merge_backward_row = merge_backward_row,
     .is_finite = is_finite,
     .stage_rows = stage,
     .unstage_rows = unstage,

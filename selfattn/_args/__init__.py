@@ -9,15 +9,16 @@
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
     attention.py   a call of attention: the fast path, or a problem and its result
+    merging.py     states of attention
     projections.py rows, a matrix and a bias
-    rotary.py      rotary positions
+    rotary.py      rotary positions; rotary_tables.py: those of given cosines and sines
     layers.py      layers: their sizes, inputs and weights
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
-`varlen.py`, `backward.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to `_core`,
-which checks nothing but whether a call is a usual one: `fast_path`, which `attention.py` asks
-first, and `fast_problem`, which `problems.py` does.
+`varlen.py`, `backward.py`, `merging.py`, `linear.py`, `steps.py` and `nn/`; what it returns goes to
+`_core`, which checks nothing but whether a call is a usual one: `fast_path`, which `attention.py`
+asks first, and `fast_problem`, which `problems.py` does.
 """
 
 from .arrays import array, compute_into, is_dtype, real_dtype, same_dtype
@@ -33,21 +34,22 @@ from .layers import (
     layer_sizes,
     layer_state,
 )
+from .merging import new_merged, pair_of_states, states
 from .numbers import integer, size
 from .options import axis, flag, num_threads, per_batch
 from .problems import (
     NO_VALUE,
     attention_problem,
-    merge_operands,
     sum_problem,
     varlen_problem,
 )
 from .projections import gradient_of, projection
-from .rotary import rotary, rotary_offset
+from .rotary import Rotation, rotary, rotary_offset
 from .table import nondefault, options_of, set_options
 
 __all__ = [
     "NO_VALUE",
+    "Rotation",
     "array",
     "attend",
     "attention_problem",
@@ -68,11 +70,12 @@ __all__ = [
     "layer_sizes",
     "layer_state",
     "lse_gradient",
-    "merge_operands",
     "new_gradients",
+    "new_merged",
     "nondefault",
     "num_threads",
     "options_of",
+    "pair_of_states",
     "per_batch",
     "projection",
     "real_dtype",
@@ -81,6 +84,7 @@ __all__ = [
     "same_dtype",
     "set_options",
     "size",
+    "states",
     "sum_problem",
     "varlen_problem",
 ]

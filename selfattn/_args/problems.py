@@ -9,7 +9,7 @@ import numpy as np
 from .. import _core
 from .._core import AttentionProblem, SumProblem
 from . import options, table
-from .arrays import array, lse_dtype, same_dtype
+from .arrays import array, same_dtype
 from .shapes import broadcast_shapes
 
 Shapes = dict[str, tuple[int, ...]]  # of arrays by name, the query first
@@ -97,26 +97,6 @@ def sum_problem(weights: Any, value: Any, enable_gqa: Any) -> SumProblem:
             f"got shape {value.shape}"
         )
     return SumProblem(weights, value, batch_shape, heads_q, heads_kv)
-
-
-def merge_operands(out_a: Any, lse_a: Any, out_b: Any, lse_b: Any) -> tuple[np.ndarray, ...]:
-    """Two arrays of one dtype and shape (..., L, E), and the lse, (..., L), of each."""
-    arrays = {
-        name: array(name, x)
-        for name, x in (("out_a", out_a), ("lse_a", lse_a), ("out_b", out_b), ("lse_b", lse_b))
-    }
-    out_a = arrays["out_a"]
-    if out_a.ndim == 0:
-        raise ValueError(f"out_a: expected 1 or more axes, got shape {out_a.shape}")
-    for name, x in arrays.items():
-        is_lse = name.startswith("lse")
-        (lse_dtype if is_lse else same_dtype)(name, x, "out_a", out_a)
-        shape = out_a.shape[:-1] if is_lse else out_a.shape
-        if x.shape != shape:
-            raise ValueError(
-                f"{name}: expected shape {shape} where out_a's is {out_a.shape}, got {x.shape}"
-            )
-    return tuple(arrays.values())
 
 
 # ------------------------------------------------------------------ the problem, piece by piece

@@ -1,10 +1,10 @@
-"""Rotary positions: where rows stand, which elements pair up, the frequency of each pair."""
+"""Rotary positions: where rows stand, which elements are a pair, frequencies or tables."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -12,11 +12,27 @@ from .. import _core
 from .arrays import as_array
 from .numbers import finite, integer
 from .options import ints, per_batch
+from .rotary_tables import are_given, tables_of
 from .shapes import broadcast, unrepeated
 
 _LAYOUTS = ("half", "interleaved")
+_THETA = 10000.0
 _MAX_POSITION = 2**53  # the integers up to here are float64s, as angles need
 _MAX_FREQUENCY = 2.0**900  # radians a position: the angles of all positions are finite then
+
+
+class Rotation(NamedTuple):
+    """What `rope` needs: tables, or of what to make them; which elements are a pair.
+
+    Positions and frequencies are float64, and positions broadcast to (..., H, L). Where x has no
+    elements nothing is rotated: all arrays are None, for there may be no memory for so many.
+    """
+
+    pairs: int
+    is_half: bool
+    positions: np.ndarray | None = None
+    frequencies: np.ndarray | None = None
+    tables: tuple[np.ndarray, np.ndarray] | None = None  # cosines, sines
 
 
 def rotary(
@@ -28,12 +44,10 @@ def rotary(
     theta: Any,
     rotary_dim: Any,
     frequencies: Any,
-) -> tuple[np.ndarray | None, np.ndarray | None, bool]:
-    """What `rope` needs: positions that broadcast to (..., H, L), frequencies, how to pair up.
-
-    Returns float64 arrays of both, and whether pairs are halves. Where x has no elements nothing
-    is rotated: the first two are None, for there may be no memory for so many.
-    """
+    cos: Any,
+    sin: Any,
+) -> Rotation:
+    """The rotation of `x`, of the arguments of `rope`."""
     if x.ndim < 2:
         raise ValueError(f"{name}: expected 2 or more axes, got shape {x.shape}")
     if not isinstance(layout, str):
@@ -41,11 +55,21 @@ def rotary(
     if layout not in _LAYOUTS:
         raise ValueError(f"layout: expected 'half' or 'interleaved', got {layout!r}")
     rotary_dim = _rotary_dim(name, rotary_dim, x.shape[-1])
-    frequencies = _frequencies(frequencies, theta, rotary_dim, is_empty=x.size == 0)
-    positions = _positions(offset, positions, x)
-    if x.size == 0:
-        return None, None, layout == "half"
-    return positions(), frequencies, layout == "half"
+    pairs, is_half, is_empty = rotary_dim // 2, layout == "half", x.size == 0
+    has_tables = are_given(cos, sin)
+    if has_tables:
+        _check_no_frequencies(theta, frequencies)
+    else:
+        frequencies = _frequencies(frequencies, theta, rotary_dim, is_empty)
+    places = _positions(offset, positions, x)
+    if has_tables:
+        rows = None if is_empty else places().astype(np.int64)
+        rows_name = "offset" if positions is None else "positions"
+        tables = tables_of(x, cos, sin, rotary_dim, rows, rows_name)
+        return Rotation(pairs, is_half, tables=tables)
+    if is_empty:
+        return Rotation(pairs, is_half)
+    return Rotation(pairs, is_half, places(), frequencies)
 
 
 def rotary_offset(
@@ -71,6 +95,13 @@ def _rotary_dim(name: str, rotary_dim: Any, head_dim: int) -> int:
             f"rotary_dim: expected an even number from 0 to head_dim, {head_dim}, got {number}"
         )
     return number
+
+
+def _check_no_frequencies(theta: Any, frequencies: Any) -> None:
+    if frequencies is not None:
+        raise ValueError("frequencies: expected none beside cos and sin, got some")
+    if finite("theta", theta) != _THETA:
+        raise ValueError(f"theta: expected none beside cos and sin, got {theta}")
 
 
 def _frequencies(frequencies: Any, theta: Any, rotary_dim: int, is_empty: bool) -> np.ndarray:

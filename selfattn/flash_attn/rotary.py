@@ -3,7 +3,8 @@
     (a, b) -> (a cos - b sin, b cos + a sin)
 
 for each pair of the first elements of a row, in float32 (of float64 in float64), rounded once.
-(Su et al., 2021.) `selfattn.nn.rope` makes its tables itself.
+(Su et al., 2021.) `selfattn.nn.rope` takes such tables too, as arrays; these are PyTorch's own
+operations, which torch.compile traces.
 """
 
 from __future__ import annotations

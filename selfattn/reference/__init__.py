@@ -8,7 +8,8 @@ and nothing in the package's fast path calls it. Arguments are taken as valid; s
 meanings are those of the public functions in `attention.py`, `varlen.py`, `steps.py` and `nn/`.
 
     steps.py           project, scores, softmax, weighted sum, each on its own
-    attention.py       all of them at once; merge_states
+    attention.py       all of them at once
+    merging.py         attention over disjoint sets of keys, merged; the gradients of that
     backward.py        the gradients
     varlen.py          packed sequences, forward and backward
     layer.py           the learnable layer, forward and backward
@@ -19,10 +20,11 @@ meanings are those of the public functions in `attention.py`, `varlen.py`, `step
       axes.py          axes that broadcast, and dtypes
 """
 
-from .attention import merge_states, scaled_dot_product_attention
+from .attention import scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward
 from .dropout import dropout_kept
 from .layer import multihead_attention, multihead_attention_backward
+from .merging import merge_states, merge_states_backward, merge_states_many
 from .rotary import rope, rope_backward
 from .steps import (
     attention_weights,
@@ -38,6 +40,8 @@ __all__ = [
     "attention_weights",
     "dropout_kept",
     "merge_states",
+    "merge_states_backward",
+    "merge_states_many",
     "multihead_attention",
     "multihead_attention_backward",
     "project",

@@ -1,11 +1,9 @@
-"""Attention at once, and the merge of attention over two sets of keys."""
+"""Attention at once."""
 
 from __future__ import annotations
 
-import numpy as np
-
-from .axes import aligned, narrow, wide
-from .distribution import distribution, sum_over_visible, with_sinks
+from .axes import aligned, narrow
+from .distribution import sum_over_visible, with_sinks
 from .dropout import dropout_factor
 from .scores import masked_scores
 
@@ -37,15 +35,3 @@ def attend(q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **o
     scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
     weights, lse = with_sinks(scores, sinks)
     return sum_over_visible(dropout * weights, visible, v), lse
-
-
-def merge_states(out_a, lse_a, out_b, lse_b):
-    """Attention over two disjoint sets of keys, from that over each: (..., L, E), (..., L).
-
-    It is attention once more, over two keys: their scores are the lse, their values the outputs.
-    """
-    scores = np.stack([wide(lse_a), wide(lse_b)], -1)[..., None, :]
-    values = np.stack([wide(out_a), wide(out_b)], -2)
-    weights, lse = distribution(scores)
-    out = sum_over_visible(weights, scores != -np.inf, values)
-    return narrow(out[..., 0, :], out_a.dtype), narrow(lse[..., 0], lse_a.dtype)

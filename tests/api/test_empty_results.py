@@ -58,6 +58,10 @@ CALLS = {
             lse = np.empty(shape[:-1], "f4")
             out, merged = selfattn.merge_states(x, lse, x, lse)
             assert (out.shape, merged.shape) == (shape, shape[:-1])
+            outs, lses = [np.broadcast_to(y, (3, *y.shape)) for y in (x, lse)]
+            out, merged = selfattn.merge_states_many(outs, lses)
+            assert (out.shape, merged.shape) == (shape, shape[:-1])
+            assert selfattn.merge_states_backward(x, lse, outs, lses).outs.shape == outs.shape
     """,
     "backward": """
         lse = np.broadcast_to(np.float32(0), shape[:-1])
@@ -72,6 +76,8 @@ CALLS = {
                 assert nn.rope(x, offset, layout=layout).shape == shape
         assert nn.rope(x, theta=0.01, rotary_dim=0, out=x) is x
         assert nn.rope_backward(x).shape == shape
+        table = np.broadcast_to(np.float32(1), (*shape[:-3], shape[-2], shape[-1]))
+        assert nn.rope_backward(x, cos=table, sin=table).shape == shape
         for options, message in (
             ({"offset": 2**60}, "offset: expected values from"),
             ({"offset": np.array([2**60])}, "offset: expected values from"),

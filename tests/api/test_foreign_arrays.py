@@ -49,6 +49,12 @@ PLACES = [
     (selfattn.varlen_attention, PACKED),
     (nn.rope, {"x": QUERY, "frequencies": np.ones(4)}),
     (nn.rope_backward, {"grad_out": QUERY}),
+    (nn.rope, {"x": QUERY, "cos": QUERY[0, 0], "sin": QUERY[0, 1]}),
+    (selfattn.merge_states_many, {"outs": KEY, "lses": KEY[..., 0]}),
+    (
+        selfattn.merge_states_backward,
+        {"grad_out": KEY[0], "grad_lse": KEY[0, ..., 0], "outs": KEY, "lses": KEY[..., 0]},
+    ),
     (nn.MultiheadAttention(8, 2).forward, {"x": QUERY, "context": KEY}),
     (nn.MultiheadAttention(8, 2).attention_weights, {"x": QUERY, "context": KEY}),
 ]

@@ -66,10 +66,13 @@ def test_steps(dtype, axes):
         merged = selfattn.merge_states(out, lse, out, lse)
         rotated = nn.rope(x, np.arange(2).reshape(2, *[1] * (x.ndim - 4)))
         rotated_back = nn.rope_backward(x, positions=np.arange(5))
+        cos = np.arange(40, dtype=x.dtype).reshape(*x.shape[:-3], 5, 4)
+        by_tables = nn.rope(x, cos=cos, sin=cos[..., ::-1])
+        both = selfattn.merge_states_many([out, out, out], [lse, lse, lse])
         projected = selfattn.project(x, weight, bias)
         of_projection = selfattn.project_backward(projected, x, weight, bias)
         steps = scores, weights, summed, *merged, rotated, rotated_back, selfattn.softmax(x, 0)
-        return *steps, projected, *of_projection
+        return *steps, projected, *of_projection, by_tables, *both
 
     got = steps(with_axes(x, axes), with_axes(key, axes))
     assert got[0].ndim == axes

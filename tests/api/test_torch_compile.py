@@ -56,11 +56,16 @@ CALLS = {
     "softmax": lambda x, key: selfattn.softmax(x, 1),
     "weighted sum": lambda x, key: selfattn.weighted_sum(x @ key.mT, key),
     "merge": lambda x, key: selfattn.merge_states(x, x[..., 0], x + 1, x[..., 1]),
+    "merge of many": lambda x, key: selfattn.merge_states_many([x, x + 1], [x[..., 0], x[..., 1]]),
+    "gradients of a merge": lambda x, key: tuple(
+        selfattn.merge_states_backward(x[0], x[0, ..., 0], x, x[..., 1])
+    ),
     "packed": lambda x, key: selfattn.varlen_attention(
         *[x[:, 0]] * 3, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2])
     ),
     "rope": lambda x, key: nn.rope(x, 3),
     "rope at positions": lambda x, key: nn.rope(x, positions=torch.arange(5) * 2),
+    "rope by tables": lambda x, key: nn.rope(x, cos=key[0, 0], sin=key[0, 1]),
     "rope of offsets": lambda x, key: nn.rope_backward(x, torch.tensor([4, 7])),
     "project": lambda x, key: selfattn.project(x, key[0, 0], torch.ones(7)),
     "gradients of project": lambda x, key: tuple(

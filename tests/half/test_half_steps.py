@@ -103,6 +103,8 @@ def test_scores_weights_and_sums(each_isa, half, rows, keys, head_dim):
     grouped = {"enable_gqa": True}
     in_every_set(each_isa, selfattn.scaled_dot_product, query, key, **grouped, is_causal=True)
     in_every_set(each_isa, selfattn.attention_weights, query, key, **grouped)
+    lost = {"dropout_p": 0.3, "dropout_seed": 4}
+    in_every_set(each_isa, selfattn.attention_weights, query, key, **grouped, **lost)
     weights = selfattn.attention_weights(query, key, **grouped)
     in_every_set(each_isa, selfattn.weighted_sum, weights, value, **grouped)
 

@@ -50,7 +50,9 @@ CALLS = {
     "softmax": "selfattn.softmax(square)",
     "sum": "selfattn.weighted_sum(square, x[0])",
     "merge": "selfattn.merge_states(out, lse, out, lse)",
+    "gradients of a merge": "selfattn.merge_states_backward(out[0], None, out, lse)",
     "rope": "nn.rope(x)",
+    "rope by tables": "nn.rope(x, cos=x[0, 0], sin=x[0, 1])",
 }
 
 

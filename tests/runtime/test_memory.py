@@ -35,6 +35,8 @@ def failing():
         lambda: attend(good, good, good, mask, alibi_slopes=ids),
         lambda: selfattn.varlen_attention(good, good, good, ids, ids[1:]),
         lambda: selfattn.merge_states(good, good[..., 0], good, bad[..., 0]),
+        lambda: selfattn.merge_states_many([good, good], [good[..., 0], bad[..., 0]]),
+        lambda: selfattn.merge_states_backward(bad, None, good, good[..., 0]),
         lambda: attend([1], good, good),
         lambda: attend(good, object(), good),
         lambda: selfattn.softmax(good, 7),
@@ -60,6 +62,8 @@ def succeeding():
     attend(good, good, good, mask.astype("f4"), out=out)
     selfattn.varlen_attention(good, good, good, np.array([0, 2]), np.array([0, 2]), sinks=three)
     selfattn.merge_states(good, good[..., 0], good, good[..., 0])
+    selfattn.merge_states_many(good, good[..., 0], 1)
+    selfattn.merge_states_backward(good[0], good[0, :, 0], list(good), list(good[..., 0]))
     selfattn.scaled_dot_product(good, good, window_size=(1, 1))
     selfattn.attention_weights(good, good)
     selfattn.softmax(good, 0, out=out)

@@ -36,12 +36,15 @@ def test_version():
 def test_all_is_what_the_api_names():
     assert sorted(selfattn.__all__) == [
         "AttentionGradients",
+        "MergeGradients",
         "ProjectionGradients",
         "__version__",
         "attention_weights",
         "get_num_threads",
         "isas",
         "merge_states",
+        "merge_states_backward",
+        "merge_states_many",
         "project",
         "project_backward",
         "scaled_dot_product",

@@ -38,6 +38,8 @@ def calls(x):
     selfattn.attention_weights(x, x, scale=0.5)
     selfattn.softmax(x)
     selfattn.merge_states(out, lse, out, lse)
+    selfattn.merge_states_backward(out[0], lse[0], out, lse)
+    nn.rope(x[..., :5, :], cos=mask[:, :4].astype("f8"), sin=mask[:, 1:].astype("f8"))
     layer = nn.MultiheadAttention(8, 2, dtype=x.dtype, seed=0)
     layer.load_state_dict(layer.state_dict())
     layer.backward(layer.forward(x[0], rope={}, scale=0.5))

@@ -17,7 +17,7 @@ import sys
 import numpy as np
 
 import selfattn
-from selfattn import _args, _core
+from selfattn import _args, _core, nn
 from support.arrays import DTYPES, HALF_DTYPES
 
 PAGE = mmap.PAGESIZE
@@ -154,12 +154,19 @@ def calls_on(query, key, value):
         want = [selfattn.softmax(query, axis)]
         yield to_out(selfattn.softmax, axis=axis), (query,), want
     pairs = query.shape[-1] // 2
-    angles = np.random.default_rng(1).standard_normal((*query.shape[:-1], 2 * pairs))
-    for step, first, second in ((1, 0, pairs), (2, 1, 0)):
-        rotate = rotation(pairs, step, first, second)
-        arrays = query, angles.astype(_args.real_dtype(query.dtype))
-        rotate(*arrays, out := np.empty_like(query))
-        yield rotate, arrays, [out]
+    angles = np.random.default_rng(1).standard_normal((2, *query.shape[1:-1], 2 * pairs))
+    for f, layout, columns in (
+        (nn.rope, "half", pairs),
+        (nn.rope_backward, "interleaved", 2 * pairs),
+    ):
+        cos, sin = angles[..., :columns].astype(_args.real_dtype(query.dtype))
+        rotate = rotation(f, layout, 2 * pairs)
+        yield rotate, (query, cos, sin), [rotate(query, cos, sin, np.empty_like(query))]
+    lses = query[..., 0].astype(_args.real_dtype(query.dtype))
+    grad_out, grad_lse = query[0] + query[-1], lses[0]
+    yield merged, (query, lses), list(selfattn.merge_states_many(query, lses))
+    want = list(selfattn.merge_states_backward(grad_out, grad_lse, query, lses))
+    yield merge_differentiated, (grad_out, grad_lse, query, lses), want
 
 
 def projection_shapes():
@@ -250,9 +257,20 @@ def to_out(f, **options):
     return lambda *arrays: f(*arrays[:-1], out=arrays[-1], **options)
 
 
-def rotation(*places):
-    """The kernel of rotary positions as a function of arrays alone."""
-    return lambda x, angles, out: _core.rope(x, angles, out, *places, 1)
+def rotation(f, layout, rotary_dim):
+    """Rotary positions by tables as a function of arrays alone."""
+    options = {"layout": layout, "rotary_dim": rotary_dim}
+    return lambda x, cos, sin, out: f(x, cos=cos, sin=sin, out=out, **options)
+
+
+def merged(outs, lses, out, lse):
+    """The kernel of merges as a function of arrays alone, whose first axis is the states."""
+    _core.merge(tuple(outs), tuple(lses), out, lse, 1)
+
+
+def merge_differentiated(grad_out, grad_lse, outs, lses, of_outs, of_lses):
+    """The same of its gradients."""
+    _core.merge_backward(grad_out, grad_lse, *map(tuple, (outs, lses, of_outs, of_lses)), 1)
 
 
 def run_all(dtype, step=1):

@@ -34,6 +34,11 @@ def attend(x: npt.NDArray[np.float32]) -> None:
     except AttributeError as error:
         print(error)
     merged, lse = selfattn.merge_states(out, lse, out, lse)
+    selfattn.merge_states_many(out, lse, axis=0, num_threads=1)
+    selfattn.merge_states_many([out, merged], (lse, lse), lse_heads_first=False)
+    of_states = selfattn.merge_states_backward(out, None, [out, merged], [lse, lse])
+    assert_type(of_states, selfattn.MergeGradients)
+    print(len(of_states.lses))
     gradients = selfattn.scaled_dot_product_attention_backward(
         np.ones_like(out), x, x, x, out, lse, is_causal=True
     )
@@ -75,7 +80,7 @@ def options(x: npt.NDArray[np.float32]) -> None:
     )
     selfattn.scaled_dot_product_attention(x, x, x, query_offset=np.int64(1), out=out)
     selfattn.scaled_dot_product(x, x, window_size=(1, -1)).max()
-    selfattn.attention_weights(x, x, is_causal=True).max()
+    selfattn.attention_weights(x, x, None, True, dropout_p=0.1, dropout_seed=1).max()
     selfattn.weighted_sum(selfattn.softmax(x, axis=-1), x[..., :1, :].repeat(4, -2)).max()
     weight, bias = np.ones((2, 4), np.float32), np.ones(2, np.float32)
     projected = selfattn.project(x, weight, bias, num_threads=1)
@@ -111,6 +116,7 @@ def learn(x: npt.NDArray[np.float32]) -> None:
     weight -= 0.1 * layer.grads["in_proj_weight"]
     print(gradient.shape, layer.attention_weights(x).shape, layer(x).shape)
     print(nn.rope_backward(nn.rope(x, np.int64(3)), positions=np.arange(3)).shape)
+    print(nn.rope(x, cos=np.ones((3, 4)), sin=np.zeros((3, 4), np.float32)).shape)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.npz"
         nn.save(layer.state_dict(), path)
