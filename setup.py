@@ -70,6 +70,8 @@ if sanitizers := os.environ.get("SELFATTN_SANITIZE"):
     # At -O1: gcc takes a quarter of an hour over the checks of the kernels at -O3.
     CFLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-g1", "-O1"]
     LDFLAGS += [f"-fsanitize={sanitizers}"]
+elif sys.platform == "linux" and not os.environ.get("SELFATTN_DEBUG"):
+    LDFLAGS += ["-s"]  # no names of what is static
 if sys.platform == "linux":
     LDFLAGS += ["-pthread", "-lm"]
 

@@ -77,6 +77,11 @@ typedef enum {
     PREFETCH_STRIP, /* at the start of each chunk, the next strip's A for the same k */
 } prefetch_kind;
 
+/* Decoding has few rows, and each of them its beta: other code would only be large. */
+SA_INLINE int is_decoding(prefetch_kind fetch) {
+    return fetch == PREFETCH_ROW || fetch == PREFETCH_INT8;
+}
+
 /* Prefetch `count` contiguous elements of each of M rows into L1. */
 SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_t count) {
     SA_UNROLL
@@ -89,6 +94,7 @@ SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_
  * live integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
 SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch,
                              const ukernel_args *p, const char *a, real *c, const real *beta) {
+    const beta_kind kind = is_decoding(fetch) ? BETA_OF_ROW : p->kind;
     uintptr_t prefetch_at = p->prefetch_at;
     ptrdiff_t prefetch_step = p->prefetch_step;
     const char *b = p->b, *b_scale = p->b_scale, *third[6]; /* every third row of A */
@@ -106,7 +112,7 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == PREFETCH_LINE) prefetch_at = prefetch_next(p->prefetch, count, &prefetch_step);
-        if (fetch == PREFETCH_ROW || fetch == PREFETCH_INT8) {
+        if (is_decoding(fetch)) {
             prefetch_at = left > 0 ? (uintptr_t)b + (uintptr_t)(count * b_k) : p->prefetch_at;
             prefetch_step = left > 0 ? b_k : p->prefetch_step;
         }
@@ -124,12 +130,12 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
 #endif
                     bk[j] = fetch == PREFETCH_ROW ? s_load(b + offset)
                                                   : v_load(b + j * (int)sizeof(vec));
-                if ((fetch == PREFETCH_ROW || fetch == PREFETCH_INT8) && offset % CACHE_LINE == 0)
+                if (is_decoding(fetch) && offset % CACHE_LINE == 0)
                     SA_PREFETCH_NEAREST(prefetch_at + (uintptr_t)offset);
                 if (fetch == PREFETCH_LINE && j == 0) SA_PREFETCH(prefetch_at);
             }
             if (fetch == PREFETCH_INT8) b_scale += p->b_scale_k;
-            if (fetch == PREFETCH_LINE || fetch == PREFETCH_ROW || fetch == PREFETCH_INT8)
+            if (fetch == PREFETCH_LINE || is_decoding(fetch))
                 prefetch_at += (uintptr_t)prefetch_step;
             SA_UNROLL
             for (int i = 0; i < M; ++i) {
@@ -146,8 +152,8 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
         real *c_at = c, *const sums = p->sums;
         ptrdiff_t c_row = p->c_row;
         SA_OPAQUE(c_row);
-        if (p->kind == BETA_ZERO || p->kind == BETA_ONE) {
-            if (first && p->kind == BETA_ZERO)
+        if (kind == BETA_ZERO || kind == BETA_ONE) {
+            if (first && kind == BETA_ZERO)
                 FOLD(C_AT, sum)
             else
                 FOLD(C_AT, v_add(v_load(C_AT), sum))
@@ -156,12 +162,12 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
                 FOLD(SUM_AT, sum)
             else
                 FOLD(SUM_AT, WHOLE)
-        } else if (p->kind == BETA_OF_LANE) {
+        } else if (kind == BETA_OF_LANE) {
             if (first)
                 FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), sum))
             else
                 FOLD(C_AT, v_fma(v_load(C_AT), v_load(beta + j * LANES), WHOLE))
-        } else if (p->kind == SUM_SCALED) {
+        } else if (kind == SUM_SCALED) {
             if (first)
                 FOLD(C_AT, sum_scaled(sum, v_set(p->factor), v_load(C_AT)))
             else
@@ -190,7 +196,7 @@ SA_INLINE void ukernel_rows(const int n, const prefetch_kind fetch, const ukerne
         left -= (M), a += (M) * p->a_row, c += (M) * p->c_row;   \
         if (p->kind == BETA_OF_ROW) beta += (M);                 \
     }
-    STRIPS(MR(n))
+    if (!is_decoding(fetch) || MR(n) <= 8) STRIPS(MR(n))
     if (MR(n) > 8) STRIPS(8)
     if (MR(n) > 4) STRIPS(4)
     if (MR(n) > 2) STRIPS(2)
@@ -270,7 +276,7 @@ static void ukernel_in_parts(int n, ukernel_args *p) {
 
 /* ukernel for a B of elements in the caller's array, read once: prefetches n vectors of elements
  * with each k, those of the next chunk of B; with the last chunk the first at p->prefetch_at, the
- * next ones p->prefetch_step bytes apart. */
+ * next ones p->prefetch_step bytes apart. p->kind must be BETA_OF_ROW. */
 static void ukernel_prefetching(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
                                                              prefetching_3, prefetching_4};
