@@ -176,7 +176,9 @@ def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarr
     Of packed sequences (total_q,) and (total_k,).
     """
     query, key, *_ = problem.arrays
-    seqlen_q, seqlen_k = query.shape[-2], key.shape[-2]
+    is_packed = problem.cu_seqlens_k is not None
+    seqlen_q = query.shape[-2]
+    seqlen_k = key.shape[-2] if is_packed else problem.scores_shape[-1]
     if isinstance(x, (tuple, list)):
         if len(x) != 2:
             raise ValueError(f"segment_ids: expected one array or a pair, got {len(x)} of them")

@@ -76,14 +76,15 @@ def attend(
     batch, heads, seqlen_q, head_dim = call.query.shape
     heads, head_dim_v = out.shape[1], out.shape[-1]
     begins = np.zeros(batch, np.int64)  # where each entry's other keys begin
-    states = empty_state((batch, heads, seqlen_q, _core.STATE_HEAD + head_dim_v), call.query.dtype)
+    real = _args.real_dtype(call.query.dtype)
+    states = empty_state((batch, heads, seqlen_q, _core.STATE_HEAD + head_dim_v), real)
     is_natural = False
     for entries, pages in found:
         n = len(entries) * seqlen_q
         rows = call.query[entries].swapaxes(0, 1).reshape(1, -1, n, head_dim)
         problem = make_problem(rows, [pages], len(pages) * size)
         _args.set_options(problem, call.options | {"is_causal": False})
-        state = empty_state((1, heads, n, states.shape[-1]), call.query.dtype)
+        state = empty_state((1, heads, n, states.shape[-1]), real)
         is_natural = problem.update(state, False, call.num_threads)
         by_entry = state.reshape(heads, len(entries), seqlen_q, -1)
         states[entries] = by_entry.swapaxes(0, 1)

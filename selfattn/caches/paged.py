@@ -193,8 +193,7 @@ class PagedKVCache:
                 table += mine
             self._write(self._keys, keys, i, growth.first, growth.added, table)
             self._write(self._values, values, i, growth.first, growth.added, table)
-        for sequence, growth, mine in zip(found, growths, given, strict=True):
-            pages.grow(sequence, growth, mine)
+        pages.grow(found, growths, given)
 
     def attend(
         self,

@@ -55,25 +55,35 @@ class Pages:
         return Growth(length, count, last if shared else None, max(new, 0))
 
     def candidates(self, count: int) -> list[int]:
-        """The pages that `take` will give next: they may be written to, being nobody's."""
+        """The pages that `grow` will take: they may be written to, being nobody's."""
         return self._free[len(self._free) - count :][::-1]
 
-    def grow(self, sequence: PagesOfSequence, growth: Growth, pages: list[int]) -> None:
-        """Give the sequence these candidates, the first one for the page that is copied."""
-        taken = list(pages)
-        own = sequence.pages.copy()
-        if growth.copied is not None:
-            self.users[own[growth.copied]] -= 1
-            own[growth.copied] = taken.pop(0)
-        self.users[pages] += 1
-        del self._free[len(self._free) - len(pages) :]
-        sequence.pages = np.concatenate([own, np.array(taken, np.int64)])
-        sequence.length += growth.added
+    def grow(
+        self,
+        sequences: list[PagesOfSequence],
+        growths: list[Growth],
+        given: list[list[int]],
+    ) -> None:
+        """Give the sequences their candidates, in order, the first one for a page that is copied."""
+        del self._free[len(self._free) - sum(map(len, given)) :]
+        for sequence, growth, pages in zip(sequences, growths, given, strict=True):
+            self.users[pages] += 1
+            own = sequence.pages.copy()
+            if growth.copied is not None:
+                left = own[[growth.copied]]
+                own[growth.copied], pages = pages[0], pages[1:]
+                self._leave(left)
+            sequence.pages = np.concatenate([own, np.array(pages, np.int64)])
+            sequence.length += growth.added
 
     def truncate(self, sequence: PagesOfSequence, length: int) -> None:
         """Keep the first positions; what no sequence has any longer is free."""
         kept = -(-length // self.size)
         dropped = sequence.pages[kept:]
         sequence.pages, sequence.length = sequence.pages[:kept], length
-        self.users[dropped] -= 1
-        self._free.extend(int(page) for page in dropped[::-1] if self.users[page] == 0)
+        self._leave(dropped)
+
+    def _leave(self, pages: np.ndarray) -> None:
+        """One sequence less has these pages; those that none has are free."""
+        self.users[pages] -= 1
+        self._free.extend(int(page) for page in pages[::-1] if self.users[page] == 0)

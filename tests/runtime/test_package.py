@@ -36,7 +36,10 @@ def test_version():
 def test_all_is_what_the_api_names():
     assert sorted(selfattn.__all__) == [
         "AttentionGradients",
+        "AttentionState",
+        "KVCache",
         "MergeGradients",
+        "PagedKVCache",
         "ProjectionGradients",
         "__version__",
         "attention_weights",
