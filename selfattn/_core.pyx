@@ -340,7 +340,7 @@ cdef class AttentionProblem:
         self.problem.seqlen_k = seqlen_k
 
     def set_scales(self, cnp.ndarray key, cnp.ndarray value, bint are_pools):
-        """Of keys and values of int8: floats (batch..., Hkv, S), or pools (pages, Hkv, page_size)."""
+        """Of keys and values of int8: floats (batch..., Hkv, S); or pools, (pages, Hkv, size)."""
         cdef sa_pages *pages = &self.problem.pages
         if are_pools:
             pages.key_scale = cnp.PyArray_STRIDES(key)[0]

@@ -64,7 +64,7 @@ class Pages:
         growths: list[Growth],
         given: list[list[int]],
     ) -> None:
-        """Give the sequences their candidates, in order, the first one for a page that is copied."""
+        """Give the sequences their candidates in order, the first one for a page that is copied."""
         del self._free[len(self._free) - sum(map(len, given)) :]
         for sequence, growth, pages in zip(sequences, growths, given, strict=True):
             self.users[pages] += 1
