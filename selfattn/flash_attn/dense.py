@@ -61,7 +61,8 @@ def flash_attn_func(
     out : tensor, shape (batch, seqlen_q, heads, head_dim_v)
         A query that sees no key gets 0.
     softmax_lse : tensor, shape (batch, heads, seqlen_q)
-        float32, of float64 tensors float64; -inf where no key is seen. Not differentiable.
+        float32, of float64 tensors float64; -inf where no key is seen. A constant to autograd, as
+        flash-attn's own backward takes it for one.
     S_dmask : tensor, shape (batch, heads, seqlen_q, seqlen_k), or None where dropout_p is 0
         The weights, negative where they were dropped.
 
@@ -99,7 +100,7 @@ def flash_attn_func(
         return scaled_dot_product_attention(query, key, value, **given).transpose(1, 2)
     out, lse = scaled_dot_product_attention(query, key, value, return_lse=True, **given)
     weights = probabilities.of_dense(query, key, given) if "dropout_p" in given else None
-    return out.transpose(1, 2), lse, weights
+    return out.transpose(1, 2), lse.detach(), weights
 
 
 def flash_attn_qkvpacked_func(

@@ -95,6 +95,7 @@ def flash_attn_varlen_func(
         out = varlen_attention(q, k, v, *starts, **given)
         return pad(out, (0, 0, 0, 0, 0, more)) if more else out
     out, lse = varlen_attention(q, k, v, *starts, return_lse=True, **given)
+    lse = lse.detach()
     weights = probabilities.of_packed(q, k, *starts, given) if "dropout_p" in given else None
     if more:
         out, lse = pad(out, (0, 0, 0, 0, 0, more)), pad(lse, (0, more), value=-torch.inf)

@@ -103,17 +103,20 @@ def attention(info: Any, in_dims: Any, *arguments: Any) -> Results:
 
 def attention_backward(info: Any, in_dims: Any, *arguments: Any) -> Results:
     n = info.batch_size
-    mask_grad, sinks_grad = arguments[6:8]
-    given, dims = _filled(arguments[8:], in_dims[8:])
+    grad_lse, mask_grad, sinks_grad = arguments[6:9]
+    given, dims = _filled(arguments[9:], in_dims[9:])
     if sinks_grad or _needs_a_loop(dims):
         return looped(_operators.attention_backward.default, info, in_dims, arguments)
     tensors = list(zip(arguments[:6], in_dims[:6], strict=True))
     ranks = [_rank(x, dim) for x, dim in tensors]
     rank = max(3, *ranks[1:4])
     *folded, lse = (in_front(x, dim, n) for x, dim in tensors)
+    if grad_lse is not None:
+        grad_lse = padded(in_front(grad_lse, in_dims[6], n), rank - 1)
     found = _operators.attention_backward.default(
         *(padded(x, rank) for x in folded),
         padded(lse, rank - 1),
+        grad_lse,
         mask_grad,
         sinks_grad,
         *_options(given, dims, n, rank, mask_grad),

@@ -32,16 +32,16 @@ def is_plain(*tensors: Any) -> bool:
     )
 
 
-def is_final(grad_out: Any) -> bool:
-    """Whether the gradients of this one may be computed at once: nobody will differentiate them.
+def is_final(*gradients: Any) -> bool:
+    """Whether what these are gradients of may be differentiated at once: nobody will see that.
 
     Autograd's `is_grads_batched` gives tensors of many gradients, by its older kind of vmap.
     """
     return (
         not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
-        and is_plain(grad_out)
-        and not _is_batched(grad_out)
+        and is_plain(*gradients)
+        and not any(map(_is_batched, gradients))
     )
 
 

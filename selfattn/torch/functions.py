@@ -61,7 +61,7 @@ def scaled_dot_product_attention(
     out : tensor, shape (..., Hq, L, Ev)
         Of query's dtype; its axes lie in memory in the order of query's.
     lse : tensor, shape (..., Hq, L)
-        Only with `return_lse`; of float32 for half types. It is marked as not differentiable.
+        Only with `return_lse`; of float32 for half types. It has gradients as `out` has.
 
     Raises
     ------
@@ -156,7 +156,7 @@ def varlen_attention(
     -------
     out : tensor, shape (total_q, Hq, Ev)
     lse : tensor, shape (Hq, total_q)
-        Only with `return_lse`. It is marked as not differentiable.
+        Only with `return_lse`. It has gradients as `out` has.
 
     Examples
     --------

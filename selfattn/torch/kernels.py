@@ -154,11 +154,12 @@ def fake_attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: An
 
 def attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    mask_grad: bool, sinks_grad: bool, *given: Any,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     found = backward.scaled_dot_product_attention_backward(
         *_arrays(grad_out=grad_out, query=query, key=key, value=value, out=out, lse=lse),
+        grad_lse=None if grad_lse is None else array_of("grad_lse", grad_lse),
         mask_grad=mask_grad,
         sinks_grad=sinks_grad,
         **keywords,
@@ -168,7 +169,7 @@ def attention_backward(
 
 def fake_attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    mask_grad: bool, sinks_grad: bool, *given: Any,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     return _fake_gradients(query, key, value, mask_grad, sinks_grad, given)
 
@@ -207,12 +208,14 @@ def fake_varlen_forward(
 
 def varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, mask_grad: bool, sinks_grad: bool, *given: Any,
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
+    sinks_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     found = backward.varlen_attention_backward(
         *_arrays(grad_out=grad_out, query=query, key=key, value=value, out=out, lse=lse),
         *_arrays(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k),
+        grad_lse=None if grad_lse is None else array_of("grad_lse", grad_lse),
         mask_grad=mask_grad,
         sinks_grad=sinks_grad,
         **keywords,
@@ -222,7 +225,8 @@ def varlen_backward(
 
 def fake_varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, mask_grad: bool, sinks_grad: bool, *given: Any,
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
+    sinks_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     return _fake_gradients(query, key, value, mask_grad, sinks_grad, given)
 

@@ -3,9 +3,10 @@
     attention, varlen, linear           forward
     …_backward                          their gradients, which are not differentiated again
 
-`attention` and `varlen` return (out, lse), and lse is not differentiable. Their arguments after the
-tensors are those of `options.py`, in its order. Gradients that are not asked for are tensors
-without elements. The public functions stand upon these; other integrations may, too.
+`attention` and `varlen` return (out, lse), both differentiable: a backward takes `grad_lse`, which
+may be None. Their arguments after the tensors are those of `options.py`, in its order. Gradients
+that are not asked for are tensors without elements. The public functions stand upon these; other
+integrations may, too.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from . import batching, differentiation, eager, kernels, options
 _QKV = "Tensor query, Tensor key, Tensor value"
 _UPON = f"Tensor grad_out, {_QKV}, Tensor out, Tensor lse"
 _STARTS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k"
-_WANTED = "bool mask_grad, bool sinks_grad"
+_WANTED = "Tensor? grad_lse, bool mask_grad, bool sinks_grad"
 _FIVE = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 # name: arguments and results, kernel, fake kernel, rule of vmap
@@ -96,12 +97,16 @@ def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors:
     ctx.save_for_backward(*kept, *[given[i] for i in options.TENSORS])
     ctx.given = options.without_tensors(given)
     ctx.num_inputs = tensors
-    ctx.mark_non_differentiable(results[1])
+    ctx.set_materialize_grads(False)  # most calls leave lse's gradient None, which costs nothing
 
 
-def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, ...]:
-    n = ctx.num_inputs
+def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
+    n: int = ctx.num_inputs
+    if grad_out is None and grad_lse is None:
+        return (None,) * n
     saved = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = saved[n].new_zeros(()).expand(saved[n].shape)
     given = list(ctx.given)
     for place, x in zip(options.TENSORS, saved[n + 2 :], strict=True):
         given[place] = x
@@ -110,7 +115,14 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, .
         len(needs) > place and needs[place] for place in (options.MASK, options.SINKS)
     )
     of_query, of_key, of_value, of_mask, of_sinks = backward(
-        grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], mask_grad, sinks_grad, *given
+        grad_out,
+        *saved[:3],
+        *saved[n : n + 2],
+        *saved[3:n],
+        grad_lse,
+        mask_grad,
+        sinks_grad,
+        *given,
     )
     found = [of_query, of_key, of_value, *[None] * (n - 3 + options.SINKS + 1)]
     found[n + options.MASK] = of_mask if mask_grad else None
@@ -119,8 +131,9 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any) -> tuple[Any, .
 
 
 def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    backward = kernels.attention_backward if eager.is_final(grad_out) else _attention_backward
-    return _attention_gradients(ctx, backward, grad_out)
+    is_final = eager.is_final(*[x for x in (grad_out, grad_lse) if x is not None])
+    backward = kernels.attention_backward if is_final else _attention_backward
+    return _attention_gradients(ctx, backward, grad_out, grad_lse)
 
 
 def _save_varlen(ctx: Any, arguments: tuple[Any, ...], results: Any) -> None:
@@ -128,7 +141,7 @@ def _save_varlen(ctx: Any, arguments: tuple[Any, ...], results: Any) -> None:
 
 
 def _differentiate_varlen(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    return _attention_gradients(ctx, _varlen_backward, grad_out)
+    return _attention_gradients(ctx, _varlen_backward, grad_out, grad_lse)
 
 
 def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:

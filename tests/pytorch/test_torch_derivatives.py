@@ -1,10 +1,14 @@
 """Derivatives by PyTorch's own checks; those that are not built raise, none is silently 0."""
 
+import numpy as np
 import pytest
+
+import selfattn
 
 torch = pytest.importorskip("torch")
 
 from selfattn import torch as ours  # noqa: E402
+from selfattn.torch.arrays import array_of, tensor_of  # noqa: E402
 from support.tensors import normal_tensor  # noqa: E402
 
 # PyTorch's forward mode scripts decompositions of its own where it is first used.
@@ -22,6 +26,11 @@ def qkv(seqlen_q=4, seqlen_k=5):
 
 def attend(query, key, value, *options, **more):
     return ours.scaled_dot_product_attention(query, key, value, *options, enable_gqa=True, **more)
+
+
+def product(out, lse):
+    """Of every row of `out`, (..., Ev), and its lse; those of packed sequences lie otherwise."""
+    return out * (lse.T if out.dim() == 3 else lse)[..., None]
 
 
 STARTS = torch.tensor([0, 1, 4])
@@ -42,6 +51,19 @@ CALLS = {
             q, k, v, STARTS, STARTS, mask, sinks=sinks
         ),
         (leaf(4, 2, 3), leaf(4, 2, 3, seed=1), leaf(4, 2, 3, seed=2), leaf(3, seed=3), leaf(2)),
+    ),
+    "lse": (lambda *x: attend(*x, return_lse=True)[1], (*qkv(), leaf(2, 1, 1, 5, seed=3))),
+    "out and lse": (
+        lambda q, k, v, mask, sinks: product(
+            *attend(q, k, v, mask, sinks=sinks, is_causal=True, softcap=2.0, return_lse=True)
+        ),
+        (*qkv(), leaf(4, 1, 5, seed=3), leaf(4, seed=4)),
+    ),
+    "packed lse": (
+        lambda q, k, v: product(
+            *ours.varlen_attention(q, k, v, STARTS, STARTS, is_causal=True, return_lse=True)
+        ),
+        (leaf(4, 2, 3), leaf(4, 2, 3, seed=1), leaf(4, 2, 3, seed=2)),
     ),
     "linear": (ours.linear, (leaf(2, 3, 5), leaf(4, 5, seed=1), leaf(4, seed=2))),
     "linear without a bias": (ours.linear, (leaf(3, 5), leaf(4, 5, seed=1))),
@@ -146,8 +168,57 @@ def test_slopes_that_require_grad():
         assert torch.equal(attend(query, query, query, alibi_slopes=slopes), want)
 
 
-def test_lse_is_not_differentiable():
-    query = torch.randn(1, 2, 3, 4, requires_grad=True)
-    _, lse = attend(query, query, query, return_lse=True)
-    with pytest.raises(RuntimeError, match="does not require grad"):
-        lse.sum().backward()
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
+)
+@pytest.mark.parametrize("used", ["out", "lse", "both"])
+def test_gradients_of_lse_have_the_bits_of_the_numpy_api(used, dtype):
+    """With rows that see no key, of which lse is -inf; by the operator and without it."""
+    leaves = [
+        normal_tensor(2, 4, rows, 8, dtype=dtype, seed=i, requires_grad=True)
+        for i, rows in enumerate((5, 7, 7))
+    ]
+    arrays = [array_of("", x) for x in leaves]
+    options = {"is_causal": True, "query_offset": -2}
+    out, lse = selfattn.scaled_dot_product_attention(*arrays, return_lse=True, **options)
+    cotangents = [
+        normal_tensor(*x.shape, dtype=tensor_of(x).dtype, seed=i) for i, x in enumerate((out, lse))
+    ]
+    grad_out, grad_lse = (array_of("", x) for x in cotangents)
+    if used == "lse":
+        grad_out = np.zeros_like(grad_out)
+    want = selfattn.scaled_dot_product_attention_backward(
+        grad_out, *arrays, out, lse, grad_lse=None if used == "out" else grad_lse, **options
+    )
+
+    def results(*inputs):
+        found = attend(*inputs, return_lse=True, **options)
+        return {"out": found[:1], "lse": found[1:], "both": found}[used]
+
+    chosen = tuple({"out": cotangents[:1], "lse": cotangents[1:], "both": cotangents}[used])
+    for got in (
+        torch.autograd.grad(results(*leaves), leaves, chosen),
+        torch.func.vjp(results, *[x.detach() for x in leaves])[1](chosen),
+    ):
+        for x, y in zip(got, want[:3], strict=True):
+            assert torch.equal(x, tensor_of(y))
+
+
+def test_pieces_of_the_keys_that_are_merged_by_lse():
+    """Their gradients go through lse: to rounding those of all keys at once."""
+    inputs = [leaf(2, 4, 5, 8), leaf(2, 4, 12, 8, seed=1), leaf(2, 4, 12, 6, seed=2)]
+    weights = normal_tensor(2, 4, 5, 6, dtype=FLOAT64, seed=3)
+
+    def in_pieces(query, key, value):
+        pieces = [
+            attend(query, *x, return_lse=True)
+            for x in zip(key.split(5, 2), value.split(5, 2), strict=True)
+        ]
+        shares = torch.softmax(torch.stack([lse for _, lse in pieces]), 0)
+        return sum(x[..., None] * out for x, (out, _) in zip(shares, pieces, strict=True))
+
+    results = [
+        torch.autograd.grad((f(*inputs) * weights).sum(), inputs) for f in (in_pieces, attend)
+    ]
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)

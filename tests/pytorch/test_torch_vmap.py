@@ -142,6 +142,19 @@ def test_gradients_of_sinks_for_each_entry():
         )
 
 
+@pytest.mark.parametrize("shapes", RANKS.values(), ids=RANKS)
+@pytest.mark.parametrize("in_dims", [(0, 0, 0), (None, 0, None)], ids=str)
+def test_lse(shapes, in_dims):
+    """Its gradient, alone and beside that of the result."""
+    inputs = inputs_of(in_dims, *shapes)
+    check(lambda *x: attend(*x, return_lse=True)[1], in_dims, *inputs)
+    check(lambda *x: product(*attend(*x, return_lse=True)), in_dims, *inputs)
+
+
+def product(out, lse):
+    return out * lse[..., None]
+
+
 def test_it_is_one_call(calls):
     inputs = inputs_of((0, None, 0), *RANKS["a batch"])
     torch.func.vmap(attend, (0, None, 0))(*inputs)
