@@ -1,5 +1,5 @@
-from collections.abc import Callable, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -70,7 +70,7 @@ class AttentionProblem:
     def weigh(self, out: np.ndarray, num_threads: int) -> None: ...
 
 def fast_problem(
-    query: object, key: object, value: object, has_value: bool
+    query: object, key: object, value: object, has_value: bool, is_grouped: bool = False
 ) -> AttentionProblem | None: ...
 def fast_path(
     query: object,
@@ -88,6 +88,34 @@ def nondefault(
 def know_bfloat16(number: int) -> None: ...
 def dlpack_dtype(capsule: object) -> tuple[int, int]: ...
 def dlpack_uint16(capsule: object) -> np.ndarray: ...
+
+class TensorMemory:
+    def __init__(self, tensor_type: type, is_lazy: Callable[[object], bool]) -> None: ...
+    def array(self, x: object) -> np.ndarray | None: ...
+    def problem(
+        self, query: object, key: object, value: object, is_grouped: bool
+    ) -> AttentionProblem | None: ...
+    def project(
+        self, x: object, weight: object, bias: object, get_num_threads: Callable[[], int]
+    ) -> Any: ...
+    def attend(
+        self, problem: AttentionProblem, out: object, with_lse: bool, num_threads: int
+    ) -> Any: ...
+    def differentiate(
+        self,
+        problem: AttentionProblem,
+        grad_out: object,
+        out: object,
+        lse: object,
+        grad_lse: object,
+        gradients: tuple[object, object, object],
+        num_threads: int,
+    ) -> bool: ...
+    def are_alike(self, *tensors: object) -> bool: ...
+    # Of whatever library's: a tensor.
+    def new(self, like: object, shape: Sequence[int]) -> Any: ...
+
+def broadcasts(x: np.ndarray, shape: tuple[int, ...]) -> bool: ...
 def may_overlap(out: np.ndarray, arrays: Iterable[np.ndarray]) -> bool: ...
 
 class SumProblem:

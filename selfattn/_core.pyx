@@ -7,6 +7,7 @@ problem, `fast_path` does the whole of a call that sets no option.
 
     _core.pxd        declarations: the C library, the extension types
     _fast_path.pxd   what the fast path accepts
+    _exchange.pxd    DLPack's table of C functions, by which tensors are read without Python
 """
 
 import os
@@ -14,16 +15,17 @@ import threading
 
 cimport numpy as cnp
 from cpython.bytearray cimport PyByteArray_AS_STRING
-from cpython.exc cimport PyErr_CheckSignals
-from cpython.object cimport PyObject
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_SetString
+from cpython.object cimport PyObject, PyObject_TypeCheck, PyTypeObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_SetName
-from cpython.ref cimport Py_INCREF, Py_XDECREF
+from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from libc.math cimport NAN
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport getenv
 from libc.string cimport memset
 
-from ._fast_path cimport are_defaults, are_fast_operands, is_default, is_fast_out, overlap
+from ._exchange cimport DL_FLOAT, ON_CPU, DLOwned, DLTable, DLView, is_number, type_of
+from ._fast_path cimport are_defaults, are_fast_operands, is_default, is_fast_array, is_fast_out, overlap
 
 cnp.import_array()
 
@@ -440,6 +442,17 @@ cdef class AttentionProblem:
 STATE_HEAD = SA_STATE_HEAD
 
 
+def broadcasts(cnp.ndarray x not None, tuple shape):
+    """Whether `x` broadcasts to that shape."""
+    cdef int i, more = len(shape) - cnp.PyArray_NDIM(x)
+    if more < 0:
+        return False
+    for i in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_DIMS(x)[i] != 1 and cnp.PyArray_DIMS(x)[i] != <int64_t>shape[more + i]:
+            return False
+    return True
+
+
 def may_overlap(cnp.ndarray out, arrays):
     """Whether the bounds of `out` overlap those of one of the arrays."""
     for x in arrays:
@@ -508,6 +521,193 @@ def dlpack_uint16(capsule):
     return x
 
 
+cdef class TensorMemory:
+    """Tensors of another library as arrays, and new ones, in less time than its own methods take.
+
+    By the table that its type of tensors offers (`_exchange.pxd`). `is_lazy(x)` tells of a tensor
+    whose memory does not hold its numbers, such as a view of negated ones.
+    """
+    cdef DLTable *table
+    cdef object tensor_type, is_lazy
+
+    def __init__(self, tensor_type, is_lazy):
+        self.tensor_type, self.is_lazy = tensor_type, is_lazy
+        self.table = <DLTable *>PyCapsule_GetPointer(
+            tensor_type.__dlpack_c_exchange_api__, "dlpack_exchange_api"
+        )
+        if self.table.major != 1 or self.table.view == NULL:
+            raise ValueError(f"expected version 1 of DLPack's table, got {self.table.major}")
+
+    cdef bint look(self, x, DLView *view):
+        """Whether x is a tensor in the memory of the CPU, which `view` is then filled from."""
+        if not PyObject_TypeCheck(x, <PyTypeObject *>self.tensor_type):
+            return False
+        if self.table.view(<void *>x, view) != 0:
+            PyErr_Clear()
+            return False
+        return view.device_type == ON_CPU
+
+    def array(self, x):
+        """The memory of a tensor as an array with its strides; None where there is no such."""
+        cdef DLView view
+        cdef cnp.npy_intp shape[SA_MAX_BATCH_AXES + 3]
+        cdef cnp.npy_intp strides[SA_MAX_BATCH_AXES + 3]
+        cdef int i, kind
+        cdef cnp.npy_intp size = 1
+        if not self.look(x, &view) or view.ndim > SA_MAX_BATCH_AXES + 3 or self.is_lazy(x):
+            return None
+        kind = type_of(&view, bfloat16_type)
+        if kind == cnp.NPY_NOTYPE:
+            return None
+        for i in range(view.ndim):
+            shape[i] = view.shape[i]
+            strides[i] = view.strides[i] * (view.bits // 8)
+            size *= shape[i]
+        if view.data == NULL and size != 0:  # a tensor of zeros that holds none
+            return None
+        cdef cnp.ndarray y = PyArray_New(
+            cnp.ndarray, view.ndim, shape, kind, strides, <char *>view.data + view.byte_offset,
+            view.bits // 8, cnp.NPY_ARRAY_WRITEABLE, NULL,
+        )
+        cnp.set_array_base(y, x)
+        return y
+
+    def problem(self, query, key, value, bint is_grouped):
+        """`fast_problem` of tensors: None of any but the usual ones."""
+        query, key, value = self.array(query), self.array(key), self.array(value)
+        return fast_problem(query, key, value, True, is_grouped)
+
+    def attend(self, AttentionProblem problem not None, out, bint with_lse, int num_threads):
+        """`problem.attend` into the tensor `out`; returns a new one of lse, or None."""
+        cdef cnp.ndarray target = self.array(out), lse = None
+        if target is None:
+            raise TypeError(f"expected a result in the memory of the CPU, got {type(out)}")
+        new = None
+        if with_lse:
+            new = self.new_real(out, problem.lse_shape)
+            lse = self.array(new)
+        problem.attend(target, lse, num_threads)
+        return new
+
+    def differentiate(
+        self,
+        AttentionProblem problem not None,
+        grad_out,
+        out,
+        lse,
+        grad_lse,
+        tuple gradients,
+        int num_threads,
+    ):
+        """`problem.differentiate` of tensors, where none of its inputs is broadcast; else False.
+
+        `gradients` are those of query, key and value, new tensors of their shapes; `grad_lse` may
+        be None.
+        """
+        cdef cnp.ndarray query = problem.query
+        cdef cnp.ndarray of_out = self.array(grad_out), result = self.array(out)
+        cdef cnp.ndarray rows = self.array(lse), of_lse = None
+        cdef int kind = cnp.PyArray_TYPE(query)
+        cdef int real = cnp.NPY_FLOAT64 if kind == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+        cdef tuple shape = problem.out_shape
+        if grad_lse is not None:
+            of_lse = self.array(grad_lse)
+            if not is_array(of_lse, real, problem.lse_shape):
+                return False
+        if not (
+            is_array(of_out, kind, shape)
+            and is_array(result, kind, shape)
+            and is_array(rows, real, problem.lse_shape)
+            and is_array(query, kind, (*problem.lse_shape, problem.problem.head_dim))
+            and cnp.PyArray_SIZE(rows) != 0
+        ):
+            return False
+        of_query, of_key, of_value = gradients
+        cdef tuple arrays = (
+            self.array(of_query), self.array(of_key), self.array(of_value), None, None
+        )
+        problem.differentiate(of_out, result, rows, arrays, num_threads, of_lse)
+        return True
+
+    def project(self, x, weight, bias, get_num_threads):
+        """x @ weight.T + bias, which may be None, as a new tensor; None where they do not fit."""
+        cdef cnp.ndarray rows = self.array(x), matrix = self.array(weight), offset = None
+        cdef int i, last, kind
+        if rows is None or matrix is None:
+            return None
+        last, kind = cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_TYPE(rows)
+        if not is_fast_array(rows, bfloat16_type) or last < 0 or cnp.PyArray_NDIM(matrix) != 2:
+            return None
+        if not is_array(matrix, kind, (matrix.shape[0], rows.shape[last])):
+            return None
+        if bias is not None:
+            offset = self.array(bias)
+            if not is_array(offset, kind, (matrix.shape[0],)):
+                return None
+        new = self.new(x, [*[rows.shape[i] for i in range(last)], matrix.shape[0]])
+        project(rows, matrix, offset, self.array(new), get_num_threads())
+        return new
+
+    def are_alike(self, *tensors):
+        """Whether all are in the memory of the CPU, and of one dtype that the kernels take."""
+        cdef DLView view
+        cdef int code = -1, bits = -1
+        for x in tensors:
+            if not self.look(x, &view) or not is_number(&view):
+                return False
+            if code >= 0 and (code != view.code or bits != view.bits):
+                return False
+            code, bits = view.code, view.bits
+        return True
+
+    def new(self, like, shape):
+        """A new tensor of that shape in C order, of like's dtype; it holds anything.
+
+        None where `like` is not a tensor in the memory of the CPU.
+        """
+        cdef DLView view
+        return self.allocated(&view, shape) if self.look(like, &view) else None
+
+    cdef object new_real(self, like, shape):
+        """The same of the dtype that numbers of like's dtype are computed in."""
+        cdef DLView view
+        if not self.look(like, &view):
+            raise TypeError(f"expected a tensor on the CPU, got {type(like)}")
+        view.code, view.bits = DL_FLOAT, 64 if view.bits == 64 else 32
+        return self.allocated(&view, shape)
+
+    cdef object allocated(self, DLView *view, shape):
+        cdef DLOwned *made = NULL
+        cdef void *tensor = NULL
+        cdef int64_t lengths[SA_MAX_BATCH_AXES + 3]
+        cdef int i
+        if len(shape) > SA_MAX_BATCH_AXES + 3:
+            raise ValueError(f"expected at most {SA_MAX_BATCH_AXES + 3} axes, got {len(shape)}")
+        view.ndim, view.shape, view.strides = <int>len(shape), lengths, NULL
+        for i in range(view.ndim):
+            lengths[i] = shape[i]
+        self.table.allocate(view, &made, NULL, set_error)
+        self.table.to_object(made, &tensor)
+        x = <object>tensor
+        Py_DECREF(x)  # the reference that came with it
+        return x
+
+
+cdef bint is_array(cnp.ndarray x, int kind, tuple shape):
+    """Whether it is one of that type of elements and that shape."""
+    cdef int i
+    if x is None or cnp.PyArray_TYPE(x) != kind or cnp.PyArray_NDIM(x) != len(shape):
+        return False
+    for i in range(cnp.PyArray_NDIM(x)):
+        if cnp.PyArray_DIMS(x)[i] != <int64_t>shape[i]:
+            return False
+    return True
+
+
+cdef void set_error(void *context, const char *kind, const char *message) noexcept:
+    PyErr_SetString(RuntimeError, message)
+
+
 # ------------------------------------------------------------------ the usual arguments
 
 
@@ -517,13 +717,16 @@ cdef void fill_fast(sa_problem *p, cnp.ndarray query, cnp.ndarray key, cnp.ndarr
     p.batch_axes = axes - 3
     for i in range(axes - 3):
         p.batch_shape[i] = shape[i]
-    p.num_heads_q = p.num_heads_kv = shape[axes - 3]
+    p.num_heads_q = shape[axes - 3]
+    p.num_heads_kv = cnp.PyArray_DIMS(key)[axes - 3]
     fill_operands(p, query, key, value)
 
 
-def fast_problem(query, key, value, bint has_value):
+def fast_problem(query, key, value, bint has_value, bint is_grouped=False):
     """The problem of the usual arrays; None of any others, at which the validator looks closer."""
-    if not are_fast_operands(query, key, value if has_value else key, bfloat16_type):
+    if not are_fast_operands(
+        query, key, value if has_value else key, is_grouped, bfloat16_type
+    ):
         return None
     if not has_value:
         value = None
@@ -548,7 +751,7 @@ def fast_path(
     if not are_defaults(values, defaults):
         return None
     if (
-        not are_fast_operands(query, key, value, bfloat16_type)
+        not are_fast_operands(query, key, value, False, bfloat16_type)
         or not cnp.PyArray_IS_C_CONTIGUOUS(<cnp.ndarray>query)
     ):
         return None

@@ -58,8 +58,11 @@ cdef inline bint is_fast_array(x, int bfloat16_type) noexcept:
     )
 
 
-cdef inline bint are_fast_operands(query, key, value, int bfloat16_type):
-    """Whether they are arrays of one dtype, with the same leading axes, one at least."""
+cdef inline bint are_fast_operands(query, key, value, bint is_grouped, int bfloat16_type):
+    """Whether they are arrays of one dtype, with the same leading axes, one at least.
+
+    With `is_grouped`, several heads of the query may share one of key and value.
+    """
     if not is_fast_array(query, bfloat16_type):
         return False
     if not (is_fast_array(key, bfloat16_type) and is_fast_array(value, bfloat16_type)):
@@ -76,8 +79,11 @@ cdef inline bint are_fast_operands(query, key, value, int bfloat16_type):
     if shape_k[axes - 1] != shape[axes - 1] or shape_v[axes - 2] != shape_k[axes - 2]:
         return False
     for i in range(axes - 2):
-        if shape_k[i] != shape[i] or shape_v[i] != shape[i]:
+        if shape_v[i] != shape_k[i]:
             return False
+        if shape_k[i] != shape[i]:
+            if not is_grouped or i < axes - 3 or shape_k[i] == 0 or shape[i] % shape_k[i] != 0:
+                return False
     return True
 
 

@@ -12,6 +12,7 @@ from . import _args
 from .gradients import AttentionGradients
 
 if TYPE_CHECKING:
+    from ._core import AttentionProblem
     from ._typing import Array, Ints, Number, Window
 
 
@@ -119,6 +120,24 @@ def scaled_dot_product_attention_backward(
     )  # fmt: skip
     options = _args.nondefault("scaled_dot_product_attention_backward", values)
     problem = _args.attention_problem(query, key, value, **options)
+    return differentiate(
+        problem, grad_out, out, lse, grad_lse, attn_mask, sinks, mask_grad, sinks_grad, num_threads
+    )
+
+
+def differentiate(
+    problem: AttentionProblem,
+    grad_out: Array,
+    out: Array,
+    lse: Array,
+    grad_lse: Array | None,
+    attn_mask: Array | None,
+    sinks: Array | None,
+    mask_grad: bool,
+    sinks_grad: bool,
+    num_threads: int | None,
+) -> AttentionGradients:
+    """The same of a problem, whose mask and sinks are these."""
     inputs = _args.backward_inputs(problem, problem.out_shape, grad_out, out, lse)
     of_lse = _args.lse_gradient(problem, grad_lse)
     gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)

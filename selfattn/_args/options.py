@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _threads
+from .. import _core, _threads
 from .._core import AttentionProblem
 from .arrays import LARGEST, as_array, real_dtype
 from .numbers import finite, integer
@@ -150,9 +150,11 @@ def per_batch(
 
 
 def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
-    """A view of the scores' shape, of bools or floats."""
+    """Bools or floats that broadcast to the scores' shape."""
     y = _of_dtypes("attn_mask", x, _BOOL, _FLOAT32, problem.query.dtype)
-    return broadcast("attn_mask", y, problem.scores_shape, "the scores' shape")
+    if _core.broadcasts(y, problem.scores_shape):
+        return y
+    return broadcast("attn_mask", y, problem.scores_shape, "the scores' shape")  # which raises
 
 
 def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:

@@ -22,7 +22,7 @@ def attention_problem(
 ) -> AttentionProblem:
     """The problem that the kernels solve; values of options come by their names in `table.py`."""
     enable_gqa = enable_gqa is not False and options.enable_gqa(enable_gqa)
-    problem = _core.fast_problem(query, key, value, value is not NO_VALUE)
+    problem = _core.fast_problem(query, key, value, value is not NO_VALUE, enable_gqa)
     if problem is None:
         problem = _any_problem(query, key, value, enable_gqa)
     if values:
