@@ -91,6 +91,8 @@ def is_aligned(given: dict[str, Any]) -> bool:
 
 def _window(window_size: Any) -> tuple[Any, Any]:
     """(left, right), where any negative number stands for no limit, as -1 does here."""
+    if isinstance(window_size, Tensor) and not window_size.is_floating_point():
+        window_size = window_size.tolist()
     if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise TypeError(f"window_size: expected two ints (left, right), got {window_size!r}")
     left, right = (side if side >= 0 else -1 for side in window_size)

@@ -150,6 +150,8 @@ def test_what_says_that_there_is_no_limit():
     """Any negative side, a softcap below 0, an int for causal."""
     q, k, v = tensors(*operands(5, 7))
     want = flash_attn_func(q, k, v, causal=True)
+    got = flash_attn_func(q, k, v, window_size=torch.tensor([3, 1]))
+    assert torch.equal(got, flash_attn_func(q, k, v, window_size=(3, 1)))
     got = flash_attn_func(q, k, v, causal=1, window_size=[-3, 4], softcap=-1.0, deterministic=True)
     assert torch.equal(got, want)
 
