@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..torch import eager, kernels, scaled_dot_product_attention
+from ..torch import scaled_dot_product_attention
 from . import arguments, probabilities
 
 
@@ -94,9 +93,6 @@ def flash_attn_func(
         given["query_offset"] = k.shape[1] - q.shape[1]
     query, key, value = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
     if not return_attn_probs:
-        out = _at_once(query, key, value, given)
-        if out is not None:
-            return out.transpose(1, 2)
         return scaled_dot_product_attention(query, key, value, **given).transpose(1, 2)
     out, lse = scaled_dot_product_attention(query, key, value, return_lse=True, **given)
     weights = probabilities.of_dense(query, key, given) if "dropout_p" in given else None
@@ -174,16 +170,3 @@ def flash_attn_kvpacked_func(
         q, k, v, dropout_p, softmax_scale, causal, window_size, softcap, alibi_slopes,
         deterministic, return_attn_probs,
     )  # fmt: skip
-
-
-def _at_once(query: Tensor, key: Tensor, value: Tensor, given: dict[str, Any]) -> Tensor | None:
-    """The result in less time, where nobody sees the call and no option is a tensor; else None."""
-    if (
-        torch.compiler.is_compiling()
-        or "dropout_p" in given
-        or "alibi_slopes" in given
-        or not eager.is_plain(query, key, value)
-        or eager.wants_grad(query, key, value)
-    ):
-        return None
-    return kernels.attend_with_keywords(query, key, value, given)

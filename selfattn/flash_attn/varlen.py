@@ -88,7 +88,7 @@ def flash_attn_varlen_func(
     if arguments.is_aligned(given) and cu_seqlens_k is not cu_seqlens_q:
         given["query_offset"] = cu_seqlens_k.diff().long() - cu_seqlens_q.diff().long()
     rows, starts = q.shape[0], (cu_seqlens_q, cu_seqlens_k)
-    if not torch.compiler.is_compiling() and eager.is_plain(q, k, v, *starts):
+    if eager.is_plain(q, k, v, *starts):
         q, k, v = _within(q, starts[0]), _within(k, starts[1]), _within(v, starts[1])
     more = rows - q.shape[0]
     if not return_attn_probs:

@@ -26,6 +26,7 @@ _one_level: Any = enable_single_level_autograd_function
 def register(
     library: Any,
     name: str,
+    inputs: tuple[int, ...] | None = None,
     save: Callable[..., None] | None = None,
     backward: Callable[..., tuple[Any, ...]] | None = None,
     constants: dict[int, str] | None = None,
@@ -33,12 +34,14 @@ def register(
 ) -> Callable[..., Any]:
     """Register the derivative of the operator `name`.
 
+    inputs                          places of the arguments that have a gradient; else all of them
     save(ctx, arguments, results)   keeps what backward needs
-    backward(ctx, *gradients)       the gradients of the first arguments; those after it have none
+    backward(ctx, *gradients)       the gradients of the inputs
     constants                       {place of an argument: its name}: it must not require grad
     eager                           the operator's kernel for tensors on the CPU
-    Returns a function that does the operator's work, and records it to be differentiated, without
-    the dispatcher: by `eager`, where its caller knows that nothing is to see the call.
+    Returns a function of the arguments, in a tuple, that does the operator's work without the
+    dispatcher, and records it to be differentiated: by `eager`, where its caller knows that nothing
+    is to see the call.
     Without `backward` the operator's results cannot be differentiated, and trying it raises.
     """
     operator = getattr(torch.ops.selfattn, name).default
@@ -47,7 +50,7 @@ def register(
         with _C._AutoDispatchBelowAutograd():
             return operator.redispatch(keyset & _C._after_autograd_keyset, *arguments)
 
-    def forward(ctx: Any, keyset: Any, *arguments: Any) -> Any:
+    def forward(ctx: Any, keyset: Any, arguments: tuple[Any, ...], *inputs: Any) -> Any:
         # PyTorch switches derivatives off in here. For torch.func, other levels are yet to come.
         if keyset is None and eager is not None:
             results = eager(*arguments)
@@ -63,8 +66,7 @@ def register(
             raise NotImplementedError(
                 f"selfattn: second derivatives are not built: {name} cannot be differentiated"
             )
-        given = backward(ctx, *gradients)
-        return (None, *given, *[None] * (len(ctx.needs_input_grad) - 1 - len(given)))
+        return (None, None, *backward(ctx, *gradients))
 
     function: Any = type(
         f"selfattn_{name}",
@@ -80,23 +82,29 @@ def register(
                     "require grad (call .detach()), got one that does"
                 )
 
-    def recorded(*arguments: Any) -> Any:
+    def apply(keyset: Any, arguments: tuple[Any, ...]) -> Any:
+        # PyTorch looks at each argument of its own, in both directions: options go as one.
         refuse(arguments)
-        return function.apply(None, *arguments)
+        if inputs is None:
+            return function.apply(keyset, arguments, *arguments)
+        n = len(arguments)
+        return function.apply(keyset, arguments, *[arguments[i] for i in inputs if i < n])
+
+    def at_once(arguments: tuple[Any, ...]) -> Any:
+        return apply(None, arguments)
 
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if _forward_ad._current_level >= 0:
             _refuse_tangents(name, arguments)
         if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
             return below(keyset, arguments)
-        refuse(arguments)
         if not _is_transformed():
-            return function.apply(keyset, *arguments)
+            return apply(keyset, arguments)
         with _one_level():
-            return function.apply(keyset, *arguments)
+            return apply(keyset, arguments)
 
     library.impl(name, kernel, "Autograd", with_keyset=True)
-    return recorded
+    return at_once
 
 
 def has_tangent(x: Any) -> bool:

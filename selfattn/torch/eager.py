@@ -14,21 +14,27 @@ from torch.autograd import forward_ad
 _C: Any = torch._C
 _forward_ad: Any = forward_ad
 _functorch_is_active: Any = torch._C._are_functorch_transforms_active
+_is_compiling: Any = torch.compiler.is_compiling
 _num_modes: Any = torch._C._len_torch_dispatch_stack
 _tracing_state: Any = torch._C._get_tracing_state
 _any_requires_grad: Any = torch._C._any_requires_grad
 _is_batched: Any = torch._C._functorch.is_legacy_batchedtensor
-_PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+PLAIN = frozenset((torch.Tensor, torch.nn.Parameter))
+_PLAIN_OR_NONE = PLAIN | {type(None)}
 
 
 def is_plain(*tensors: Any) -> bool:
-    """Whether all are plain tensors, and nothing is there to see a call of an operator of them."""
+    """Whether all are plain tensors, and nothing is there to see a call of an operator of them.
+
+    None counts as one, for it is an argument that is not given.
+    """
     return (
-        _num_modes() == 0
+        not _is_compiling()
+        and _num_modes() == 0
         and not _functorch_is_active()
         and _tracing_state() is None
         and _forward_ad._current_level < 0
-        and _PLAIN.issuperset(map(type, tensors))
+        and _PLAIN_OR_NONE.issuperset(map(type, tensors))
     )
 
 
@@ -39,7 +45,6 @@ def is_final(*gradients: Any) -> bool:
     """
     return (
         not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
         and is_plain(*gradients)
         and not any(map(_is_batched, gradients))
     )

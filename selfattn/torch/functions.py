@@ -86,35 +86,31 @@ def scaled_dot_product_attention(
     >>> query.grad.shape
     torch.Size([2, 2])
     """
-    values = (
+    given = options.of_call(
         attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
     )  # fmt: skip
-    if (
-        return_lse is False
-        and num_threads is None
-        and not torch.compiler.is_compiling()
-        and eager.is_plain(query, key, value)
-    ):
-        out = kernels.attend_at_once(query, key, value, values)
-        if out is not None:
-            return out
-    given = options.of_call(*values, num_threads)
     return attend(query, key, value, given, flag("return_lse", return_lse))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, given: Any, return_lse: bool = False) -> Any:
     """The same, of the operator's arguments."""
+    if eager.is_plain(query, key, value):
+        return attend_at_once(query, key, value, given, return_lse)
     if not torch.compiler.is_compiling():
-        is_plain = eager.is_plain(query, key, value)
-        wants_grad = eager.wants_grad(query, key, value, *given)
-        if is_plain and not return_lse and not wants_grad:
-            return kernels.attend(query, key, value, given)
         _check(given, query=query, key=key, value=value)
-        if is_plain and wants_grad:
-            out, lse = operators.eager_attention(query, key, value, *given)
-            return (out, lse) if return_lse else out
     out, lse = operators.attention(query, key, value, *given)
+    return (out, lse) if return_lse else out
+
+
+def attend_at_once(
+    query: Tensor, key: Tensor, value: Tensor, given: Any, return_lse: bool = False
+) -> Any:
+    """The same of what is plain (`eager.py`)."""
+    if eager.wants_grad(query, key, value, *given):
+        out, lse = operators.attention_at_once((query, key, value, *given))
+    else:
+        out, lse = kernels.attend(query, key, value, given, return_lse)
     return (out, lse) if return_lse else out
 
 
@@ -213,18 +209,22 @@ def linear(
     >>> selfattn.torch.linear(torch.tensor([[1.0, 2.0]]), weight).tolist()
     [[3.0, -2.0]]
     """
+    if eager.is_plain(x, weight, bias):
+        return project_at_once(x, weight, bias, num_threads)
     if not torch.compiler.is_compiling():
-        given = {"x": x, "weight": weight} | ({} if bias is None else {"bias": bias})
-        is_plain = eager.is_plain(*given.values())
-        wants_grad = eager.wants_grad(*given.values())
-        if is_plain and not wants_grad:
-            return kernels.linear_forward(x, weight, bias, num_threads)
-        _check((), **given)
-        if is_plain:
-            result: Tensor = operators.eager_linear(x, weight, bias, num_threads)
-            return result
-    result = operators.linear(x, weight, bias, num_threads)
+        _check((), x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    result: Tensor = operators.linear(x, weight, bias, num_threads)
     return result
+
+
+def project_at_once(
+    x: Tensor, weight: Tensor, bias: Tensor | None, num_threads: int | None = None
+) -> Tensor:
+    """The same of what is plain (`eager.py`)."""
+    if eager.wants_grad(x, weight, bias):
+        result: Tensor = operators.linear_at_once((x, weight, bias, num_threads))
+        return result
+    return kernels.linear_forward(x, weight, bias, num_threads)
 
 
 def _check(options_given: Sequence[Any], **tensors: Any) -> None:

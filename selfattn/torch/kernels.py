@@ -6,51 +6,34 @@ the fake to know shapes, dtypes and strides of what the kernel will return.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from .. import _args, _core, attention, backward, varlen
+from .. import _args, _core, backward, varlen
 from .._threads import get_num_threads
 from . import options, shapes
-from .arrays import DTYPES, array_of, lse_dtype, new_gradient, new_result, tensor_of
-from .masks import bools_of
+from .arrays import (
+    array_of,
+    lse_dtype,
+    memory,
+    new_gradient,
+    new_result,
+    new_tensor,
+    tensor_of,
+)
 
 Tensors = tuple[Tensor, ...]
-Operands = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _arrays(**tensors: Tensor) -> Any:
     return [array_of(name, x) for name, x in tensors.items()]
 
 
-def _array_at_once(x: Tensor) -> np.ndarray:
-    """As `array_of`, sooner. TypeError or RuntimeError for what is no plain memory of numbers."""
-    return array_of("", x) if x.dtype is torch.bfloat16 else x.numpy()
-
-
-def _arrays_at_once(query: Tensor, key: Tensor, value: Tensor) -> Operands:
-    """`_array_at_once` of three, where the first one's dtype decides."""
-    if query.dtype is torch.bfloat16:
-        return array_of("query", query), array_of("key", key), array_of("value", value)
-    return query.numpy(), key.numpy(), value.numpy()
-
-
-def _operands(query: Tensor, key: Tensor, value: Tensor) -> Operands:
-    """The arrays of any tensors; sooner where they are plain ones."""
-    if not query.requires_grad:
-        try:
-            return _arrays_at_once(query, key, value)
-        except (TypeError, RuntimeError):
-            pass  # the errors that name the argument come below
-    return array_of("query", query), array_of("key", key), array_of("value", value)
-
-
-def _gradients(found: Any, query: Tensor) -> Tensors:
+def _operators_gradients(found: Any, query: Tensor) -> Tensors:
     """As an operator returns them: a tensor without elements where there is no gradient."""
-    return tuple(query.new_empty(0) if x is None else tensor_of(x) for x in found)
+    return tuple(query.new_empty(0) if x is None else x for x in found)
 
 
 def _fake_gradients(
@@ -68,80 +51,31 @@ def _fake_gradients(
 # ------------------------------------------------------------------ attention
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...]) -> Tensor:
-    """Attention's result alone, as `scaled_dot_product_attention` computes it, in less time."""
-    keywords = {} if given is options.DEFAULTS else options.of_kernel(given)
-    num_threads = _args.num_threads(keywords.pop("num_threads", None))
-    return _attend(query, _operands(query, key, value), keywords, num_threads)
+def _problem(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]) -> Any:
+    """`_args.attention_problem` of tensors; sooner for the usual ones."""
+    enable_gqa = _args.flag("enable_gqa", keywords.pop("enable_gqa", False))
+    problem = memory.problem(query, key, value, enable_gqa)
+    if problem is None:
+        arrays = _arrays(query=query, key=key, value=value)
+        return _args.attention_problem(*arrays, enable_gqa, **keywords)
+    if keywords:
+        _args.set_options(problem, keywords)
+    return problem
 
 
-def _attend(query: Tensor, arrays: Any, keywords: dict[str, Any], num_threads: int) -> Tensor:
-    problem = _args.attention_problem(*arrays, **keywords)
-    out = new_result(query, problem.out_shape)
-    problem.attend(_array_at_once(out), None, num_threads)
-    return out
-
-
-def attend_with_keywords(
-    query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]
-) -> Tensor | None:
-    """The same with keywords of the NumPy API, of which a mask alone may be a tensor.
-
-    None where the tensors are not of one dtype of ours, or something requires grad.
-    """
-    mask = keywords.get("attn_mask")
-    try:
-        arrays = _arrays_at_once(query, key, value)
-        if mask is not None:
-            mask = keywords["attn_mask"] = bools_of(_array_at_once(mask))
-    except (TypeError, RuntimeError):
-        return None
-    dtype = arrays[0].dtype
-    if query.dtype not in DTYPES or dtype != arrays[1].dtype or dtype != arrays[2].dtype:
-        return None
-    if mask is not None and mask.dtype != dtype and mask.dtype != bool and mask.dtype != np.float32:
-        return None
-    return _attend(query, arrays, keywords, get_num_threads())
-
-
-_USUAL = tuple(option.default for option in _args.options_of("scaled_dot_product_attention")[:-3])
-
-
-def attend_at_once(
-    query: Tensor, key: Tensor, value: Tensor, values: tuple[Any, ...] = _USUAL
-) -> Tensor | None:
-    """The same for the usual arrays in C order, if no option differs from its default; else None.
-
-    `values` are those of the NumPy API's options, but `return_lse` and what follows it.
-    """
-    if query.requires_grad or key.requires_grad or value.requires_grad:
-        return None
-    try:
-        if not query.is_contiguous():
-            return None
-        is_bfloat16 = query.dtype is torch.bfloat16
-        if is_bfloat16:
-            arrays = _arrays_at_once(query, key, value)
-        else:
-            arrays = query.numpy(), key.numpy(), value.numpy()
-    except (TypeError, RuntimeError):  # of another device or layout, of a dtype that NumPy lacks
-        return None
-    out = _core.fast_path(*arrays, None, values, _USUAL, None, get_num_threads)
-    if out is None:
-        return None
-    return tensor_of(out) if is_bfloat16 else torch.from_numpy(out)
-
-
-def attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Tensors:
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...] = (), with_lse: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """The result, and its lse if that is wanted, of an operator's options."""
     keywords = options.of_kernel(options.filled(given))
-    out = new_result(query, shapes.attention(query, key, value))
-    _, lse = attention.scaled_dot_product_attention(
-        *_arrays(query=query, key=key, value=value),
-        out=array_of("out", out),
-        return_lse=True,
-        **keywords,
-    )
-    return out, tensor_of(lse)
+    num_threads = _args.num_threads(keywords.pop("num_threads", None))
+    problem = _problem(query, key, value, keywords)
+    out = new_result(query, problem.out_shape)
+    return out, memory.attend(problem, out, with_lse, num_threads)
+
+
+def attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Any:
+    return attend(query, key, value, given, with_lse=True)
 
 
 def fake_attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: Any) -> Tensors:
@@ -152,19 +86,37 @@ def fake_attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: An
     return new_result(query, shape), lse
 
 
+def attention_gradients(
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Of query, key, value, mask and sinks; None where one is not wanted."""
+    keywords = options.of_kernel(options.filled(given))
+    num_threads = _args.num_threads(keywords.pop("num_threads", None))
+    mask, sinks = keywords.get("attn_mask"), keywords.get("sinks")
+    problem = _problem(query, key, value, keywords)
+    if not mask_grad and not sinks_grad:
+        gradients = new_gradient(query), new_gradient(key), new_gradient(value)
+        results = grad_out, out, lse, grad_lse
+        if memory.differentiate(problem, *results, gradients, num_threads):
+            return (*gradients, None, None)
+    found = backward.differentiate(
+        problem,
+        *_arrays(grad_out=grad_out, out=out, lse=lse),
+        None if grad_lse is None else array_of("grad_lse", grad_lse),
+        mask, sinks, mask_grad, sinks_grad, num_threads,
+    )  # fmt: skip
+    return tuple([None if x is None else tensor_of(x) for x in found])
+
+
 def attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
-    keywords = options.of_kernel(options.filled(given))
-    found = backward.scaled_dot_product_attention_backward(
-        *_arrays(grad_out=grad_out, query=query, key=key, value=value, out=out, lse=lse),
-        grad_lse=None if grad_lse is None else array_of("grad_lse", grad_lse),
-        mask_grad=mask_grad,
-        sinks_grad=sinks_grad,
-        **keywords,
+    found = attention_gradients(
+        grad_out, query, key, value, out, lse, grad_lse, mask_grad, sinks_grad, *given
     )
-    return _gradients(found, query)
+    return _operators_gradients(found, query)
 
 
 def fake_attention_backward(
@@ -220,7 +172,7 @@ def varlen_backward(
         sinks_grad=sinks_grad,
         **keywords,
     )
-    return _gradients(found, query)
+    return _operators_gradients([None if x is None else tensor_of(x) for x in found], query)
 
 
 def fake_varlen_backward(
@@ -237,14 +189,14 @@ def fake_varlen_backward(
 def linear_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, num_threads: int | None = None
 ) -> Tensor:
-    """What `linear.project` computes, in less time."""
+    threads = get_num_threads if num_threads is None else partial(_args.num_threads, num_threads)
+    out: Tensor | None = memory.project(x, weight, bias, threads)
+    if out is not None:
+        return out
     offset = None if bias is None else array_of("bias", bias)
-    rows, matrix, offset, shape = _args.projection(
-        array_of("x", x), array_of("weight", weight), offset
-    )
-    threads = _args.num_threads(num_threads)
-    out = x.new_empty(shape)  # in C order, as PyTorch's own: layers view it as heads
-    _core.project(rows, matrix, offset, _array_at_once(out), threads)
+    rows, matrix, offset, shape = _args.projection(*_arrays(x=x, weight=weight), offset)
+    out = new_tensor(x, shape)  # in C order, as PyTorch's own: layers view it as heads
+    _core.project(rows, matrix, offset, array_of("out", out), threads())
     return out
 
 
@@ -255,20 +207,30 @@ def fake_linear_forward(
     return x.new_empty(shapes.linear(x, weight))
 
 
+def linear_gradients(
+    grad_out: Tensor, x: Tensor, weight: Tensor, x_grad: bool, weight_grad: bool, bias_grad: bool,
+    num_threads: int | None = None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    """Each that is asked for, else None; `linear.project_backward` makes them all."""
+    rows, matrix = array_of("x", x), array_of("weight", weight)
+    *_, shape = _args.projection(rows, matrix, None)
+    grad = _args.gradient_of("grad_out", array_of("grad_out", grad_out), shape, rows)
+    found = (
+        new_tensor(x, x.shape) if x_grad else None,
+        new_tensor(x, weight.shape) if weight_grad else None,
+        new_tensor(x, weight.shape[:1]) if bias_grad else None,
+    )
+    arrays = [None if new is None else array_of("", new) for new in found]
+    _core.project_backward(grad, rows, matrix, *arrays, _args.num_threads(num_threads))
+    return found
+
+
 def linear_backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, x_grad: bool, weight_grad: bool, bias_grad: bool,
     num_threads: int | None = None,
 ) -> Tensors:  # fmt: skip
-    """Each of the gradients that is asked for; `linear.project_backward` makes them all."""
-    rows, matrix = _arrays(x=x, weight=weight)
-    *_, shape = _args.projection(rows, matrix, None)
-    grad = _args.gradient_of("grad_out", array_of("grad_out", grad_out), shape, rows)
-    found = fake_linear_backward(grad_out, x, weight, x_grad, weight_grad, bias_grad)
-    wanted = zip(found, (x_grad, weight_grad, bias_grad), strict=True)
-    of_x, of_weight, of_bias = (array_of("", new) if want else None for new, want in wanted)
-    threads = _args.num_threads(num_threads)
-    _core.project_backward(grad, rows, matrix, of_x, of_weight, of_bias, threads)
-    return found
+    found = linear_gradients(grad_out, x, weight, x_grad, weight_grad, bias_grad, num_threads)
+    return _operators_gradients(found, x)
 
 
 def fake_linear_backward(

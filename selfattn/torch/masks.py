@@ -17,7 +17,9 @@ def bools_of(mask: np.ndarray) -> np.ndarray:
     """The bools that a mask of nothing but 0 and -inf stands for; any other mask as it is."""
     if mask.dtype == bool:
         return mask
-    once = unrepeated(mask)
+    once = unrepeated(mask) if 0 in mask.strides else mask
+    if once.size and once.flat[0] != 0 and once.flat[0] != -np.inf:
+        return mask
     keep = once == 0
     if not (keep | (once == -np.inf)).all():
         return mask

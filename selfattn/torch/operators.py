@@ -91,48 +91,37 @@ _linear_backward: Any = torch.ops.selfattn.linear_backward.default
 
 
 def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors: int = 3) -> None:
-    """Tensors by PyTorch's own means, which sees when one is written to; None stays None."""
+    """Tensors by PyTorch's own means, which sees when one is written to."""
     given = options.filled(arguments[tensors:])
-    kept = (*arguments[:tensors], *results)
-    ctx.save_for_backward(*kept, *[given[i] for i in options.TENSORS])
-    ctx.given = options.without_tensors(given)
-    ctx.num_inputs = tensors
+    places = [i for i in options.TENSORS if given[i] is not None]
+    ctx.save_for_backward(*arguments[:tensors], *results, *[given[i] for i in places])
+    ctx.given = [None if i in places else x for i, x in enumerate(given)] if places else given
+    ctx.num_inputs, ctx.places = tensors, places
     ctx.set_materialize_grads(False)  # most calls leave lse's gradient None, which costs nothing
 
 
 def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    n: int = ctx.num_inputs
+    """Those of query, key, value, mask and sinks."""
+    needs = (*ctx.needs_input_grad[2:], False, False)[:5]
     if grad_out is None and grad_lse is None:
-        return (None,) * n
-    saved = ctx.saved_tensors
+        return (None,) * (len(ctx.needs_input_grad) - 2)
+    n, saved, given = ctx.num_inputs, ctx.saved_tensors, ctx.given
+    if ctx.places:
+        given = list(given)
+        for place, x in zip(ctx.places, saved[n + 2 :], strict=True):
+            given[place] = x
     if grad_out is None:
         grad_out = saved[n].new_zeros(()).expand(saved[n].shape)
-    given = list(ctx.given)
-    for place, x in zip(options.TENSORS, saved[n + 2 :], strict=True):
-        given[place] = x
-    needs = ctx.needs_input_grad[1 + n :]
-    mask_grad, sinks_grad = (
-        len(needs) > place and needs[place] for place in (options.MASK, options.SINKS)
+    *of_operands, of_mask, of_sinks = backward(
+        grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], grad_lse, *needs[3:], *given
     )
-    of_query, of_key, of_value, of_mask, of_sinks = backward(
-        grad_out,
-        *saved[:3],
-        *saved[n : n + 2],
-        *saved[3:n],
-        grad_lse,
-        mask_grad,
-        sinks_grad,
-        *given,
-    )
-    found = [of_query, of_key, of_value, *[None] * (n - 3 + options.SINKS + 1)]
-    found[n + options.MASK] = of_mask if mask_grad else None
-    found[n + options.SINKS] = of_sinks if sinks_grad else None
-    return tuple(found[: len(ctx.needs_input_grad) - 1])
+    found = (*of_operands, of_mask if needs[3] else None, of_sinks if needs[4] else None)
+    return found[: len(ctx.needs_input_grad) - 2]
 
 
 def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
     is_final = eager.is_final(*[x for x in (grad_out, grad_lse) if x is not None])
-    backward = kernels.attention_backward if is_final else _attention_backward
+    backward = kernels.attention_gradients if is_final else _attention_backward
     return _attention_gradients(ctx, backward, grad_out, grad_lse)
 
 
@@ -151,28 +140,41 @@ def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
 
 
 def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
-    needs = (*ctx.needs_input_grad[1:4], False)[:3]
-    backward: Any = kernels.linear_backward if eager.is_final(grad_out) else _linear_backward
+    needs = (*ctx.needs_input_grad[2:], False)[:3]
+    backward: Any = kernels.linear_gradients if eager.is_final(grad_out) else _linear_backward
     found = backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
     wanted = [x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)]
-    return tuple(wanted[: len(ctx.needs_input_grad) - 1])
+    return tuple(wanted[: len(ctx.needs_input_grad) - 2])
+
+
+def _inputs(tensors: int) -> tuple[int, ...]:
+    """Places of query, key, value, mask and sinks among `tensors` and the options."""
+    return (0, 1, 2, tensors + options.MASK, tensors + options.SINKS)
 
 
 def _constants(tensors: int) -> dict[int, str]:
     return {tensors + options.NAMES.index("alibi_slopes"): "alibi_slopes"}
 
 
-eager_attention = differentiation.register(
+attention_at_once = differentiation.register(
     _library,
     "attention",
+    _inputs(3),
     _save_attention,
     _differentiate_attention,
     _constants(3),
     kernels.attention_forward,
 )
-differentiation.register(_library, "varlen", _save_varlen, _differentiate_varlen, _constants(5))
-eager_linear = differentiation.register(
-    _library, "linear", _save_linear, _differentiate_linear, eager=kernels.linear_forward
+differentiation.register(
+    _library, "varlen", _inputs(5), _save_varlen, _differentiate_varlen, _constants(5)
+)
+linear_at_once = differentiation.register(
+    _library,
+    "linear",
+    (0, 1, 2),
+    _save_linear,
+    _differentiate_linear,
+    eager=kernels.linear_forward,
 )
 for _name in ("attention_backward", "varlen_backward", "linear_backward"):
     differentiation.register(_library, _name)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .. import _core
 from .._args import flag
 from .._args.numbers import finite, integer
 from .arrays import array_of
@@ -48,7 +49,6 @@ DEFAULTS = tuple(default for _, _, default in OPTIONS)
 SCHEMA = ", ".join(f"{kind} {name}={default}" for kind, name, default in OPTIONS)
 
 TENSORS = tuple(i for i, (kind, _, _) in enumerate(OPTIONS) if kind == "Tensor?")
-_IS_TENSOR = tuple(kind == "Tensor?" for kind, _, _ in OPTIONS)
 MASK, SINKS, SEEDS = (NAMES.index(name) for name in ("attn_mask", "sinks", "dropout_seeds"))
 
 
@@ -60,11 +60,6 @@ def drawn_seed() -> torch.Tensor:
 def filled(options: tuple[Any, ...]) -> tuple[Any, ...]:
     """All options, of those that the dispatcher passed on: the last ones may be left out."""
     return options + DEFAULTS[len(options) :]
-
-
-def without_tensors(options: tuple[Any, ...]) -> list[Any]:
-    """The options with None for each tensor."""
-    return [None if there else x for x, there in zip(options, _IS_TENSOR, strict=True)]
 
 
 def of_call(
@@ -139,11 +134,12 @@ def _float(name: str, x: Any) -> Any:
 
 def of_kernel(options: tuple[Any, ...]) -> dict[str, Any]:
     """The keywords of the NumPy API, of an operator's arguments: those that are no defaults."""
-    given = {
-        name: array_of(name, x) if isinstance(x, torch.Tensor) else x
-        for (_, name, default), x in zip(OPTIONS, options, strict=True)
-        if x is not default
-    }
+    given: dict[str, Any] = _core.nondefault(NAMES, DEFAULTS, options)
+    if not given:
+        return given
+    for name, x in given.items():
+        if isinstance(x, torch.Tensor):
+            given[name] = array_of(name, x)
     if given.pop("floats_as_bools", False) and "attn_mask" in given:
         given["attn_mask"] = bools_of(given["attn_mask"])
     if "window_left" in given or "window_right" in given:

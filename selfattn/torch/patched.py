@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import eager, functions, kernels, options
-from .arrays import DTYPES
+from .._threads import get_num_threads
+from . import eager, functions, options
+from .arrays import DTYPES, memory
 
 is_on = False
 is_linear_on = False
@@ -30,7 +31,7 @@ torch_linear: Any = F.linear
 def _is_ours(x: Any) -> bool:
     """A plain tensor, dense and on the CPU, of a dtype that the kernels compute in."""
     return (
-        (type(x) is Tensor or type(x) is torch.nn.Parameter)
+        type(x) in eager.PLAIN
         and x.dtype in DTYPES
         and x.is_cpu
         and x.layout is torch.strided
@@ -50,35 +51,6 @@ def _as_autocast_does(x: Any, dtype: torch.dtype) -> Any:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def _at_once(
-    query: Any, key: Any, value: Any, attn_mask: Any, is_causal: Any, scale: Any, enable_gqa: Any
-) -> Any:
-    """The result where nothing is to be differentiated or transformed, in the least time.
-
-    None where there is something, or where PyTorch's own function may have to be asked.
-    """
-    if not eager.is_plain(query, key, value) or torch.is_autocast_enabled("cpu"):
-        return None
-    options: dict[str, Any] = {}
-    if attn_mask is not None:
-        if is_causal or not eager.is_plain(attn_mask):
-            return None
-        options["attn_mask"] = attn_mask
-    if is_causal:
-        options["is_causal"] = True
-    if scale is not None:
-        options["scale"] = scale
-    if enable_gqa:
-        options["enable_gqa"] = True
-    if not options:
-        out = kernels.attend_at_once(query, key, value)
-        if out is not None:
-            return out
-    if eager.wants_grad(query, key, value, attn_mask):
-        return None
-    return kernels.attend_with_keywords(query, key, value, options)
-
-
 def scaled_dot_product_attention(
     query: Any,
     key: Any,
@@ -93,16 +65,13 @@ def scaled_dot_product_attention(
 
     What is dropped depends on a seed that is drawn from PyTorch's generator.
     """
-    if is_on and not torch.compiler.is_compiling() and not dropout_p:
-        out = _at_once(query, key, value, attn_mask, is_causal, scale, enable_gqa)
-        if out is not None:
-            return out
     if is_on and torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         query, key, value, attn_mask = (
             _as_autocast_does(x, dtype) for x in (query, key, value, attn_mask)
         )
-    is_ours = (
+    is_plain = is_on and eager.is_plain(query, key, value) and memory.are_alike(query, key, value)
+    is_ours = is_plain or (
         is_on
         and _is_ours(query)
         and _is_ours(key)
@@ -113,7 +82,7 @@ def scaled_dot_product_attention(
     if is_ours and attn_mask is not None:
         is_ours = (
             not is_causal
-            and (type(attn_mask) is Tensor or type(attn_mask) is torch.nn.Parameter)
+            and type(attn_mask) in eager.PLAIN
             and attn_mask.is_cpu
             and (attn_mask.dtype in (torch.bool, torch.float32, query.dtype))
         )
@@ -125,24 +94,49 @@ def scaled_dot_product_attention(
     if dropout_p > 0.0:
         seed = options.drawn_seed()
     is_constant = attn_mask is not None and not attn_mask.requires_grad
-    given = (attn_mask, dropout_p, is_causal, scale, enable_gqa)
-    return functions.attend(query, key, value, (*given, *_MIDDLE, seed, None, is_constant))
+    given = (attn_mask, dropout_p, is_causal, scale, enable_gqa, *_MIDDLE, seed, None, is_constant)
+    if not is_plain:
+        return functions.attend(query, key, value, given)
+    try:
+        return functions.attend_at_once(query, key, value, given)
+    except ValueError:  # what does not fit together: PyTorch has its own words for it
+        return torch_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
 
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """`torch.nn.functional.linear`, by selfattn where it can."""
-    is_ours = (
+    operands = (input, weight) if bias is None else (input, weight, bias)
+    is_plain = is_linear_on and eager.is_plain(*operands)
+    if is_plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+        out = memory.project(input, weight, bias, get_num_threads)
+        if out is not None:
+            return out
+    is_plain = is_plain and memory.are_alike(*operands)
+    is_ours = is_plain or (
         is_linear_on
-        and _is_ours(input)
-        and _is_ours(weight)
-        and input.dtype == weight.dtype
-        and weight.dim() == 2
-        and input.dim() > 0
-        and not torch.is_autocast_enabled("cpu")  # which keeps what it casts of weights
+        and all(map(_is_ours, operands))
+        and input.dtype == weight.dtype == operands[-1].dtype
         and not _is_left_alone()
     )
-    if is_ours and bias is not None:
-        is_ours = _is_ours(bias) and bias.dtype == weight.dtype and bias.dim() == 1
-    if not is_ours:
+    if (
+        not is_ours
+        or weight.dim() != 2
+        or input.dim() == 0
+        or (bias is not None and bias.dim() != 1)
+        or torch.is_autocast_enabled("cpu")  # which keeps what it casts of weights
+    ):
         return torch_linear(input, weight, bias)
-    return functions.linear(input, weight, bias)
+    if not is_plain:
+        return functions.linear(input, weight, bias)
+    try:
+        return functions.project_at_once(input, weight, bias)
+    except ValueError:  # as above
+        return torch_linear(input, weight, bias)
+
+
+# torch.jit.script takes them for PyTorch's own, which it writes into its programs.
+_builtins: Any = torch.jit._builtins
+_builtins._register_builtin(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
+_builtins._register_builtin(linear, "aten::linear")

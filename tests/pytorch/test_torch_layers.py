@@ -1,5 +1,7 @@
 """PyTorch's layers under the provider: PyTorch's to rounding; rows keep their bits in a batch."""
 
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -146,19 +148,25 @@ def test_a_whole_encoder(dtype):
 def test_the_layers_call_selfattn(monkeypatch):
     """Without gradients too, where torch would take its fast path."""
     made = []
-    for module, name in ((ours.patched, "_at_once"), (ours.patched.functions, "linear")):
-        function = getattr(module, name)
 
-        def counted(*arguments, name=name, function=function):
+    def counted(name, function):
+        def call(*arguments):
             result = function(*arguments)
             made.append(name if result is not None else "nothing")
             return result
 
-        monkeypatch.setattr(module, name, counted)
+        return call
+
+    memory, functions = ours.patched.memory, ours.patched.functions
+    project = counted("linear", memory.project)
+    spy = SimpleNamespace(project=project, are_alike=memory.are_alike)
+    monkeypatch.setattr(ours.patched, "memory", spy)
+    attend = counted("attention", functions.attend_at_once)
+    monkeypatch.setattr(functions, "attend_at_once", attend)
     layer = encoder_layer(torch.float32).eval()
     with ours.enabled(linear=True), torch.inference_mode():
         layer(given(torch.float32))
-    assert made == ["linear", "_at_once", "linear", "linear", "linear"]
+    assert made == ["linear", "attention", "linear", "linear", "linear"]
 
 
 def test_dropout_in_training():

@@ -263,6 +263,11 @@ def test_what_stays_torchs(attend):
         lambda: attend(query.half(), key.bfloat16(), value.half()),
         lambda: attend(query.to("meta"), key.to("meta"), value.to("meta")),
         lambda: attend(query, key, value, mask.to(torch.int64)),
+        lambda: attend(query[0, 0, 0], key[0, 0, 0], value[0, 0, 0]),
+        lambda: attend(query, key[..., :8], value),
+        lambda: attend(query.requires_grad_(), key[..., :8], value),
+        lambda: attend(query, key[:, :3], value[:, :3]),
+        lambda: attend(query, key, value, mask[:4]),
     ):
         want = result(call)
         with ours.enabled():
@@ -272,6 +277,20 @@ def test_what_stays_torchs(attend):
         else:
             assert want.device.type == "meta"
             assert got.shape == want.shape
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_errors_of_linear_layers(requires_grad):
+    x, weight = torch.randn(5, 8, requires_grad=requires_grad), torch.randn(3, 8)
+    for operands in ((x, weight[:, :7]), (x, weight, torch.randn(4)), (x, weight.double())):
+        with pytest.raises(RuntimeError) as before:
+            F.linear(*operands)
+        with ours.enabled(linear=True), pytest.raises(RuntimeError) as inside:
+            F.linear(*operands)
+        assert str(inside.value) == str(before.value)
+    want = F.linear(x, weight[0])
+    with ours.enabled(linear=True):
+        assert torch.equal(F.linear(x, weight[0]), want)
 
 
 @both_doors

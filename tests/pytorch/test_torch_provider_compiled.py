@@ -94,3 +94,16 @@ def test_compiled_dropout():
         torch.manual_seed(1)
         assert torch.equal(compiled(*inputs), first)
         assert not torch.equal(first, second)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_scripted():
+    """torch.jit.script writes PyTorch's own functions, whether the provider is on or not."""
+    layer = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+    x = torch.randn(2, 5, 8)
+    want = layer(x, x, x, need_weights=False)[0]
+    with ours.enabled(linear=True):
+        scripted = torch.jit.script(layer)
+        got = scripted(x, x, x, need_weights=False)[0]
+    for y in (got, scripted(x, x, x, need_weights=False)[0]):
+        torch.testing.assert_close(y, want)

@@ -1,6 +1,7 @@
 """torch.func.vmap: one call with another leading axis, to the bits of a call for each entry."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -43,15 +44,15 @@ def attend(query, key, value, mask=None, **options):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How many calls of the NumPy API's function there have been."""
+    """The shapes of the queries that the kernels have been called with."""
     made = []
-    function = kernels.attention.scaled_dot_product_attention
+    function = kernels.attend
 
-    def counted(*arguments, **options):
-        made.append(arguments[0].shape)
-        return function(*arguments, **options)
+    def counted(query, *arguments, **options):
+        made.append(query.shape)
+        return function(query, *arguments, **options)
 
-    monkeypatch.setattr(kernels.attention, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(kernels, "attend", counted)
     return made
 
 
@@ -181,13 +182,13 @@ def test_linear(in_dims):
 
 def test_linear_is_one_call(monkeypatch):
     rows = []
-    projection = kernels._args.projection
+    project = kernels.memory.project
 
     def counted(x, *rest):
         rows.append(x.shape)
-        return projection(x, *rest)
+        return project(x, *rest)
 
-    monkeypatch.setattr(kernels._args, "projection", counted)
+    monkeypatch.setattr(kernels, "memory", SimpleNamespace(project=counted))
     x, weight = torch.randn(2, N, 6), torch.randn(4, 6)
     torch.func.vmap(ours.linear, (1, None))(x, weight)
     assert rows == [(N, 2, 6)]
