@@ -25,7 +25,14 @@ from libc.stdlib cimport getenv
 from libc.string cimport memset
 
 from ._exchange cimport DL_FLOAT, ON_CPU, DLOwned, DLTable, DLView, is_number, type_of
-from ._fast_path cimport are_defaults, are_fast_operands, is_default, is_fast_array, is_fast_out, overlap
+from ._fast_path cimport (
+    are_defaults,
+    are_fast_operands,
+    is_default,
+    is_fast_array,
+    is_fast_out,
+    overlap,
+)
 
 cnp.import_array()
 

@@ -1,7 +1,8 @@
-"""DLPack's exchange of tensors by a table of C functions, `__dlpack_c_exchange_api__` of their type.
+"""DLPack's exchange of tensors by a table of C functions, which their type offers.
 
-The layout of these structs is DLPack's since its version 1.3, and a part of its ABI:
-https://dmlc.github.io/dlpack/latest/c_api.html. Used by `TensorMemory` of `_core.pyx`.
+As `__dlpack_c_exchange_api__`. The layout of these structs is DLPack's since its version 1.3, and a
+part of its ABI: https://dmlc.github.io/dlpack/latest/c_api.html. Used by `TensorMemory` of
+`_core.pyx`.
 """
 
 cimport numpy as cnp

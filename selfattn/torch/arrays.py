@@ -52,20 +52,16 @@ def _other_array(name: str, x: torch.Tensor) -> np.ndarray:
         raise TypeError(f"{name}: expected a dense tensor, got one of {x.layout}")
     if x.is_neg() or x.is_conj():
         return array_of(name, x.resolve_neg().resolve_conj())
-    if x.dtype is torch.bfloat16:
-        if _bfloat16() is None:
-            raise TypeError(
-                f"{name}: expected ml_dtypes to be installed (pip install 'selfattn[torch]'), "
-                "whose bfloat16 is NumPy's, got a tensor of bfloat16"
-            )
-        array = memory.array(x)
-        if array is not None:
-            return array
+    if x.dtype is torch.bfloat16 and _bfloat16() is None:
+        raise TypeError(
+            f"{name}: expected ml_dtypes to be installed (pip install 'selfattn[torch]'), whose "
+            "bfloat16 is NumPy's, got a tensor of bfloat16"
+        )
+    array = memory.array(x)
     try:
-        array = x.detach().numpy()
+        return x.detach().numpy() if array is None else array
     except (TypeError, RuntimeError):
         return _args.array(name, x)
-    return array
 
 
 @functools.cache

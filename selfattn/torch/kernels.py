@@ -56,8 +56,13 @@ def _problem(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]
     enable_gqa = _args.flag("enable_gqa", keywords.pop("enable_gqa", False))
     problem = memory.problem(query, key, value, enable_gqa)
     if problem is None:
-        arrays = _arrays(query=query, key=key, value=value)
-        return _args.attention_problem(*arrays, enable_gqa, **keywords)
+        return _args.attention_problem(
+            array_of("query", query),
+            array_of("key", key),
+            array_of("value", value),
+            enable_gqa,
+            **keywords,
+        )
     if keywords:
         _args.set_options(problem, keywords)
     return problem
@@ -102,7 +107,9 @@ def attention_gradients(
             return (*gradients, None, None)
     found = backward.differentiate(
         problem,
-        *_arrays(grad_out=grad_out, out=out, lse=lse),
+        array_of("grad_out", grad_out),
+        array_of("out", out),
+        array_of("lse", lse),
         None if grad_lse is None else array_of("grad_lse", grad_lse),
         mask, sinks, mask_grad, sinks_grad, num_threads,
     )  # fmt: skip
@@ -194,7 +201,9 @@ def linear_forward(
     if out is not None:
         return out
     offset = None if bias is None else array_of("bias", bias)
-    rows, matrix, offset, shape = _args.projection(*_arrays(x=x, weight=weight), offset)
+    rows, matrix, offset, shape = _args.projection(
+        array_of("x", x), array_of("weight", weight), offset
+    )
     out = new_tensor(x, shape)  # in C order, as PyTorch's own: layers view it as heads
     _core.project(rows, matrix, offset, array_of("out", out), threads())
     return out
@@ -220,8 +229,9 @@ def linear_gradients(
         new_tensor(x, weight.shape) if weight_grad else None,
         new_tensor(x, weight.shape[:1]) if bias_grad else None,
     )
-    arrays = [None if new is None else array_of("", new) for new in found]
-    _core.project_backward(grad, rows, matrix, *arrays, _args.num_threads(num_threads))
+    of_x, of_weight, of_bias = (None if new is None else array_of("", new) for new in found)
+    threads = _args.num_threads(num_threads)
+    _core.project_backward(grad, rows, matrix, of_x, of_weight, of_bias, threads)
     return found
 
 

@@ -42,6 +42,24 @@ def test_the_public_function_takes_it(monkeypatch):
         selfattn.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
+def test_grouped_heads_are_usual_where_they_are_asked_for():
+    query, key, value = arrays()
+    query = np.repeat(query, 2, axis=1)
+    assert _core.fast_problem(query, key, value, True) is None
+    problem = _core.fast_problem(query, key, value, True, True)
+    assert problem.out_shape == query.shape
+    for operands in ((query[:, :5], key, value), (query, key[:, :0], value[:, :0])):
+        assert _core.fast_problem(*operands, True, True) is None
+    assert _core.fast_problem(query, key, value[:, :1], True, True) is None
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (5, 1), (3, 1, 7), (2, 1, 5, 7), (2, 3, 5, 7)])
+def test_shapes_that_broadcast(shape):
+    assert _core.broadcasts(np.empty(shape), (2, 3, 5, 7))
+    assert not _core.broadcasts(np.empty((*shape[:-1], 4)), (2, 3, 5, 7))
+    assert not _core.broadcasts(np.empty((1, *[1] * (4 - len(shape)), *shape)), (2, 3, 5, 7))
+
+
 def unusual_outs(query):
     read_only = np.empty_like(query)
     read_only.flags.writeable = False
