@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import _args
-from ..attention import scaled_dot_product_attention
+from .._threads import get_num_threads
 from ..backward import varlen_attention_backward
 from ..varlen import varlen_attention
-from .arrays import DTYPES, array_of, tensor_of
+from . import kernels
+from .arrays import DTYPES, array_of, memory, tensor_of
 from .masks import bools_of
 
 _library: Any = torch.library
@@ -60,19 +60,9 @@ class Handle:
                 keyset, query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale
             )
         out = torch.empty_like(query)
-        _, lse = scaled_dot_product_attention(
-            array_of("query", query),
-            array_of("key", key),
-            array_of("value", value),
-            None if attn_mask is None else bools_of(array_of("attn_mask", attn_mask)),
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=True,
-            out=array_of("out", out),
-            return_lse=True,
-        )
-        heads_last = np.ascontiguousarray(lse.swapaxes(1, 2))
-        return out, tensor_of(heads_last).transpose(1, 2)
+        problem = _problem(query, key, value, attn_mask, is_causal, scale)
+        lse = memory.attend(problem, out, True, get_num_threads())
+        return out, lse.transpose(1, 2).contiguous().transpose(1, 2)
 
     def _backward(
         self, keyset: Any, grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor,
@@ -85,24 +75,34 @@ class Handle:
                 attn_mask=attn_mask,
                 scale=scale,
             )
-        options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": True}
-        if attn_mask is not None:
-            options["attn_mask"] = bools_of(array_of("attn_mask", attn_mask))
-        operands = [array_of("", x) for x in (query, key, value)]
-        problem = _args.attention_problem(*operands, **options)
-        given = [array_of("", x) for x in (grad_out, out, lse)]
-        inputs = _args.backward_inputs(problem, problem.out_shape, *given)
-        gradients = [
-            torch.empty_permuted(x.shape, (0, 2, 1, 3), dtype=x.dtype, device="cpu")
-            for x in (query, key, value)
-        ]
+        problem = _problem(query, key, value, attn_mask, is_causal, scale)
+        gradients = tuple(
+            [
+                torch.empty_permuted(x.shape, (0, 2, 1, 3), dtype=x.dtype, device="cpu")
+                for x in (query, key, value)
+            ]
+        )
         if 0 in problem.lse_shape:  # nothing is written then
             return tuple(x.zero_() for x in gradients)
-        of_query, of_key, of_value = (array_of("", x) for x in gradients)
-        problem.differentiate(
-            *inputs, (of_query, of_key, of_value, None, None), _args.num_threads(None)
-        )
-        return tuple(gradients)
+        results = grad_out, out, lse, None
+        if not memory.differentiate(problem, *results, gradients, get_num_threads()):
+            raise RuntimeError(
+                "selfattn: expected grad_out, out and lse as the forward pass has them"
+            )
+        return gradients
+
+
+def _problem(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Any, is_causal: bool, scale: Any
+) -> Any:
+    keywords: dict[str, Any] = {"enable_gqa": True}
+    if attn_mask is not None:
+        keywords["attn_mask"] = bools_of(array_of("attn_mask", attn_mask))
+    if is_causal:
+        keywords["is_causal"] = True
+    if scale is not None:
+        keywords["scale"] = scale
+    return kernels.problem_of(query, key, value, keywords)
 
 
 # ------------------------------------------------------------------ varlen_attn

@@ -51,7 +51,7 @@ def _fake_gradients(
 # ------------------------------------------------------------------ attention
 
 
-def _problem(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]) -> Any:
+def problem_of(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, Any]) -> Any:
     """`_args.attention_problem` of tensors; sooner for the usual ones."""
     enable_gqa = _args.flag("enable_gqa", keywords.pop("enable_gqa", False))
     problem = memory.problem(query, key, value, enable_gqa)
@@ -74,7 +74,7 @@ def attend(
     """The result, and its lse if that is wanted, of an operator's options."""
     keywords = options.of_kernel(options.filled(given))
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
-    problem = _problem(query, key, value, keywords)
+    problem = problem_of(query, key, value, keywords)
     out = new_result(query, problem.out_shape)
     return out, memory.attend(problem, out, with_lse, num_threads)
 
@@ -99,7 +99,7 @@ def attention_gradients(
     keywords = options.of_kernel(options.filled(given))
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
     mask, sinks = keywords.get("attn_mask"), keywords.get("sinks")
-    problem = _problem(query, key, value, keywords)
+    problem = problem_of(query, key, value, keywords)
     if not mask_grad and not sinks_grad:
         gradients = new_gradient(query), new_gradient(key), new_gradient(value)
         results = grad_out, out, lse, grad_lse
