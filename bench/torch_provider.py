@@ -3,11 +3,11 @@
     python bench/torch_provider.py [--threads N] [--repeats N] [--waiting] [--busy]
                                      [--json FILE]
 
-Calls of F.scaled_dot_product_attention without gradients, small ones among them, where Python and
-the dispatcher take most of the time; the same with gradients; and whole encoder layers, in eval()
-and in train(): with PyTorch's own kernels, with selfattn's attention, and with its linear layers
-too. Both libraries have threads of their own there, which take turns inside every layer, and may
-spin while they wait. With --waiting all of it is done in a process for each way of waiting that
+Calls of F.scaled_dot_product_attention and F.linear without gradients, small ones among them, where
+Python and the dispatcher take most of the time; the same with gradients; and whole encoder layers,
+in eval() and in train(): with PyTorch's own kernels, with selfattn's attention, and with its linear
+layers too. Both libraries have threads of their own there, which take turns inside every layer, and
+may spin while they wait. With --waiting all of it is done in a process for each way of waiting that
 OpenMP knows, since it is chosen when a process begins. Contestants take turns (harness.py); a
 figure is a median, a ratio that of two. The shapes are in suites/shapes.py. Run by hand.
 """
@@ -54,7 +54,7 @@ def main():
     selfattn.set_num_threads(arguments.threads)
     about = command.announce(arguments.threads)
     results = []
-    for name, what, calls in [*attention(), *encoders()]:
+    for name, what, calls in [*attention(), *small(), *encoders()]:
         ms = timed(calls, arguments)
         results.append({"shape": name, "what": what, "ms": ms})
         print(line(name, what, ms), flush=True)
@@ -78,6 +78,37 @@ def attention():
 
         for what, call in (("forward", forward), ("forward + backward", both)):
             yield str(row), what, dict.fromkeys(("torch", "selfattn"), call)
+
+
+def small():
+    """The same of masks, grouped heads and a linear layer, in the smallest call's shape."""
+    row = TORCH_CALLS[0]
+    query, key, value = (torch.from_numpy(x) for x in row.arrays())
+    visible = torch.ones(row.seqlen_q, row.seqlen_k, dtype=torch.bool).tril()
+    bias = torch.randn(row.seqlen_q, row.seqlen_k)
+    rows, weight = query[0, 0], torch.randn(row.head_dim, row.head_dim)
+    leaves = rows.clone().requires_grad_(), weight.clone().requires_grad_()
+
+    def attend(*arguments, **options):
+        with torch.inference_mode():
+            F.scaled_dot_product_attention(*arguments, **options)
+
+    def project():
+        with torch.inference_mode():
+            F.linear(rows, weight)
+
+    def both():
+        out = F.linear(*leaves)
+        torch.autograd.grad(out, leaves, out.detach())
+
+    for what, call in {
+        "bool mask": lambda: attend(query, key, value, visible),
+        "float mask": lambda: attend(query, key, value, bias),
+        "grouped heads": lambda: attend(query, key[:, :2], value[:, :2], enable_gqa=True),
+    }.items():
+        yield str(row), what, dict.fromkeys(("torch", "selfattn"), call)
+    for what, call in (("linear", project), ("linear + backward", both)):
+        yield str(row), what, dict.fromkeys(("torch", "selfattn, linear too"), call)
 
 
 def encoders():
