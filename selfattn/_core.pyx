@@ -629,10 +629,10 @@ cdef class TensorMemory:
             and cnp.PyArray_SIZE(rows) != 0
         ):
             return False
-        of_query, of_key, of_value = gradients
-        cdef tuple arrays = (
-            self.array(of_query), self.array(of_key), self.array(of_value), None, None
-        )
+        of_query, of_key, of_value = [self.array(x) for x in gradients]
+        if of_query is None or of_key is None or of_value is None:
+            return False
+        arrays = (of_query, of_key, of_value, None, None)
         problem.differentiate(of_out, result, rows, arrays, num_threads, of_lse)
         return True
 

@@ -91,6 +91,26 @@ def test_alike():
     assert not memory.are_alike(x.long(), x.long())
 
 
+def test_gradients_need_memory():
+    """Where an argument has none, or another shape or dtype, nothing is written."""
+    query = torch.randn(2, 3, 5, 4)
+    problem = memory.problem(query, query, query, False)
+    out = torch.empty_like(query)
+    lse = memory.attend(problem, out, True, 1)
+    assert lse.shape == (2, 3, 5)
+    gradients = tuple(torch.zeros_like(query) for _ in range(3))
+    usual = query, out, lse, None, gradients
+    for place, wrong in (
+        (0, query[:1]), (0, query.double()), (1, None), (1, query.to("meta")), (2, lse.double()),
+        (2, lse[..., :4]), (3, query), (4, (None, *gradients[1:])),
+    ):  # fmt: skip
+        call = [*usual[:place], wrong, *usual[place + 1 :]]
+        assert memory.differentiate(problem, *call, 1) is False
+    assert not any(x.any() for x in gradients)
+    assert memory.differentiate(problem, *usual, 1)
+    assert all(x.any() for x in gradients)
+
+
 def test_a_type_without_a_table():
     with pytest.raises(AttributeError):
         _core.TensorMemory(np.ndarray, bool)
