@@ -143,7 +143,7 @@ SA_INLINE void decode_squares(const int M, const int is_int8, const sa_tile *t, 
     const int per_lane = is_int8 ? 4 : PER_LANE, size = is_int8 ? 1 : ELEM_SIZE;
     const int64_t chunk = sa_chunk_e(t->head_dim), head_dim = t->head_dim;
     int64_t begin = 0; /* of the chunk */
-    vec part[MOST_SQUARE_ROWS], acc[MOST_SQUARE_ROWS];
+    vec part[SQUARE_ROWS], acc[SQUARE_ROWS];
     SA_UNROLL
     for (int r = 0; r < M; ++r) acc[r] = part[r] = v_zero();
     for (int64_t d = 0; d < head_dim; d += LANES * per_lane) {
@@ -216,13 +216,6 @@ static int decode_reads_int8(const sa_tile *t) {
            t->head_dim_v % LANES == 0;
 }
 
-#define EACH_NUMBER_OF_ROWS(CASE) CASE(1) CASE(2) CASE(3) CASE(4)
-#if LANES == 16
-#define MORE_NUMBERS_OF_ROWS(CASE) CASE(5) CASE(6) CASE(7) CASE(8)
-#else
-#define MORE_NUMBERS_OF_ROWS(CASE)
-#endif
-
 /* S, LANES keys at a time. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     const sa_key_rows *k = keys->k, *v = keys->v;
@@ -241,17 +234,23 @@ static void decode_scores(const sa_tile *t, const decode_scratch *x, const block
         for (int j = 0; j < LANES; ++j) rows[j] = k->at + (key + at_most(j, count - 1)) * k->row;
         vec scale = v_set(1);
         if (is_int8) scale = v_load_strided(k->scale + key * k->scale_row, k->scale_row, count);
-#define SQUARES(M)                                                                      \
-    case M:                                                                             \
-        is_int8 ? decode_squares(M, HAS_INT8, t, x->q, rows, scale, prefetch_offset, s) \
-                : decode_squares(M, 0, t, x->q, rows, scale, prefetch_offset, s);       \
+        if (!are_squares) decode_panels(t, x, k, rows, count, prefetch_offset, s);
+        for (int r = 0; are_squares && r < t->rows; r += SQUARE_ROWS) {
+            const real *q = x->q + r * t->head_dim;
+            real *to = s + r * DECODE_S_ROW;
+#define SQUARES(M)                                                                    \
+    case M:                                                                           \
+        is_int8 ? decode_squares(M, HAS_INT8, t, q, rows, scale, prefetch_offset, to) \
+                : decode_squares(M, 0, t, q, rows, scale, prefetch_offset, to);       \
         break;
-        switch (are_squares ? t->rows : 0) {
-            EACH_NUMBER_OF_ROWS(SQUARES)
-            MORE_NUMBERS_OF_ROWS(SQUARES)
-            default: decode_panels(t, x, k, rows, count, prefetch_offset, s);
-        }
+            switch (at_most(t->rows - r, SQUARE_ROWS)) {
+                SQUARES(1)
+                SQUARES(2)
+                SQUARES(3)
+                SQUARES(4)
+            }
 #undef SQUARES
+        }
     }
 }
 

@@ -16,9 +16,10 @@ SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LA
 
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
-/* Columns of a square of elements that is transposed in registers. Used by decode.inc.h and
+/* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
+ * chunks fit the registers; and columns of a square of elements. Used by decode.inc.h and
  * project_gemv.inc.h. */
-enum { SQUARE_K = LANES * PER_LANE };
+enum { SQUARE_ROWS = 4, SQUARE_K = LANES * PER_LANE };
 
 /* Load the LANES × LANES square at `offset` of LANES rows. Unless it is 0, the address
  * `prefetch_offset` bytes past each element is prefetched. */

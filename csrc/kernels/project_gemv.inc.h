@@ -23,7 +23,6 @@ enum {
     GEMV_K = 4 * PROJECT_RUN, /* k of a block: the more, the longer the pieces of W */
     GEMV_COLUMNS = 1024, /* rows of W at a time by columns: their sums stay in L1 for a chunk */
     GEMV_COLUMNS_K = 8,  /* columns of W added to a sum at a time */
-    SQUARE_ROWS = 4,     /* of x by a square at a time: it and twice their sums fit the registers */
 };
 
 typedef struct {
