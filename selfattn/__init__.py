@@ -22,16 +22,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+try:
+    from . import _core as _core
+except ImportError as error:
+    from ._no_core import explained
+
+    raise explained(error) from None
+
 from ._config import isas, show_config
 from ._threads import get_num_threads, set_num_threads, threads
 from ._version import __version__
 from .attention import scaled_dot_product_attention
 from .backward import scaled_dot_product_attention_backward, varlen_attention_backward
-from .caches import KVCache, PagedKVCache
-from .gradients import AttentionGradients, MergeGradients, ProjectionGradients
+from .gradients import AttentionGradients, ProjectionGradients
 from .linear import project, project_backward
-from .merging import merge_states, merge_states_backward, merge_states_many
-from .state import AttentionState
 from .steps import attention_weights, scaled_dot_product, softmax, weighted_sum
 from .varlen import varlen_attention
 
@@ -39,6 +43,10 @@ if TYPE_CHECKING:
     from . import (
         nn as nn,
     )  # and not torch or transformers, which checkers would read for every user
+    from .caches import KVCache, PagedKVCache
+    from .gradients import MergeGradients
+    from .merging import merge_states, merge_states_backward, merge_states_many
+    from .state import AttentionState
 
 __all__ = [
     "AttentionGradients",
@@ -68,14 +76,28 @@ __all__ = [
     "weighted_sum",
 ]
 
+# What loads when it is first asked for: names, by the modules that have them, and modules.
+_LAZY_NAMES = {
+    "AttentionState": "state",
+    "KVCache": "caches",
+    "MergeGradients": "gradients",
+    "PagedKVCache": "caches",
+    "merge_states": "merging",
+    "merge_states_backward": "merging",
+    "merge_states_many": "merging",
+}
 _LAZY = ("flash_attn", "nn", "plot", "torch", "transformers")
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
         return importlib.import_module(f".{name}", __name__)
+    if name in _LAZY_NAMES:
+        found = getattr(importlib.import_module(f".{_LAZY_NAMES[name]}", __name__), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*globals(), *_LAZY, *_LAZY_NAMES})

@@ -1,9 +1,8 @@
 """What the backward functions return: the gradients, by the names of the inputs.
 
-Built by `backward.py`, `linear.py` and `merging.py`, and by `reference/`.
+Built by `backward.py`, `linear.py` and `merging.py`, and by `reference/`. Annotations are evaluated
+here: those that are text take a NamedTuple longer to make, at each import of the package.
 """
-
-from __future__ import annotations
 
 from typing import NamedTuple
 

@@ -6,13 +6,14 @@
     shapes.py      shapes that broadcast
     table.py       attention's options, one a row
     options.py     the check of each option
+    hints.py       what errors add where the mistake is a common one
     gradients.py   what the backward pass is given, and arrays for what it returns
     problems.py    shapes that fit together: the problem that `_core` solves
     attention.py   a call of attention: the fast path, or a problem and its result
     merging.py     states of attention
     projections.py rows, a matrix and a bias
-    rotary.py      rotary positions; rotary_tables.py: those of given cosines and sines
-    layers.py      layers: their sizes, inputs and weights
+    rotary.py      rotary positions; rotary_tables.py: those of given cosines and sines;
+    layers.py      layers: their sizes, inputs and weights; nn/ alone imports these
 
 Every function here either returns something sound or raises an error that names the argument,
 what was expected and what came. Nothing has been written when it raises. Called by `attention.py`,
@@ -24,16 +25,6 @@ asks first, and `fast_problem`, which `problems.py` does.
 from .arrays import array, compute_into, is_dtype, real_dtype, same_dtype
 from .attention import attend
 from .gradients import backward_inputs, in_dtype_of, lse_gradient, new_gradients
-from .layers import (
-    layer_dtype,
-    layer_input,
-    layer_inputs,
-    layer_leading,
-    layer_options,
-    layer_rng,
-    layer_sizes,
-    layer_state,
-)
 from .merging import new_merged, pair_of_states, states
 from .numbers import integer, size
 from .options import axis, flag, num_threads, per_batch
@@ -44,12 +35,10 @@ from .problems import (
     varlen_problem,
 )
 from .projections import gradient_of, projection
-from .rotary import Rotation, rotary, rotary_offset
 from .table import nondefault, options_of, set_options
 
 __all__ = [
     "NO_VALUE",
-    "Rotation",
     "array",
     "attend",
     "attention_problem",
@@ -61,14 +50,6 @@ __all__ = [
     "in_dtype_of",
     "integer",
     "is_dtype",
-    "layer_dtype",
-    "layer_input",
-    "layer_inputs",
-    "layer_leading",
-    "layer_options",
-    "layer_rng",
-    "layer_sizes",
-    "layer_state",
     "lse_gradient",
     "new_gradients",
     "new_merged",
@@ -79,8 +60,6 @@ __all__ = [
     "per_batch",
     "projection",
     "real_dtype",
-    "rotary",
-    "rotary_offset",
     "same_dtype",
     "set_options",
     "size",

@@ -9,7 +9,7 @@ both to the rows. (`locals()` would spare the tuple, and take longer than a smal
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from .. import _core
 from .._core import AttentionProblem as Problem
@@ -25,14 +25,21 @@ _NORMALISED = _FORWARD | _BACKWARD | _LAYER | _WEIGHTS | _LAYER_WEIGHTS
 _ALL = _NORMALISED | _SCORES
 
 
-class Option(NamedTuple):
+class Option:  # no NamedTuple or dataclass, which every import of the package would make anew
     """One option of attention."""
 
-    name: str
-    default: object
-    functions: set[str]  # that take it
-    check: Callable[[Any, Problem], Any] | None = None  # (value, problem) -> what `setter` takes
-    setter: Callable[[Problem, Any], None] | None = None
+    __slots__ = ("check", "default", "functions", "name", "setter")
+
+    def __init__(
+        self,
+        name: str,
+        default: object,
+        functions: set[str],  # that take it
+        check: Callable[[Any, Problem], Any] | None = None,  # (value, problem) -> for `setter`
+        setter: Callable[[Problem, Any], None] | None = None,
+    ) -> None:
+        self.name, self.default, self.functions = name, default, functions
+        self.check, self.setter = check, setter
 
 
 # In the order of every signature, where those that may be given by place come first. Options

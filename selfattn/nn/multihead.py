@@ -17,6 +17,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .. import _args
+from .._args.layers import (
+    layer_dtype,
+    layer_input,
+    layer_inputs,
+    layer_leading,
+    layer_options,
+    layer_rng,
+    layer_sizes,
+    layer_state,
+)
+from .._args.rotary import rotary_offset
 from ..attention import scaled_dot_product_attention
 from ..backward import scaled_dot_product_attention_backward
 from ..linear import project
@@ -134,11 +145,11 @@ class MultiheadAttention:
         dtype: Any = np.float32,
         seed: Any = None,
     ) -> None:
-        self.embed_dim, self.num_heads, self.num_heads_kv, self.kdim, self.vdim = _args.layer_sizes(
+        self.embed_dim, self.num_heads, self.num_heads_kv, self.kdim, self.vdim = layer_sizes(
             embed_dim, num_heads, num_heads_kv, kdim, vdim
         )
         self.head_dim = self.embed_dim // self.num_heads
-        self.dtype = _args.layer_dtype(dtype)
+        self.dtype = layer_dtype(dtype)
         self._layout = Layout(
             self.embed_dim,
             self.num_heads_kv * self.head_dim,
@@ -146,7 +157,7 @@ class MultiheadAttention:
             self.vdim,
             _args.flag("bias", bias),
         )
-        self.params = self._layout.initial(_args.layer_rng("seed", seed), self.dtype)
+        self.params = self._layout.initial(layer_rng("seed", seed), self.dtype)
         self.grads: dict[str, np.ndarray] = {}
         self._saved: _Saved | None = None
 
@@ -185,10 +196,10 @@ class MultiheadAttention:
         array, shape (..., L, embed_dim)
         """
         keep = _args.flag("requires_grad", requires_grad)
-        options = _args.layer_options("attention_options", attention_options, _ATTENTION)
+        options = layer_options("attention_options", attention_options, _ATTENTION)
         inputs, num_inputs = self._inputs(x, context)
         rope_arguments = self._rope_arguments(rope, options, inputs[0])
-        leading = _args.layer_leading(*inputs)
+        leading = layer_leading(*inputs)
         num_threads = options.get("num_threads")
         query, key, value = self._rows(inputs, rope_arguments, num_threads)
         merged = np.empty((*leading, *inputs[0].shape[-2:]), self.dtype)
@@ -243,7 +254,7 @@ class MultiheadAttention:
         if self._saved is None:
             raise RuntimeError("backward: expected a forward(..., requires_grad=True) before it")
         inputs, num_inputs, rows, merged, lse, rope_arguments, options = self._saved
-        grad = _args.layer_input("grad_out", grad_out, self.embed_dim, self.dtype)
+        grad = layer_input("grad_out", grad_out, self.embed_dim, self.dtype)
         if grad.shape != merged.shape:
             raise ValueError(f"grad_out: expected shape {merged.shape}, got {grad.shape}")
         query, key, value = rows
@@ -299,9 +310,9 @@ class MultiheadAttention:
         -------
         array, shape (..., num_heads, L, S)
         """
-        options = _args.layer_options("attention_options", attention_options, _WEIGHTS)
+        options = layer_options("attention_options", attention_options, _WEIGHTS)
         inputs, _ = self._inputs(x, context)
-        _args.layer_leading(*inputs)
+        layer_leading(*inputs)
         rope_arguments = self._rope_arguments(rope, options, inputs[0])
         query, key = self._rows(inputs[:2], rope_arguments, options.get("num_threads"))
         return attention_weights(query, key, enable_gqa=True, **options)
@@ -328,7 +339,7 @@ class MultiheadAttention:
             `torch.nn.MultiheadAttention.state_dict()` as it is, of bfloat16 too, or its parameters,
             which may require grad. Where one is wrong, nothing is written.
         """
-        arrays = _args.layer_state(state, self._layout.shapes, self.dtype)
+        arrays = layer_state(state, self._layout.shapes, self.dtype)
         for name, x in arrays.items():
             self.params[name][...] = x
         self._saved = None
@@ -352,7 +363,7 @@ class MultiheadAttention:
     ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
         """What query, key and value are projected from, and as how many arrays it was given."""
         widths = self.embed_dim, self.kdim, self.vdim
-        return _args.layer_inputs(x, context, widths, self.dtype)
+        return layer_inputs(x, context, widths, self.dtype)
 
     def _rope_arguments(
         self, rope: Mapping[str, Any] | None, attention_options: dict[str, Any], x: np.ndarray
@@ -360,7 +371,7 @@ class MultiheadAttention:
         """Those of `rope` for queries and for keys; none where it is not asked for."""
         if rope is None:
             return []
-        of_key = _args.layer_options("rope", rope, _ROPE)
+        of_key = layer_options("rope", rope, _ROPE)
         if self.head_dim % 2 and of_key.get("rotary_dim") is None:
             raise ValueError(
                 f"rope: expected a rotary_dim where head_dim is odd, {self.head_dim}, got none"
@@ -369,7 +380,7 @@ class MultiheadAttention:
         if of_key.get("positions") is not None:
             return [of_key, of_key]
         offset = attention_options.get("query_offset", 0)
-        _args.rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
+        rotary_offset("query_offset", offset, x.shape[:-2])  # by its name here
         return [{**of_key, "offset": offset}, of_key]
 
     def _rows(

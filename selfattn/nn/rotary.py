@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .. import _args, _core
+from .._args.rotary import rotary
 
 if TYPE_CHECKING:
     from .._typing import Array, Ints, Number
@@ -43,7 +44,7 @@ def rope(
     ----------
     x : array, shape (..., H, L, E)
         float32, float64, float16 or bfloat16, any strides; 2-D is one head.
-    offset : int, or int array over the axes before the heads
+    offset : int, or int array (or list) over the axes before the heads
         Position of the first row; row i has position `offset + i`. With a cache this is its
         `lengths` before the rows are appended.
     positions : int array, shape (..., L), optional
@@ -156,7 +157,7 @@ def _rope(
     name: str, given: Any, pairing: tuple[Any, ...], out: Any, num_threads: Any, is_backward: bool
 ) -> np.ndarray:
     x = _args.array(name, given)
-    rotation = _args.rotary(name, x, *pairing)
+    rotation = rotary(name, x, *pairing)
     num_threads = _args.num_threads(num_threads)
     inputs = () if out is x else (x,)
     # Rows in the order of memory: heads may lie side by side.

@@ -165,6 +165,50 @@ def test_submodules_load_lazily():
     code = "import sys, selfattn; print([n for n in sys.modules if n.startswith('selfattn.')])"
     loaded = set(eval(subprocesses.run(code)))
     assert not loaded & {"selfattn.cli", "selfattn.demo", "selfattn.reference", "selfattn.nn"}
+    assert not loaded & {"selfattn.bench", "selfattn.caches", "selfattn.state"}
+
+
+def test_import_needs_little_of_the_standard_library():
+    """Modules that take long to import, each longer than most of ours."""
+    code = """
+    import sys
+    import numpy
+    before = set(sys.modules)
+    import selfattn
+    print(sorted(set(sys.modules) - before))
+    """
+    new = eval(subprocesses.run(code))
+    assert not {"dataclasses", "inspect", "pathlib", "subprocess", "threading"} & set(new)
+
+
+@pytest.mark.parametrize("is_source_tree", [True, False])
+def test_import_without_the_core(tmp_path, is_source_tree):
+    """From a clone, say: where one stands and what to do, and nothing of circular imports."""
+    for path in Path(selfattn.__file__).parent.rglob("*.py"):
+        copy = tmp_path / "selfattn" / path.relative_to(Path(selfattn.__file__).parent)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    if is_source_tree:
+        (tmp_path / "setup.py").touch()
+    done = subprocesses.attempt("import selfattn", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith(f"ImportError: selfattn: {tmp_path / 'selfattn'} has no compiled core ")
+    assert ("source tree" in last and f"pip install -e {tmp_path}" in last) == is_source_tree
+    assert "circular" not in done.stderr
+
+
+def test_import_of_a_core_that_does_not_load(tmp_path):
+    """What the system says of it is passed on."""
+    package = tmp_path / "selfattn"
+    package.mkdir()
+    for name in ("__init__.py", "_no_core.py"):
+        (package / name).write_bytes((Path(selfattn.__file__).parent / name).read_bytes())
+    (package / Path(_core.__file__).name).write_bytes(b"no library")
+    done = subprocesses.attempt("import selfattn", PYTHONPATH=str(tmp_path))
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ")
+    assert "has no compiled core" not in last
 
 
 def test_install_is_small():
