@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import sys
@@ -9,6 +10,16 @@ import sys
 import numpy as np
 
 from . import _core, _threads, _version
+
+
+def _is_the_command() -> bool:
+    """Whether this process is `selfattn`, or `python -m selfattn`, not another program."""
+    program = (getattr(sys, "argv", None) or [""])[0]
+    if program == "-m":  # Python is looking for the module that it was told to run
+        _, *words = sys.orig_argv
+        return "-mselfattn" in words or ("-m", "selfattn") in itertools.pairwise(words)
+    return os.path.basename(program) in ("selfattn", "selfattn.exe")
+
 
 _forced = os.environ.get("SELFATTN_ISA", "")
 wrong_isa = ""
@@ -20,10 +31,7 @@ if _forced and not (_forced in _core.isas() and _core.force_isa(_forced)):
     )
     _forced = ""
     # The command says so itself, and `selfattn info` which there are.
-    if os.path.basename((getattr(sys, "argv", None) or [""])[0]) not in (
-        "selfattn",
-        "selfattn.exe",
-    ):
+    if not _is_the_command():
         raise ImportError(wrong_isa)
 
 
