@@ -22,6 +22,7 @@ class SupportsBuffer(Protocol):
 
 
 Array = np.ndarray | SupportsArray | SupportsDLPack | SupportsBuffer
-Ints = SupportsIndex | Array
+Ints = SupportsIndex | Array | Sequence[int]
+Starts = Array | Sequence[int]
 Window = tuple[int, int] | Sequence[int]
 Number = SupportsFloat

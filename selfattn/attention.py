@@ -145,10 +145,10 @@ def scaled_dot_product_attention(
         Multiplies the scores; `1 / sqrt(E)` unless given. 0 and negative are legal.
     enable_gqa : bool
         Allow Hq to be a multiple of Hkv: query head h attends to key head `h // (Hq // Hkv)`.
-    query_offset : int, or int array over the axes before the heads
+    query_offset : int, or int array (or list) over the axes before the heads
         Position of the first query among the keys. 0 is torch's alignment, `S - L` aligns the
         last query with the last key; it may be negative.
-    kv_lengths : int array over the axes before the heads, optional
+    kv_lengths : int array (or list) over the axes before the heads, optional
         Keys at or past the length are masked. 0 to S.
     window_size : (int, int)
         (left, right), inclusive, around position `i + query_offset`; -1 is unbounded, None is

@@ -13,7 +13,7 @@ from .gradients import AttentionGradients
 
 if TYPE_CHECKING:
     from ._core import AttentionProblem
-    from ._typing import Array, Ints, Number, Window
+    from ._typing import Array, Ints, Number, Starts, Window
 
 
 def scaled_dot_product_attention_backward(
@@ -159,8 +159,8 @@ def varlen_attention_backward(
     value: Array,
     out: Array,
     lse: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_q: Starts,
+    cu_seqlens_k: Starts,
     attn_mask: Array | None = None,
     dropout_p: Number = 0.0,
     is_causal: bool = False,

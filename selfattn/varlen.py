@@ -13,7 +13,7 @@ import numpy as np
 from . import _args
 
 if TYPE_CHECKING:
-    from ._typing import Array, Ints, Number, Window
+    from ._typing import Array, Ints, Number, Starts, Window
 
 
 @overload
@@ -21,8 +21,8 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_q: Starts,
+    cu_seqlens_k: Starts,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
@@ -48,8 +48,8 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_q: Starts,
+    cu_seqlens_k: Starts,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
@@ -75,8 +75,8 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_q: Starts,
+    cu_seqlens_k: Starts,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
@@ -101,8 +101,8 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Array,
-    cu_seqlens_k: Array,
+    cu_seqlens_q: Starts,
+    cu_seqlens_k: Starts,
     attn_mask: Array | None = None,
     dropout_p: Number = 0.0,
     is_causal: bool = False,
@@ -133,13 +133,13 @@ def varlen_attention(
         sequence after the other.
     key : array, shape (total_k, Hkv, E)
     value : array, shape (total_k, Hkv, Ev)
-    cu_seqlens_q, cu_seqlens_k : int array, shape (B + 1,)
+    cu_seqlens_q, cu_seqlens_k : int array or list, shape (B + 1,)
         Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`: they start at 0, never decrease
         and end at the total. A sequence may be empty.
     attn_mask : array that broadcasts to (Hq, total_q, longest sequence of keys), optional
         Its columns count from the first key of the query's own sequence.
-    query_offset : int, or int array, shape (B,)
-    kv_lengths : int array, shape (B,), optional
+    query_offset : int, or int array or list, shape (B,)
+    kv_lengths : int array or list, shape (B,), optional
         Each from 0 to the sequence's own number of keys.
     alibi_slopes : array, shape (Hq,) or (B, Hq), optional
     segment_ids : int array, shape (total,), or a pair, shapes (total_q,) and (total_k,), optional

@@ -9,6 +9,7 @@ import numpy as np
 
 from .arrays import EXPECTED, array, as_array, is_dtype
 from .foreign import numbers_of
+from .hints import of_keyword
 from .numbers import size
 from .shapes import broadcast_shapes
 
@@ -117,7 +118,9 @@ def layer_options(what: str, options: Any, names: tuple[str, ...]) -> dict[str, 
         raise TypeError(f"{what}: expected a mapping, got {type(options).__name__}")
     for name in options:
         if name not in names:
-            raise TypeError(f"{what}: expected options among {', '.join(names)}, got {name!r}")
+            raise TypeError(
+                f"{what}: expected options among {', '.join(names)}, got {name!r}{of_keyword(name)}"
+            )
     return dict(options)
 
 

@@ -7,6 +7,7 @@ Those of attention, under the options' names, are called with the problem that t
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,13 @@ from .shapes import broadcast, unrepeated
 _BOOL, _FLOAT32 = np.dtype(bool), np.dtype(np.float32)
 _PIECE = 2**16  # elements that are looked at at once where there may be very many
 MAX_POSITION = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
+
+
+def _hints() -> Any:
+    """The module of that name, which only errors need."""
+    from . import hints
+
+    return hints
 
 
 def num_threads(n: Any = None) -> int:
@@ -124,25 +132,36 @@ def kv_lengths(x: Any, problem: AttentionProblem) -> np.ndarray | None:
     """An array with one for each batch entry; None where there is no query to see keys."""
     starts = problem.cu_seqlens_k
     most = problem.scores_shape[-1] if starts is None else np.diff(starts)
-    lengths = per_batch("kv_lengths", x, problem.batch_shape, 0, most)
+    lengths = per_batch(
+        "kv_lengths", x, problem.batch_shape, 0, most, lambda n: _hints().of_kv_length(n, problem)
+    )
     return None if 0 in problem.lse_shape else np.ascontiguousarray(lengths)
 
 
 def per_batch(
-    name: str, x: Any, batch_shape: tuple[int, ...], low: int, high: int | np.ndarray
+    name: str,
+    x: Any,
+    batch_shape: tuple[int, ...],
+    low: int,
+    high: int | np.ndarray,
+    hint: Callable[[int], str] | None = None,
 ) -> np.ndarray:
-    """An int64 view of `batch_shape`, whose values must be from `low` to `high`, each or all."""
-    expected = "an int or an array of ints"
+    """An int64 view of `batch_shape`, whose values must be from `low` to `high`, each or all.
+
+    A `hint` is asked, with a value that is not, what the error should add.
+    """
+    expected = "an int, or an array or list of ints"
     if isinstance(x, int) and not isinstance(x, bool):
         if not -(2**63) <= x < 2**63:
             raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
         x = np.asarray(x)
-    x = np.array(ints(name, x, expected))  # our own: the user's may change later
+    x = np.array(ints_in(name, x, expected))  # our own: the user's may change later
     view = broadcast(name, x, batch_shape, "the axes before the heads")
     is_beyond = (x < low) | (x > high)  # of x as it was given, which may be less than the view
     if is_beyond.any():
         x, high = (np.broadcast_to(y, is_beyond.shape)[is_beyond][0] for y in (x, high))
-        raise ValueError(f"{name}: expected values from {low} to {high}, got {x}")
+        more = hint(int(x)) if hint else ""
+        raise ValueError(f"{name}: expected values from {low} to {high}, got {x}{more}")
     return np.broadcast_to(x.astype(np.int64, copy=False), view.shape)
 
 
@@ -151,16 +170,28 @@ def per_batch(
 
 def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
     """Bools or floats that broadcast to the scores' shape."""
-    y = _of_dtypes("attn_mask", x, _BOOL, _FLOAT32, problem.query.dtype)
+    y, dtype = as_array("attn_mask", x), problem.query.dtype
+    if y.dtype not in (_BOOL, _FLOAT32, dtype):
+        expected = " or ".join(dict.fromkeys(("bool", "float32", dtype.name)))
+        raise TypeError(
+            f"attn_mask: expected {expected} in native byte order, got {y.dtype!r}"
+            f"{_hints().of_mask_dtype(y.dtype)}"
+        )
     if _core.broadcasts(y, problem.scores_shape):
         return y
-    return broadcast("attn_mask", y, problem.scores_shape, "the scores' shape")  # which raises
+    return broadcast(  # which raises
+        "attn_mask",
+        y,
+        problem.scores_shape,
+        "the scores' shape",
+        hint=lambda given: _hints().of_mask_shape(given, problem),
+    )
 
 
 def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of one for each batch entry and query head."""
     shape = (*problem.batch_shape, problem.num_heads_q)
-    return _per_head("alibi_slopes", x, shape, problem.query.dtype)
+    return _per_head("alibi_slopes", x, shape, problem)
 
 
 def sinks(x: Any, problem: AttentionProblem) -> np.ndarray:
@@ -169,7 +200,7 @@ def sinks(x: Any, problem: AttentionProblem) -> np.ndarray:
     x = as_array("sinks", x)
     if x.shape == (1, heads, 1, 1):
         x = x.reshape(heads)
-    return _per_head("sinks", x, (heads,), problem.query.dtype)
+    return _per_head("sinks", x, (heads,), problem)
 
 
 def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarray]:
@@ -200,8 +231,22 @@ def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarr
     batch_shape = problem.lse_shape[:-2]
     shape_q, shape_k = (*batch_shape, seqlen_q), (*batch_shape, seqlen_k)
     return (
-        broadcast("segment_ids", of_query, shape_q, "one for each query", last=True),
-        broadcast("segment_ids", of_key, shape_k, "one for each key", last=True),
+        broadcast(
+            "segment_ids",
+            of_query,
+            shape_q,
+            "one for each query",
+            last=True,
+            hint=lambda given: _hints().of_ids(given, problem, query),
+        ),
+        broadcast(
+            "segment_ids",
+            of_key,
+            shape_k,
+            "one for each key",
+            last=True,
+            hint=lambda given: _hints().of_ids(given, problem, key),
+        ),
     )
 
 
@@ -216,22 +261,37 @@ def ints(name: str, x: Any, expected: str, kinds: str = "iu") -> np.ndarray:
     return y
 
 
-def _per_head(name: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A view of `shape`, which ends in the query heads, of the real dtype of query's `dtype`."""
-    x = as_array(name, x)
+def ints_in(name: str, x: Any, expected: str) -> np.ndarray:
+    """The same of an array, or of a list or tuple of ints."""
+    if not isinstance(x, (list, tuple)):
+        return ints(name, x, expected)
+    given = type(x).__name__
+    try:
+        y = np.array(x)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{name}: expected {expected}, got a {given} that is no array") from None
+    if y.size == 0:  # of which NumPy makes floats
+        return y.astype(np.int64)
+    if y.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected {expected}, got a {given} of {y.dtype!r}")
+    return y
+
+
+def _per_head(name: str, x: Any, shape: tuple[int, ...], problem: AttentionProblem) -> np.ndarray:
+    """A view of `shape`, which ends in the query heads, of the real dtype of query's."""
+    x, dtype = as_array(name, x), problem.query.dtype
     if x.dtype not in (np.float32, dtype):
         expected = " or ".join(dict.fromkeys(("float32", dtype.name)))
         raise TypeError(f"{name}: expected {expected} in native byte order, got {x.dtype!r}")
     x = x.astype(real_dtype(dtype), copy=False)
-    return broadcast(name, x, shape, "one for each query head", last=True)
-
-
-def _of_dtypes(name: str, x: Any, *dtypes: np.dtype) -> np.ndarray:
-    y = as_array(name, x)
-    if y.dtype not in dtypes:
-        expected = " or ".join(dict.fromkeys(dtype.name for dtype in dtypes))
-        raise TypeError(f"{name}: expected {expected} in native byte order, got {y.dtype!r}")
-    return y
+    return broadcast(
+        name,
+        x,
+        shape,
+        "one for each query head",
+        last=True,
+        hint=lambda given: _hints().of_numbers_of_heads(given, problem),
+    )
 
 
 # ------------------------------------------------------------------ packed sequences
@@ -242,7 +302,7 @@ def cumulative(name: str, x: Any, total: int) -> tuple[np.ndarray, int]:
 
     The first as int64, our own, (number of sequences + 1,).
     """
-    numbers = ints(name, x, "an array of ints")
+    numbers = ints_in(name, x, "an array or list of ints")
     if numbers.ndim != 1 or numbers.size == 0:
         raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {numbers.shape}")
     # Our own: the user's may change while the kernels read it. A number beyond int64 is negative

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def _any_problem(query: Any, key: Any, value: Any, enable_gqa: bool) -> Attentio
     else:
         value = array("value", value)
         same_dtype("value", value, "query", query)
-    leading = _leading(_shapes(query, key, value), enable_gqa)
+    leading = _leading(_shapes(query, key, value), enable_gqa, _hint_of_heads)
     return AttentionProblem(query, key, value, *leading)
 
 
@@ -125,13 +126,31 @@ def _two_axes(shapes: Shapes) -> None:
             raise ValueError(f"{name}: expected 2 or more axes, got shape {shape}")
 
 
-def _leading(shapes: Shapes, enable_gqa: bool) -> tuple[tuple[int, ...], int, int]:
+def _hint_of_heads(shapes: Shapes) -> str:
+    from . import hints  # which only errors need
+
+    query, key, *_ = shapes.values()
+    return hints.of_number_of_heads(query, key)
+
+
+def _no_hint(shapes: Shapes) -> str:
+    return ""
+
+
+def _leading(
+    shapes: Shapes, enable_gqa: bool, hint: Callable[[Shapes], str] = _no_hint
+) -> tuple[tuple[int, ...], int, int]:
     """(batch_shape, query heads, key/value heads) of named shapes, the query's first."""
-    return _batch_shape(shapes), *_heads(shapes, enable_gqa)
+    return _batch_shape(shapes), *_heads(shapes, enable_gqa, hint)
 
 
-def _heads(shapes: Shapes, enable_gqa: bool) -> tuple[int, int]:
-    """How many query heads and how many key/value heads there are; an axis of 1 broadcasts."""
+def _heads(
+    shapes: Shapes, enable_gqa: bool, hint: Callable[[Shapes], str] = _no_hint
+) -> tuple[int, int]:
+    """How many query heads and how many key/value heads there are; an axis of 1 broadcasts.
+
+    The error that says otherwise ends in the hint.
+    """
     heads = {name: shape[-3] if len(shape) > 2 else 1 for name, shape in shapes.items()}
     (query, heads_q), (key, heads_kv), *others = heads.items()
     for name, n in others:
@@ -148,10 +167,12 @@ def _heads(shapes: Shapes, enable_gqa: bool) -> tuple[int, int]:
         raise ValueError(
             f"{key}: expected {heads_q} heads, as many as {query} has, or 1, got {heads_kv} "
             "(enable_gqa=True lets query heads share keys and values)"
+            f"{hint(shapes)}"
         )
     if heads_kv == 0 or heads_q % heads_kv:
         raise ValueError(
             f"{key}: expected a number of heads that divides {query}'s {heads_q}, got {heads_kv}"
+            f"{hint(shapes)}"
         )
     return heads_q, heads_kv
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 
@@ -30,9 +32,17 @@ def unrepeated(x: np.ndarray) -> np.ndarray:
 
 
 def broadcast(
-    name: str, x: np.ndarray, shape: tuple[int, ...], what: str, last: bool = False
+    name: str,
+    x: np.ndarray,
+    shape: tuple[int, ...],
+    what: str,
+    last: bool = False,
+    hint: Callable[[tuple[int, ...]], str] | None = None,
 ) -> np.ndarray:
-    """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch."""
+    """A view of `shape`; with `last`, the last axis of `x` must be there and must not stretch.
+
+    A `hint` is asked, with x's shape, what the error should add.
+    """
     if x.shape == shape:
         return x
     try:
@@ -42,4 +52,5 @@ def broadcast(
     except ValueError:
         raise ValueError(
             f"{name}: expected a shape that broadcasts to {what}, {shape}, got {x.shape}"
+            f"{hint(x.shape) if hint else ''}"
         ) from None

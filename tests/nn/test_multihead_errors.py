@@ -15,7 +15,7 @@ WRONG_OPTIONS = [
     ({"dropout_p": 1.5}, ValueError, "dropout_p: expected a probability from 0 to 1, got 1.5"),
     ({"dropout_p": 0.5, "dropout_seed": "1"}, TypeError, "dropout_seed: expected an int, got str"),
     ({"scale": "1"}, TypeError, "scale: expected a number, got str"),
-    ({"query_offset": 0.5}, TypeError, "query_offset: expected an int or an .*got"),
+    ({"query_offset": 0.5}, TypeError, "query_offset: expected an int, or an .*got"),
     ({"window_size": 3}, TypeError, "window_size: expected two ints .*, got 3"),
     ({"softcap": -1.0}, ValueError, "softcap: expected 0 or more, got -1.0"),
     ({"alibi_slopes": np.zeros(3)}, ValueError, r"alibi_slopes: .*\(3, 2\), got \(3,\)"),
