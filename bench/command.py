@@ -11,16 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import os
-import platform
 from pathlib import Path
 
-import machine
-import numpy as np
-import peers
-
-import selfattn
+from selfattn.bench import machine, measure
+from selfattn.bench.measure import plain
 
 
 def parser(doc, repeats, json_flag="--json", repeats_help="samples of each that count"):
@@ -49,21 +43,7 @@ def names(text):
 
 def announce(num_threads):
     """Print, and return, the machine and the software that the figures are of."""
-    config = selfattn.show_config(mode="dicts")
-    versions = {
-        peer.name: peer.version() for peer in peers.contenders() if peer.name != "reference"
-    }
-    about = {
-        "cpu": machine.cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": num_threads,
-        "isa": config["isa"],
-        "compiler": config["compiler"],
-        "system": " ".join((platform.system(), platform.release().partition("-")[0])),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        **versions,
-    }
+    about = measure.about(num_threads)
     print(", ".join(f"{name} {value}" for name, value in about.items()))
     return about
 
@@ -73,14 +53,3 @@ def write_json(file, about, **results):
     if file is not None:
         values = plain({"machine": about, **results})
         file.write_text(json.dumps(values, indent=1, allow_nan=False) + "\n")
-
-
-def plain(x):
-    """`x` for JSON: floats in it rounded to what was measured, None where nothing was."""
-    if isinstance(x, dict):
-        return {name: plain(value) for name, value in x.items()}
-    if isinstance(x, (list, tuple)):
-        return [plain(value) for value in x]
-    if isinstance(x, float):
-        return float(f"{x:.5g}") if math.isfinite(x) else None
-    return x

@@ -17,14 +17,12 @@ from functools import partial
 from pathlib import Path
 
 import command
-import contest
-import harness
-import machine
 import numpy as np
 from suites.rules import DOCUMENT, HEAD_DIM, NUM_HEADS, RULES, SHORTEST, shape
 
 import selfattn
 from selfattn import reference
+from selfattn.bench import contest, harness, machine
 
 # Up to here the result is compared with the reference, which holds all the scores.
 CHECKED = 1024

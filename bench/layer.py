@@ -12,12 +12,11 @@ Without torch, selfattn alone is timed. The shapes are in suites/shapes.py. Run 
 from __future__ import annotations
 
 import command
-import harness
-import machine
 import numpy as np
 from suites.shapes import LAYERS
 
 from selfattn import nn
+from selfattn.bench import harness, machine
 from selfattn.nn import rotary
 
 try:

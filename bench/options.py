@@ -20,13 +20,12 @@ from dataclasses import replace
 from functools import partial
 
 import command
-import contest
-import harness
 import numpy as np
 from suites.options import BARE, BASE, OPTIONS, SOFTCAP, visible_share
 
 import selfattn
 from selfattn import _core, reference
+from selfattn.bench import contest, harness
 
 # Numbers in a call of tanh alone: few enough to stay in the cache, as a tile's scores do.
 TANH_LENGTH = 1 << 14

@@ -22,12 +22,12 @@ import time
 from functools import partial
 
 import command
-import harness
-import machine
 import numpy as np
-import peers
-from suites.shapes import PAUSES as ROWS
-from suites.shapes import PAUSES_PEERS, pick
+from suites.shapes import PAUSES_PEERS
+
+from selfattn.bench import harness, machine, peers
+from selfattn.bench.shapes import PAUSES as ROWS
+from selfattn.bench.shapes import pick
 
 SLEEPS = (0.0, 0.001, 0.005, 0.02, 0.1)
 MATMUL = "matmul"

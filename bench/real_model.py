@@ -26,10 +26,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
-import harness
 import numpy as np
 
 import selfattn
+from selfattn.bench import harness
 from selfattn.demo import bits
 from selfattn.demo.minilm import MiniLM, pool
 

@@ -16,11 +16,10 @@ SELFATTN_ISA asks for. Run by whoever wants figures to quote.
 from __future__ import annotations
 
 import command
-import contest
-import harness
-import peers
-from suites import shapes
-from suites.rows import HALF
+
+from selfattn.bench import peers, shapes
+from selfattn.bench.measure import measure
+from selfattn.bench.rows import HALF
 
 
 def main():
@@ -40,58 +39,6 @@ def main():
         print(f"\n{table(result)}", flush=True)
         results.append(result)
     command.write_json(arguments.json, about, rows=results)
-
-
-def measure(row, contenders, num_threads, repeats):
-    """The contenders on one row.
-
-    A dict of plain values, None where nothing was measured; and the Outcomes that they are of.
-    """
-    sets = contest.array_sets(row)
-    turns, ways, absent = {}, {}, {}
-    for peer in contenders:
-        if reason := peer.unfit(row):
-            absent[peer.name] = reason
-            continue
-        way = peer.choose(row, sets[0], num_threads)
-        turns[peer.name] = harness.Burst(*(way.bind(arrays).run for arrays in sets))
-        ways[peer.name] = way.name
-    loop = contest.limit(row, num_threads)
-    limit, outcomes = harness.race(turns, repeats, loop)
-    ceiling = loop.rate(limit.seconds)
-    ours = outcomes.get("selfattn")
-
-    def entry(name, outcome):
-        rate = row.amount / outcome.seconds / 1e9
-        return {
-            "name": name,
-            "way": ways[name],
-            "seconds": outcome.seconds,
-            "cold_seconds": outcome.cold,
-            "rate": rate,
-            "of_limit": rate / ceiling,
-            "selfattn_faster": ours and outcome.seconds / ours.seconds,
-            "cores": outcome.cores,
-            "samples": len(outcome.kept),
-            "discarded": outcome.discarded,
-        }
-
-    result = {
-        "row": row.name,
-        "shape": str(row),
-        "amount": row.amount,
-        "rate_unit": contest.rate_unit(row),
-        "repeats": repeats,
-        "limit": {
-            "name": loop.name,
-            "rate": ceiling,
-            "samples": len(limit.kept),
-            "discarded": limit.discarded,
-        },
-        "contestants": [entry(*pair) for pair in outcomes.items()],
-        "absent": absent,
-    }
-    return command.plain(result), outcomes
 
 
 def table(result):

@@ -14,16 +14,16 @@ asserted. report.py and options.py print the same without bars.
 
 from __future__ import annotations
 
-import machine
 import options
 import pytest
 import report
 from bars import clock, replay
-from peers import contenders
 from suites.options import BARE, BASE, OPTIONS
-from suites.shapes import SUITES
 
 import selfattn
+from selfattn.bench import machine
+from selfattn.bench.peers import contenders
+from selfattn.bench.shapes import SUITES
 
 THREADS = machine.available_threads()
 KEYS = {"GF": "gf", "GB/s": "gb_per_s"}

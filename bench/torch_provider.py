@@ -20,13 +20,12 @@ import subprocess
 import sys
 
 import command
-import harness
-import machine
 import torch
 import torch.nn.functional as F
 from suites.shapes import TORCH_CALLS, TORCH_ENCODERS
 
 import selfattn
+from selfattn.bench import harness, machine
 from selfattn.torch import enabled
 
 WAYS = {

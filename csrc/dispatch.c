@@ -59,6 +59,8 @@ static int64_t chosen(void) {
 
 const sa_kernels *sa_kernels_for(sa_dtype dtype) { return sets[chosen()].of_dtype[dtype]; }
 
+const sa_kernels *sa_best_kernels_for(sa_dtype dtype) { return sets[best()].of_dtype[dtype]; }
+
 const char *sa_isa_in_use(void) { return sets[chosen()].name; }
 
 const char *sa_isa_built(int i) { return i < NUM_SETS ? sets[i].name : NULL; }

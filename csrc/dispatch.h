@@ -6,4 +6,7 @@
 
 const sa_kernels *sa_kernels_for(sa_dtype dtype);
 
+/* Those of the best set that this machine runs, whichever is in use. */
+const sa_kernels *sa_best_kernels_for(sa_dtype dtype);
+
 #endif

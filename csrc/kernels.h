@@ -317,6 +317,9 @@ typedef struct sa_kernels {
     /* Rotate the pairs of a row of n elements; elements in no pair are copied. */
     void (*rope_row)(const sa_rope_row *row, int64_t n);
     void (*apply)(sa_function f, double unit, const void *x, void *y, int64_t n);
+    /* Multiply-adds on registers alone, and the floating-point operations of a step. */
+    double (*peak)(int64_t steps);
+    int64_t peak_flops;
 } sa_kernels;
 
 #endif

@@ -128,6 +128,15 @@ cdef extern from "fp_env.h" nogil:
     void sa_fp_leave(sa_fp_env) noexcept
 
 
+cdef extern from "machine.h" nogil:
+    ctypedef struct sa_team_time:
+        double seconds, cpu_seconds
+    int64_t sa_peak_flops(sa_dtype) noexcept
+    sa_status sa_time_peak(sa_dtype, int, int64_t, sa_team_time *) noexcept
+    int64_t sa_read_bytes(int64_t, int) noexcept
+    sa_status sa_time_read(const void *, int64_t, int, sa_team_time *) noexcept
+
+
 ctypedef sa_status (*solver)(const sa_problem *) noexcept nogil
 ctypedef sa_status (*row_solver)(const sa_row_problem *) noexcept nogil
 ctypedef const char *(*nth_name)(int) noexcept nogil

@@ -1,4 +1,5 @@
 # cython: boundscheck=False, wraparound=False, initializedcheck=False
+# cython: freethreading_compatible=True
 """The bridge: fill one C struct, release the GIL, call, map the status to an exception.
 
 No policy: `_args` has validated what comes here. Two functions validate for it, in less time than
@@ -10,8 +11,9 @@ problem, `fast_path` does the whole of a call that sets no option.
     _exchange.pxd    DLPack's table of C functions, by which tensors are read without Python
 """
 
+import _thread
 import os
-import threading
+import sys
 
 cimport numpy as cnp
 from cpython.bytearray cimport PyByteArray_AS_STRING
@@ -43,7 +45,20 @@ cnp.import_array()
 # Python runs signal handlers in its main thread alone. Any other one has nothing to ask for, and
 # must not: at exit, CPython ends a thread that asks for the GIL where it stands, while helpers
 # still work on its stack.
-cdef unsigned long main_thread = threading.main_thread().ident
+cdef unsigned long find_main_thread():
+    """threading.main_thread().ident, without importing that module, which takes long.
+
+    Where it has not been imported it would take the thread that imports it for the main one, until
+    Python 3.13, which knows.
+    """
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        return threading.main_thread().ident
+    known = getattr(_thread, "_get_main_thread_ident", None)
+    return PyThread_get_thread_ident() if known is None else known()
+
+
+cdef unsigned long main_thread = find_main_thread()
 
 
 def _fork_made_this_the_main_thread():
@@ -1045,6 +1060,42 @@ def in_default_environment(compute, *arguments):
         return compute(*arguments)
     finally:
         sa_fp_leave(callers)
+
+
+# ------------------------------------------------------------------ its limits, for benchmarks
+
+
+def peak_flops(bint is_float64):
+    """Floating-point operations of a step of `time_peak`, of each thread."""
+    return sa_peak_flops(SA_f64 if is_float64 else SA_f32)
+
+
+def time_peak(bint is_float64, int num_threads, int64_t steps):
+    """(seconds, CPU seconds of all threads) of so many steps of multiply-adds on each thread."""
+    cdef sa_dtype dtype = SA_f64 if is_float64 else SA_f32
+    cdef sa_team_time time
+    cdef sa_status status
+    with nogil:
+        status = sa_time_peak(dtype, num_threads, steps, &time)
+    check(status, NULL)
+    return time.seconds, time.cpu_seconds
+
+
+def read_bytes(int64_t nbytes, int num_threads):
+    """Bytes that `time_read` reads of an array of so many."""
+    return sa_read_bytes(nbytes, num_threads)
+
+
+def time_read(cnp.ndarray x, int num_threads):
+    """(seconds, CPU seconds of all threads) of reading a contiguous, aligned array once."""
+    cdef const void *data = cnp.PyArray_DATA(x)
+    cdef int64_t nbytes = cnp.PyArray_NBYTES(x)
+    cdef sa_team_time time
+    cdef sa_status status
+    with nogil:
+        status = sa_time_read(data, nbytes, num_threads, &time)
+    check(status, NULL)
+    return time.seconds, time.cpu_seconds
 
 
 # ------------------------------------------------------------------ kernel sets

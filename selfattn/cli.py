@@ -1,14 +1,16 @@
 """The command `selfattn`.
 
-    selfattn info                               which kernels run here, and why
+    selfattn info [--json]                      which kernels run here, and why; for a bug's report
+    selfattn bench [ROW ...] [--shape B,H,L,S,E] [--dtype D] [--causal] [--json] [--plot FILE]
+                                                how fast it is here, beside other libraries
     selfattn demo [SENTENCE] [--word WORD]      self-attention, step by step
         [--steps] [--head LAYER.HEAD] [--png F]
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
     selfattn demo --bits                        sentences alone and in a batch, bit for bit
 
-Called by the console script. What cannot be done is one line on
-stderr and exit status 1; arguments that make no sense are their usage, one line and exit status 2;
-an interrupt is 130. A reader that goes away has seen enough: status 1, and not a word.
+Called by the console script and by `python -m selfattn`. What cannot be done is one line on stderr
+and exit status 1; arguments that make no sense are one line and exit status 2; an interrupt is 130.
+A reader that goes away has seen enough: status 1, and not a word.
 """
 
 from __future__ import annotations
@@ -16,19 +18,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
 import selfattn
-from selfattn import _config
+from selfattn import _config, _report
 from selfattn.demo.words import printable
 
 if TYPE_CHECKING:
     from _typeshed import SupportsWrite
 
-_DEMO_NEEDS = ("matplotlib", "rich", "safetensors", "tokenizers")
+# What the demo imports, and the extra that brings it.
+_DEMO_NEEDS = {
+    "matplotlib": "demo",
+    "rich": "demo",
+    "safetensors": "minilm",
+    "tokenizers": "minilm",
+}
 _STATUS = "Exit status: 0 if all went well, 1 if it could not be done, 2 for wrong arguments."
 
 
@@ -65,13 +74,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """One whose errors show what a user gave, and do not do what it says.
+    """One whose errors are one line, which shows what a user gave and does not do what it says.
 
     And one that does not hide that help could not be written.
     """
 
     def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
+        self.exit(2, f"{self.prog}: error: {printable(message)} ({self.prog} --help says more)\n")
 
     def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
         if file is not None and file is sys.stdout:
@@ -85,9 +94,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"selfattn {selfattn.__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    info = commands.add_parser("info", help="say which kernels run here, and why")
+    info = commands.add_parser(
+        "info",
+        help="say which kernels run here, and why, and all else that a bug's report needs",
+        description="Say which kernels run on this machine and why, how many threads, and what the "
+        "report of a bug needs besides: processor, system, environment, versions.",
+    )
+    info.add_argument("--json", action="store_true", help="print it as JSON")
     info.set_defaults(run=_info)
 
+    _add_bench(commands)
     demo = commands.add_parser(
         "demo",
         help="run self-attention on an example or on your words, and show it",
@@ -131,8 +147,78 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _info(arguments: argparse.Namespace) -> int:
-    selfattn.show_config()
+    facts = _report.report()
+    if arguments.json:
+        print(json.dumps(facts, indent=2))
+    else:
+        print(*map(printable, _report.lines(facts)), sep="\n")
     return 0
+
+
+def _add_bench(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time attention on this machine, beside the libraries that are installed here",
+        description="Time attention on this machine: selfattn, NumPy, and PyTorch, onnxruntime and "
+        "OpenVINO where they are installed, in turns, as fractions of what the processor and the "
+        "memory could do at most. Rows are shapes of models; without any, a few of them, in a "
+        "minute or so.",
+        epilog=_STATUS,
+    )
+    bench.add_argument("rows", nargs="*", metavar="ROW", help="of the table, by name")
+    bench.add_argument("--table", default="forward", help="of rows (default: forward)")
+    bench.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="B,H,L,S,E",
+        help="a shape of your own: batch, heads (32/8: query heads and key/value heads), queries, "
+        "keys, head_dim",
+    )
+    bench.add_argument("--dtype", default="float32", help="float32, float64, float16 or bfloat16")
+    bench.add_argument("--causal", action="store_true", help="of --shape: a causal mask")
+    bench.add_argument("--threads", type=_threads, help="of every library (default: selfattn's)")
+    bench.add_argument("--peers", metavar="NAME,…", help="beside selfattn (default: all there are)")
+    bench.add_argument("--json", action="store_true", help="print the figures as JSON")
+    bench.add_argument("--plot", metavar="FILE", help="draw them, to a .png, .svg or .pdf")
+    bench.set_defaults(run=_bench, parser=bench)
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from selfattn.bench import run, shapes
+
+    error = arguments.parser.error
+    if arguments.table not in shapes.SUITES:
+        error(f"--table: expected one of {', '.join(shapes.SUITES)}, got {arguments.table!r}")
+    if arguments.dtype not in run.DTYPES:
+        error(f"--dtype: expected one of {', '.join(run.DTYPES)}, got {arguments.dtype!r}")
+    if arguments.causal and not arguments.shape:
+        error("--causal goes with --shape: a named row says itself whether it is causal")
+    try:
+        chosen = [run.row_of_shape(x, arguments.dtype, arguments.causal) for x in arguments.shape]
+        if arguments.rows or not chosen:
+            chosen[:0] = run.rows(arguments.table, arguments.rows, arguments.dtype)
+        rivals = run.contenders(arguments.peers and arguments.peers.split(","))
+    except run.BenchError as wrong:
+        error(str(wrong))
+    threads = arguments.threads or selfattn.get_num_threads()
+    try:
+        run.run(chosen, rivals, threads, arguments.json, arguments.plot)
+    except ModuleNotFoundError as missing:
+        if missing.name not in ("matplotlib", "ml_dtypes"):
+            raise
+        return _fail(f"this needs {missing.name}, which is missing: pip install {missing.name}")
+    except OSError as wrong:
+        if wrong.filename != arguments.plot or arguments.plot is None:
+            raise
+        return _fail(f"--plot: {wrong.strerror}: {wrong.filename}")
+    return 0
+
+
+def _threads(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1024:
+        raise argparse.ArgumentTypeError(f"expected 1 to 1024 threads, got {text!r}")
+    return int(text)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -176,7 +262,8 @@ def _demo(arguments: argparse.Namespace) -> int:
         missing = (error.name or "").partition(".")[0]
         if missing not in _DEMO_NEEDS:
             raise
-        return _fail(f'the demo needs {missing}, which is missing: pip install ".[demo]"')
+        extra = _DEMO_NEEDS[missing]
+        return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[{extra}]"')
     return 0
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selfattn import reference
-
-from .rows import Row
+from selfattn.bench.rows import Row
 
 BASE = Row("options", 4, 12, 12, 1024, 1024, 64)
 # Scores of N(0, 1) inputs are N(0, 1) too: a cap low enough to change them.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .rows import Row
+from selfattn.bench.rows import Row
 
 NUM_HEADS, HEAD_DIM = 8, 64
 SHORTEST = 64

@@ -19,6 +19,7 @@
 #include "softmax_row.inc.h"
 #include "merge.inc.h"
 #include "rope.inc.h"
+#include "peak.inc.h"
 
 /* sa_<isa>_<dtype> */
 #define SA_JOIN(isa, dtype) sa_##isa##_##dtype
@@ -147,4 +148,6 @@ const sa_kernels SA_TABLE_OF(SA_ISA, SA_DTYPE_NAME) = {
     .unstage_rows = unstage,
     .rope_row = rope_row,
     .apply = apply,
+    .peak = peak,
+    .peak_flops = 2 * PEAK_CHAINS * LANES,
 };

@@ -3,7 +3,9 @@
 Fault 54. It is run as a shell runs it, with its streams where a user may have them.
 """
 
+import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -41,6 +43,12 @@ def shell(arguments, **environment):
 def assert_one_line(done, message, status=1):
     assert re.fullmatch(f"selfattn: {message}\n", done.stderr), done.stderr
     assert done.returncode == status
+
+
+def assert_wrong_arguments(done, program, message):
+    """One line and status 2; the usage is a longer one, and left to --help."""
+    assert done.stderr == f"{program}: error: {message} ({program} --help says more)\n"
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_the_script_begins_there():
@@ -101,23 +109,68 @@ def test_right_isa(isa):
     assert re.search(rf"^isa: +{selfattn.isas()[0]}\nreason: +the best", done.stdout, re.M)
 
 
+def test_info_for_a_report():
+    """What show_config says, and all else that the report of a bug needs: as text, as JSON."""
+    environment = {"OMP_NUM_THREADS": "3", "SELFATTN_ISA": "portable", "OMP_PROC_BIND": "\x1b[31m"}
+    done = shell("info --json", **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    facts = json.loads(done.stdout)
+    assert set(selfattn.show_config("dicts")) <= set(facts)
+    assert (facts["isa"], facts["num_threads"]) == ("portable", 3)
+    assert environment.items() <= facts["environment"].items()
+    assert facts["location"] == str(Path(selfattn.__file__).parent)
+    packages = facts["packages"]
+    for name, version in packages.items():
+        assert version == importlib.metadata.version(name)
+    assert ("rich" in packages) == (importlib.util.find_spec("rich") is not None)
+    assert all(facts[name] for name in ("cpu", "cores", "system", "libc", "blas"))
+    done = shell("info", **environment)
+    names = [line.partition(":")[0] for line in done.stdout.splitlines()]
+    assert (done.returncode, names) == (0, list(facts))
+    assert r"OMP_PROC_BIND=\x1b[31m" in done.stdout  # which does not colour the terminal
+
+
+def test_python_m():
+    """`python -m selfattn` is the command, and fails as it does."""
+    for isa, status, message in (("portable", 0, ""), ("sse9", 1, "selfattn: SELFATTN_ISA: ")):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "selfattn", "info", "--json"],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "SELFATTN_ISA": isa},
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == status
+        assert done.stderr.startswith(message)
+        assert len(done.stderr.splitlines()) == status
+        assert json.loads(done.stdout)["isas"] == selfattn.isas()
+
+
 @pytest.mark.parametrize("seed", ["x", "-1", "1.5", "", "9" * 5000], ids=lambda seed: seed[:5])
 def test_seed(seed):
     """In a user's words: the function that reads it is none of them."""
     done = shell(f"demo --train --seed={seed}")
-    *usage, last = done.stderr.splitlines()
     wrong = "expected 0 or more, got -1" if seed == "-1" else f"invalid int value: {seed!r}"
-    assert last == f"selfattn demo: error: argument --seed: {wrong}"
-    assert usage[0].startswith("usage: selfattn demo")
-    assert done.returncode == 2
+    assert_wrong_arguments(done, "selfattn demo", f"argument --seed: {wrong}")
 
 
 @pytest.mark.parametrize("beside", ["sentence", "--word w", "--train", "--seed 1"])
 def test_bits_goes_alone(beside):
     done = shell(f"demo --bits {beside}")
-    assert done.returncode == 2
-    *_, last = done.stderr.splitlines()
-    assert last.startswith("selfattn demo: error: --")
+    assert re.fullmatch(r"selfattn demo: error: --[^\n]*\n", done.stderr)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("info --xml", "unrecognized arguments: --xml"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    assert_wrong_arguments(shell(arguments), "selfattn", message)
 
 
 def test_bits():

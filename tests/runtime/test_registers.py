@@ -82,6 +82,7 @@ CALLS = {
         x[..., :30], y, matrix[:30], None, None, np.empty_like(matrix[:30, 0]), 1
     ),
     "exponential": lambda: _core.apply("exp", x),
+    "peak": lambda: _core.time_peak(False, 1, 10),
 }
 
 

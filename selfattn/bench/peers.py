@@ -2,7 +2,7 @@
 
 All get the same arrays, in place where the library can, the same number of threads, and float32
 arithmetic for float32. A contestant whose packages are not installed is simply absent. Used by
-every benchmark of bench/; what a contestant is stands in contest.py.
+`measure.py` and by the repository's bench/; what a contestant is stands in contest.py.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ import os
 from functools import partial
 
 import numpy as np
-from contest import Call, Peer, Way
-from onnxruntime_peer import OnnxRuntime
-from openvino_peer import OpenVino
-from suites.rows import HALF
-from torch_peer import Torch
+
+from .contest import Call, Peer, Way
+from .onnxruntime_peer import OnnxRuntime
+from .openvino_peer import OpenVino
+from .rows import HALF
+from .torch_peer import Torch
 
 REFERENCE_BYTES = 2 << 30
+SCORES_BYTES = 1 << 28  # of NumPy's formula, which goes through them six times
 
 
 class SelfAttn(Peer):
@@ -83,29 +85,56 @@ def _widened(ways):
 
 
 class NumPy(Peer):
-    """NumPy's product, which is its BLAS's."""
+    """NumPy's product, which is its BLAS's, and attention as it is written with it."""
 
     name = "numpy"
-    packages = ("numpy", "threadpoolctl")
+    packages = ("numpy",)
 
     def unfit(self, row):
-        if row.task != "linear":
+        if row.task not in ("linear", "attention"):
             return f"no {row.task} of its own"
-        if "OPENBLAS_CORETYPE" in os.environ:
+        if row.dtype in HALF:
+            return f"no BLAS of {row.dtype}"
+        if row.task == "attention" and row.num_scores * 4 > SCORES_BYTES:
+            return f"its scores would take {row.num_scores * 4 / 1e9:.1f} GB"
+        if row.task == "linear" and "OPENBLAS_CORETYPE" in os.environ:
             return "OPENBLAS_CORETYPE is set, and the kernel not its own choice"
         return ""
 
+    def attention(self, row, num_threads):
+        bind = partial(_bind_formula, row)
+        return [Way(f"matmul, exp, matmul; {_blas_threads(num_threads)}", bind)]
+
     def linear(self, row, num_threads):
-        import threadpoolctl
-
-        threadpoolctl.threadpool_limits(num_threads, user_api="blas")
-        blas = next(x for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas")
-
         def bind(arrays):
             x, weight, out = arrays
             return Call(partial(np.matmul, x, weight.T, out=out))
 
-        return [Way(f"matmul, {blas['internal_api']}, {blas.get('architecture')}", bind)]
+        threads = _blas_threads(num_threads)
+        return [Way(f"matmul, {_blas_kernel() or threads}", bind)]
+
+
+def _bind_formula(row, arrays):
+    """softmax(Q K^T / sqrt(E)) V by NumPy's functions, with as few arrays as can be."""
+    query, key, value = arrays
+    group = row.num_heads_q // row.num_heads_kv
+    shape = row.batch, row.num_heads_kv, group * row.seqlen_q, row.head_dim
+    scale = query.dtype.type(1 / np.sqrt(row.head_dim))
+    hidden = None
+    if row.is_causal:
+        hidden = ~np.tri(row.seqlen_q, row.seqlen_k, row.query_offset, dtype=bool)
+
+    def run():
+        scores = (query * scale).reshape(shape) @ key.swapaxes(-1, -2)
+        if hidden is not None:  # the queries of a group follow one another
+            by_head = scores.reshape(*shape[:2], group, *hidden.shape)
+            np.copyto(by_head, -np.inf, where=hidden)
+        scores -= scores.max(-1, keepdims=True)
+        np.exp(scores, out=scores)
+        total = scores.sum(-1, keepdims=True)
+        return (scores @ value / total).reshape(query.shape)
+
+    return Call(run)
 
 
 class Reference(Peer):
@@ -161,6 +190,16 @@ def _bind_backward(library, row, arrays, **options):
     return Call(run, lambda gradients: gradients[:3])
 
 
+def _blas_kernel():
+    """Which kernel NumPy's BLAS chose, where threadpoolctl is there to tell."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return ""
+    found = [x for x in threadpoolctl.threadpool_info() if x["user_api"] == "blas"]
+    return f"{found[0]['internal_api']}, {found[0].get('architecture')}" if found else ""
+
+
 def _blas_threads(num_threads):
     """Set the threads of NumPy's BLAS where threadpoolctl is there to do it; say what holds."""
     try:
@@ -171,6 +210,8 @@ def _blas_threads(num_threads):
     return "threads in BLAS alone"
 
 
+# Those that are libraries of others, which a user would choose between.
+LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino")
 PEERS = (SelfAttn(), SelfAttnFloat32(), NumPy(), Reference(), Torch(), OnnxRuntime(), OpenVino())
 
 

@@ -10,8 +10,9 @@
 A turn is what one contestant does in one round: a function that returns a Sample. The first call of
 a burst's turn is cold: its threads must wake, and it is a figure of its own; the burst is what a
 program sees that calls again and again. A figure is the median over the turns in the rounds that
-count, and a ratio is that of two such medians. The limit's loop is machine.py's. Every command of
-bench/ that times anything times it here; nothing but the standard library is needed.
+count, and a ratio is that of two such medians. The limit's loop is machine.py's. `selfattn bench`,
+and every command of the repository's bench/ that times anything, times it here; nothing but the
+standard library is needed.
 """
 
 from __future__ import annotations
@@ -163,26 +164,33 @@ class NoLimit:
         return Outcome((), 0)
 
 
-def race(turns, repeats, loop=None, seconds=0.0):
+def race(turns, repeats, loop=None, seconds=0.0, at_most=math.inf, tick=None):
     """Let all take their turns until `repeats` rounds count and `seconds` have passed.
 
     `turns` is {name: turn}. Returns the Outcome of the limit's loop, and {name: Outcome}. Without a
     loop every round counts; with one, the race gives up after PATIENCE * repeats rounds, and fewer
-    count.
+    count. No round begins after `at_most` seconds, but the first. `tick(name)` is called before
+    each turn.
     """
     limit = Limit(loop) if loop else NoLimit()
     patience = PATIENCE * repeats if loop else math.inf
     kept = {name: [] for name in turns}
     names = list(turns)
     rounds = counted = 0
-    end = time.perf_counter() + seconds
-    while rounds < patience and (counted < repeats or time.perf_counter() < end):
+    begin = time.perf_counter()
+    while rounds < patience and (counted < repeats or time.perf_counter() < begin + seconds):
+        if rounds and time.perf_counter() > begin + at_most:
+            break
         rounds += 1
         if not limit.is_quiet(QUIET_TRIES):
             continue
         # Another one begins each round, so that none always follows the same one.
         order = [names[(rounds + i) % len(names)] for i in range(len(names))]
-        samples = {name: turns[name]() for name in order}
+        samples = {}
+        for name in order:
+            if tick is not None:
+                tick(name)
+            samples[name] = turns[name]()
         if limit.is_quiet(1):
             counted += 1
             for name, sample in samples.items():

@@ -10,7 +10,8 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from contest import Call, Peer, Way, holding, positions_first, repeated_heads
+
+from .contest import Call, Peer, Way, holding, positions_first, repeated_heads
 
 OPSET = 23
 MICROSOFT = "com.microsoft"

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from contest import Call, Peer, Way, group_as_rows, positions_first, repeated_heads
+
+from .contest import Call, Peer, Way, group_as_rows, positions_first, repeated_heads
 
 FLASH_BACKWARD = "ScaledDotProductFlashAttentionForCpuBackward0"
 

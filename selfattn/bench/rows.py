@@ -205,22 +205,6 @@ class LinearRow:
         return x, weight, np.zeros((self.num_rows, self.n_out), x.dtype)
 
 
-@dataclass(frozen=True)
-class LayerRow:
-    """One shape of nn.MultiheadAttention."""
-
-    name: str
-    batch: int
-    length: int
-    embed_dim: int
-    num_heads: int
-    is_causal: bool = False
-
-    def __str__(self):
-        causal = ", causal" if self.is_causal else ""
-        return f"{self.batch}×{self.length}×{self.embed_dim}, {self.num_heads} heads{causal}"
-
-
 def backward_of(*shapes):
     """Two rows of each shape: the backward alone, then with the forward."""
     return tuple(

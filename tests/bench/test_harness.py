@@ -1,6 +1,6 @@
 """The harness itself, on a clock of its own: which rounds count, in which order, of how many calls.
 
-pytest bench/test_harness.py. Nothing is really timed.
+Nothing is really timed.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-import harness
 import pytest
+
+from selfattn.bench import harness
 
 
 @pytest.fixture

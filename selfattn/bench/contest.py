@@ -3,7 +3,7 @@
 A contestant may have several ways to do a row (another operator, another memory layout, repeated
 key heads). Each is bound to the row's arrays, untimed, and its result compared with the reference
 (truth.py); then the fastest goes to the start, so that a peer is shown at its best. Used by
-report.py and the tests of bench/; the contestants themselves are in peers.py.
+measure.py; the contestants themselves are in peers.py.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import harness
-import machine
 import numpy as np
-from truth import difference
+
+from . import harness, machine
+from .truth import difference
 
 # What a right result may be off by. Peers round half types' weights and sums as well.
 TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
