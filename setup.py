@@ -8,10 +8,13 @@ SELFATTN_SANITIZE=address,undefined, and SELFATTN_EMULATE_AVX512=1, which lets a
 AVX-512 run those kernels, slowly, for tests (it needs SIMDe's headers).
 """
 
+import copy
 import os
 import re
+import shlex
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, product
 from pathlib import Path
@@ -19,6 +22,7 @@ from pathlib import Path
 import numpy
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
 from setuptools.errors import PlatformError
 
@@ -35,14 +39,30 @@ def rows_of(file, macro):
     return [[word.strip().strip('"') for word in line.split(",")] for line in lines]
 
 
-def machine_of(compiler):
-    """The family of processors that a compiler, a command, builds for: a name of isas.def."""
+def check_compiler(command=None):
+    """Raise one line where nothing can be built; what comes of it otherwise is forty."""
+    if sys.platform == "win32":
+        raise PlatformError("selfattn: there is no build for Windows yet, only for POSIX systems")
+    if command is None:  # the one that setuptools takes
+        command = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
+    try:
+        subprocess.run([*command, "--version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it fails"
+        raise PlatformError(
+            f"selfattn: needs a C compiler, and {command[0]!r} cannot be run ({why}). Install one "
+            "(Debian: apt-get install gcc), or name yours by CC=…"
+        ) from None
+
+
+def ask(compiler):
+    """What a compiler, a command, builds for, a name of isas.def; and whether it is clang."""
     command = [*compiler, "-dM", "-E", "-x", "c", os.devnull]
-    asked = subprocess.run(command, capture_output=True, text=True, check=True)
-    return "x86" if " __x86_64__ " in asked.stdout else "other"
+    macros = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return "x86" if " __x86_64__ " in macros else "other", " __clang__ " in macros
 
 
-def isa_flags(machine):
+def isa_flags(machine, is_clang):
     """Flags of each instruction set that is built for a machine."""
     flags = {
         name: words.split()
@@ -50,7 +70,8 @@ def isa_flags(machine):
         if family in ("any", machine)
     }
     if machine == "x86" and OPTIMIZED:
-        flags["portable"].append("-O2")  # a fallback there: half as large as with -O3
+        # A fallback there, which need not be large: these make each compiler's smallest.
+        flags["portable"].append("-Os" if is_clang else "-O2")
     if EMULATE_AVX512:
         flags["avx512"] = ["-Itests/emulated", *flags["avx2"]]
     return flags
@@ -76,24 +97,33 @@ if sys.platform == "linux":
     LDFLAGS += ["-pthread", "-lm"]
 
 
+class CheckedBuild(build):
+    """build that asks for a compiler before it says all that it copies."""
+
+    def run(self):
+        check_compiler()
+        super().run()
+
+
 class BuildPerIsa(build_ext):
     """build_ext that compiles csrc/instance.c for each instruction set and dtype."""
 
     def build_extension(self, ext):
-        if sys.platform == "win32":
-            raise PlatformError(
-                "selfattn: there is no build for Windows yet, only for POSIX systems"
-            )
+        check_compiler(self.compiler.compiler_so)
         exact = exact_flags(self.compiler.compiler_so)
-        machine = machine_of(self.compiler.compiler_so)
+        machine, is_clang = ask(self.compiler.compiler_so)
         macros = [*MACROS, *([("SA_HAVE_X86", None)] if machine == "x86" else [])]
         ext.define_macros = macros
         ext.extra_compile_args = CFLAGS + exact
         ext.extra_link_args = LDFLAGS + exact_link_flags(self.compiler.linker_so)
 
+        # Kernels know nothing of Python: a compiler that keeps results finds them for the next one.
+        of_kernels = copy.copy(self.compiler)
+        of_kernels.include_dirs = []
+
         def compiled(instance):
             (isa, flags), (dtype, element, real) = instance
-            return self.compiler.compile(
+            return of_kernels.compile(
                 ["csrc/instance.c"],
                 output_dir=f"{self.build_temp}/{isa}_{dtype}",
                 macros=[
@@ -112,7 +142,7 @@ class BuildPerIsa(build_ext):
 
         # Several at once, since they take most of a build's time.
         dtypes = rows_of("csrc/dtypes.def", "SA_DTYPE")
-        instances = product(isa_flags(machine).items(), dtypes)
+        instances = product(isa_flags(machine, is_clang).items(), dtypes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             ext.extra_objects += chain.from_iterable(pool.map(compiled, instances))
         super().build_extension(ext)
@@ -135,5 +165,5 @@ core = Extension(
 
 setup(
     ext_modules=cythonize([core], compiler_directives={"language_level": 3}),
-    cmdclass={"build_ext": BuildPerIsa},
+    cmdclass={"build": CheckedBuild, "build_ext": BuildPerIsa},
 )
