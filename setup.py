@@ -72,6 +72,9 @@ def isa_flags(machine, is_clang):
     if machine == "x86" and OPTIMIZED:
         # A fallback there, which need not be large: these make each compiler's smallest.
         flags["portable"].append("-Os" if is_clang else "-O2")
+    if OPTIMIZED:  # kernels raise nothing and call nothing that does
+        for words in flags.values():
+            words.append("-fno-asynchronous-unwind-tables")
     if EMULATE_AVX512:
         flags["avx512"] = ["-Itests/emulated", *flags["avx2"]]
     return flags

@@ -42,6 +42,13 @@ static void unstage(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_
     v_zeroupper();
 }
 
+/* Compiled to be small: tests alone call it. */
+#if defined(__GNUC__)
+#define COLD __attribute__((cold))
+#else
+#define COLD
+#endif
+
 /* to[i] = f_of_x, an expression in the vector x of elements from[i]. */
 #define APPLY(f_of_x)                        \
     for (int64_t i = 0; i < n; i += LANES) { \
@@ -50,7 +57,7 @@ static void unstage(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_
         v_store_n(to + i, f_of_x, width);    \
     }
 
-static void apply(sa_function f, double scale, const void *array, void *result, int64_t n) {
+COLD static void apply(sa_function f, double scale, const void *array, void *result, int64_t n) {
     const real *from = array;
     real *to = result;
     switch (f) {

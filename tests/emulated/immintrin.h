@@ -53,6 +53,36 @@ static inline __m256i emulated_cvtps_ph(__m512 x) {
     return _mm256_loadu_si256((const void *)halves);
 }
 
+/* Bytes to words of 32 bits, and these to floats. */
+static inline __m512i emulated_cvtepi8_epi32(__m128i narrow) {
+    signed char from[16];
+    int32_t to[16];
+    memcpy(from, &narrow, sizeof from);
+    for (int i = 0; i < 16; ++i) to[i] = from[i];
+    return _mm512_loadu_si512(to);
+}
+
+static inline __m512 emulated_cvtepi32_ps(__m512i x) {
+    int32_t from[16];
+    float to[16];
+    memcpy(from, &x, sizeof from);
+    for (int i = 0; i < 16; ++i) to[i] = (float)from[i];
+    return _mm512_loadu_ps(to);
+}
+/* Arithmetic shifts by less than 32. */
+static inline __m512i emulated_srai_epi32(__m512i x, unsigned count) {
+    int32_t lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int i = 0; i < 16; ++i) lanes[i] >>= count;
+    return _mm512_loadu_si512(lanes);
+}
+#undef _mm512_srai_epi32
+#define _mm512_srai_epi32 emulated_srai_epi32
+#undef _mm512_cvtepi8_epi32
+#undef _mm512_cvtepi32_ps
+#define _mm512_cvtepi8_epi32 emulated_cvtepi8_epi32
+#define _mm512_cvtepi32_ps emulated_cvtepi32_ps
+
 /* Words of 16 bits and of 32. */
 static inline __m512i emulated_cvtepu16_epi32(__m256i narrow) {
     uint16_t from[16];
