@@ -9,8 +9,9 @@ selfattn is. The limit's loop and the contestants take turns (harness.py); a fig
 over the turns in rounds that no other process disturbed, a ratio that of two such medians. Rows of
 a single query run over several sets of arrays in turn, more than the caches hold: in a model, a
 layer's keys are not in the cache either. A shape of the backward has two rows: the gradients alone,
-of a forward that is not timed, and with the forward. The instruction set is the one that
-SELFATTN_ISA asks for. Run by whoever wants figures to quote.
+of a forward that is not timed, and with the forward. Rows of a cache are of attending alone, and
+have tokens a second, of one layer. The instruction set is the one that SELFATTN_ISA asks for. Run by
+whoever wants figures to quote.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ def main():
     except ValueError as error:
         raise SystemExit(f"report.py: {error}") from None
     about = command.announce(arguments.threads)
+    rivals = peers.contenders(arguments.table)
     results = []
     for row in chosen:
-        result, _ = measure(row, peers.contenders(), arguments.threads, arguments.repeats)
+        result, _ = measure(row, rivals, arguments.threads, arguments.repeats)
         print(f"\n{table(result)}", flush=True)
         results.append(result)
     command.write_json(arguments.json, about, rows=results)
@@ -45,11 +47,13 @@ def table(result):
     """The result of a row, to be read."""
     limit = result["limit"]
     unit = result["rate_unit"]
+    has_tokens = any("tokens_per_second" in entry for entry in result["contestants"])
+    tokens = f"{'tokens/s':>10}" if has_tokens else ""
     lines = [
         f"{result['shape']}    {limit['name']}: {_number(limit['rate'], '.1f')} {unit} "
         f"({limit['samples']} samples, {limit['discarded']} discarded)",
         f"  {'':13}{'time':>10}{'cold':>11}{unit:>8}{'of limit':>10}{'selfattn is':>13}{'cores':>7}"
-        f"{'samples':>9}{'discarded':>11}   way",
+        f"{'samples':>9}{'discarded':>11}{tokens}   way",
     ]
     for entry in result["contestants"]:
         is_us = entry["name"] == "selfattn"
@@ -59,7 +63,7 @@ def table(result):
             f"{_number(entry['rate'], '.1f'):>8}"
             f"{_number(entry['of_limit'], '.3f'):>10}{faster:>13}"
             f"{_number(entry['cores'], '.2f'):>7}{entry['samples']:>9}{entry['discarded']:>11}"
-            f"   {entry['way']}"
+            f"{_tokens(entry)}   {entry['way']}"
         )
     if limit["samples"] < result["repeats"]:
         lines.append("  The machine was busy: fewer samples count than were asked for.")
@@ -69,6 +73,13 @@ def table(result):
 
 def _number(x, form, unit=""):
     return "-" if x is None else format(x, form) + unit
+
+
+def _tokens(entry):
+    """A column that rows of caches have."""
+    if "tokens_per_second" not in entry:
+        return ""
+    return f"{_number(entry['tokens_per_second'], ',.0f'):>10}"
 
 
 def _time(seconds):

@@ -30,10 +30,10 @@ KEYS = {"GF": "gf", "GB/s": "gb_per_s"}
 
 
 def cases():
-    for suite in ("forward", "backward", "softmax", "linear", "half"):
+    for suite in ("forward", "backward", "softmax", "linear", "half", "caches"):
         for row in SUITES[suite]:
             name = row.name.replace("+forward", "-with_forward")
-            for peer in contenders():
+            for peer in contenders(suite):
                 yield pytest.param(row, peer, id=f"{suite}-{name}-{peer.name}")
 
 

@@ -22,7 +22,7 @@ from . import harness, machine
 from .truth import difference
 
 # What a right result may be off by. Peers round half types' weights and sums as well.
-TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 1e-4, "float64": 1e-4, "float16": 2e-2, "bfloat16": 1e-1, "int8": 5e-2}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,10 @@ class Peer:
         """Ways to do a linear row, on (x, weight, out), into the output given."""
         raise NotImplementedError
 
+    def cache(self, row, num_threads):
+        """Ways to do a cache row: (query, key, value), the last two to be held by a cache."""
+        raise NotImplementedError
+
     def choose(self, row, arrays, num_threads):
         """The fastest of its ways, all of which must be right."""
         ways = getattr(self, row.task)(row, num_threads)
@@ -104,7 +108,7 @@ def array_sets(row):
     cache holds them all: in a model, too, a layer's keys and weights have left the cache by the
     time they are needed again.
     """
-    is_decode = row.task in ("attention", "linear") and row.unit == "GB"
+    is_decode = row.task in ("attention", "linear", "cache") and row.unit == "GB"
     sets = math.ceil(4 * machine.last_level_cache() / row.amount) if is_decode else 1
     return [row.arrays(copy) for copy in range(sets)]
 

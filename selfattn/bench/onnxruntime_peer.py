@@ -11,7 +11,7 @@ from functools import partial
 
 import numpy as np
 
-from .contest import Call, Peer, Way, holding, positions_first, repeated_heads
+from .contest import Call, Peer, Way, group_as_rows, holding, positions_first, repeated_heads
 
 OPSET = 23
 MICROSOFT = "com.microsoft"
@@ -25,7 +25,19 @@ class OnnxRuntime(Peer):
     packages = ("onnxruntime", "onnx")
 
     def unfit(self, row):
-        return super().unfit(row) or ("" if row.dtype == "float32" else f"no {row.dtype} attention")
+        reason = "" if row.task == "cache" else super().unfit(row)
+        return reason or ("" if row.dtype == "float32" else f"no {row.dtype} attention")
+
+    def cache(self, row, num_threads):
+        """Its operator for this; and one without a cache, for which a group goes as rows."""
+        b, kv, e = row.batch, row.num_heads_kv, row.head_dim
+        cache, group = (b, kv, row.seqlen_k, e), (b, kv, row.num_heads_q // kv, e)
+        shapes = {"q": group, "k": cache, "v": cache}
+        as_rows = partial(_bind_heads_first, _session(num_threads, "Attention", shapes))
+        return [
+            _grouped_decode(row, num_threads),
+            Way("Attention, group as rows", partial(group_as_rows, row, as_rows)),
+        ]
 
     def attention(self, row, num_threads):
         causal = int(row.is_causal)
@@ -58,24 +70,36 @@ class OnnxRuntime(Peer):
             ),
         ]
         # GroupQueryAttention is always causal, its last query at the last key.
-        lengths = {"seqlens_k": (b,), "total_sequence_length": ()}
         if row.is_causal and length == total:
-            inputs = {**packed(kv), "past_key": None, "past_value": None, **lengths}
-            bind = _bind_prefill
-        elif length == 1 and not row.is_causal:
-            inputs = {**packed(kv, 1), "past_key": cache, "past_value": cache, **lengths}
-            bind = _bind_decode
-        else:
-            return ways
-        grouped = new_session(
-            "GroupQueryAttention",
-            inputs,
-            {"present_key": cache, "present_value": cache},
-            domain=MICROSOFT,
-            num_heads=h,
-            kv_num_heads=kv,
-        )
-        return [*ways, Way("GroupQueryAttention", partial(bind, grouped))]
+            inputs = {**packed(kv), "past_key": None, "past_value": None}
+            grouped = _grouped_session(row, num_threads, inputs)
+            return [*ways, Way("GroupQueryAttention", partial(_bind_prefill, grouped))]
+        if length == 1 and not row.is_causal:
+            return [*ways, _grouped_decode(row, num_threads)]
+        return ways
+
+
+def _grouped_decode(row, num_threads):
+    """The Way of a single position, whose cache is key and value in place."""
+    b, h, kv, e = row.batch, row.num_heads_q, row.num_heads_kv, row.head_dim
+    newest, cache = (b, 1, kv * e), (b, kv, row.seqlen_k, e)
+    inputs = {"q": (b, 1, h * e), "k": newest, "v": newest}
+    inputs |= {"past_key": cache, "past_value": cache}
+    grouped = _grouped_session(row, num_threads, inputs)
+    return Way("GroupQueryAttention", partial(_bind_decode, grouped))
+
+
+def _grouped_session(row, num_threads, inputs):
+    cache = row.batch, row.num_heads_kv, row.seqlen_k, row.head_dim
+    return _session(
+        num_threads,
+        "GroupQueryAttention",
+        {**inputs, "seqlens_k": (row.batch,), "total_sequence_length": ()},
+        {"present_key": cache, "present_value": cache},
+        domain=MICROSOFT,
+        num_heads=row.num_heads_q,
+        kv_num_heads=row.num_heads_kv,
+    )
 
 
 def _bind_heads_first(session, arrays):

@@ -8,6 +8,7 @@ arithmetic for float32. A contestant whose packages are not installed is simply 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from .contest import Call, Peer, Way
 from .onnxruntime_peer import OnnxRuntime
 from .openvino_peer import OpenVino
-from .rows import HALF
+from .rows import HALF, numpy_dtype
 from .torch_peer import Torch
 
 REFERENCE_BYTES = 2 << 30
@@ -36,6 +37,18 @@ class SelfAttn(Peer):
 
         bind = partial(_bind_attention, selfattn, row, num_threads=num_threads)
         return [Way("scaled_dot_product_attention", bind)]
+
+    def cache(self, row, num_threads):
+        import selfattn
+
+        def bind(arrays):
+            query, key, value = arrays
+            shape = row.batch, row.num_heads_kv, row.seqlen_k, row.head_dim
+            cache = selfattn.KVCache(*shape, dtype=numpy_dtype(row.dtype))
+            cache.append(key, value)
+            return Call(partial(cache.attend, query, num_threads=num_threads))
+
+        return [Way("KVCache.attend", bind)]
 
     def backward(self, row, num_threads):
         import selfattn
@@ -62,19 +75,53 @@ class SelfAttn(Peer):
         return [Way("project, out=", bind)]
 
 
+class SelfAttnPaged(SelfAttn):
+    """A PagedKVCache, whose pages a sequence has in no order, as after a while of serving."""
+
+    def __init__(self, block_size):
+        self.block_size = block_size
+        self.name = f"pages of {block_size}"
+
+    def unfit(self, row):
+        return "" if row.task == "cache" else "no cache in this row"
+
+    def cache(self, row, num_threads):
+        import selfattn
+
+        def bind(arrays):
+            query, key, value = arrays
+            num_blocks = -(-row.seqlen_k // self.block_size)
+            shape = num_blocks, self.block_size, row.num_heads_kv, row.head_dim
+            cache = selfattn.PagedKVCache(*shape, dtype=numpy_dtype(row.dtype))
+            # One sequence takes each page, and they end in no order: so the pages come back.
+            taken = [cache.new_sequence() for _ in range(num_blocks)]
+            for sequence in taken:
+                cache.append([sequence], key[:, :, :1], value[:, :, :1])
+            for i in np.random.default_rng(0).permutation(num_blocks):
+                cache.free(taken[i])
+            ids = [cache.new_sequence()]
+            cache.append(ids, key, value)
+            return Call(partial(cache.attend, ids, query, num_threads=num_threads))
+
+        return [Way("PagedKVCache.attend", bind)]
+
+
 class SelfAttnFloat32(SelfAttn):
-    """The same on the same numbers in float32: what half types are held against."""
+    """The same on the same numbers in float32: what smaller types are held against."""
 
     name = "as float32"
 
     def unfit(self, row):
-        return "" if row.dtype in HALF else "for half types"
+        return "" if row.dtype in (*HALF, "int8") else "for smaller types"
 
     def attention(self, row, num_threads):
         return _widened(super().attention(row, num_threads))
 
     def backward(self, row, num_threads):
         return _widened(super().backward(row, num_threads))
+
+    def cache(self, row, num_threads):
+        return _widened(super().cache(replace(row, dtype="float32"), num_threads))
 
 
 def _widened(ways):
@@ -148,6 +195,8 @@ class Reference(Peer):
             return ""
         if row.task == "linear":
             return "float64 by the same BLAS"
+        if row.task == "cache":
+            return "no cache of its own"
         # The scores and what is made of them, and K and V once per query head: all in float64.
         repeated = row.batch * row.num_heads_q * row.seqlen_k * row.head_dim
         matrices = 11 if row.task == "backward" else 5
@@ -213,8 +262,17 @@ def _blas_threads(num_threads):
 # Those that are libraries of others, which a user would choose between.
 LIBRARIES = ("numpy", "torch", "onnxruntime", "openvino")
 PEERS = (SelfAttn(), SelfAttnFloat32(), NumPy(), Reference(), Torch(), OnnxRuntime(), OpenVino())
+CACHE_PEERS = (
+    SelfAttn(),
+    SelfAttnPaged(128),
+    SelfAttnPaged(16),
+    SelfAttnFloat32(),
+    Torch(),
+    OnnxRuntime(),
+)
 
 
-def contenders():
-    """The contestants that are installed here, selfattn first."""
-    return tuple(peer for peer in PEERS if peer.available())
+def contenders(suite=None):
+    """The contestants of a suite that are installed here, selfattn first."""
+    chosen = CACHE_PEERS if suite == "caches" else PEERS
+    return tuple(peer for peer in chosen if peer.available())

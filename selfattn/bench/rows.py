@@ -5,6 +5,7 @@
     backward    2.5 times the forward's; with the forward, 3.5       of the FMA peak
     softmax     the bytes read and written                           of the memory read loop
     linear      2 rows n_in n_out; of a single row the weight's bytes, of the read loop
+    cache       the bytes that K and V take in it                    of the memory read loop
 
 The tables of rows are in shapes.py.
 """
@@ -12,7 +13,7 @@ The tables of rows are in shapes.py.
 from __future__ import annotations
 
 import importlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
@@ -135,6 +136,29 @@ class BackwardRow(Row):
         query, key, value = super().arrays(copy)
         rng = np.random.default_rng([copy, *query.shape])
         return query, key, value, normal(rng, query.shape, self.dtype)
+
+
+@dataclass(frozen=True)
+class CacheRow(Row):
+    """One position of a sequence attends to a cache that holds seqlen_k of them.
+
+    `dtype` is what the cache stores: its rows are of it, or float32 which it stores as int8.
+    """
+
+    task = "cache"
+
+    @property
+    def kv_bytes(self):
+        """Bytes of key and value together; of int8 each row has a float32 scale too."""
+        if self.dtype != "int8":
+            return super().kv_bytes
+        rows = 2 * self.batch * self.num_heads_kv * self.seqlen_k
+        return rows * (self.head_dim + 4)
+
+    def arrays(self, copy=0):
+        """(query, key, value), what the cache is to hold."""
+        given = replace(self, dtype="float32") if self.dtype == "int8" else self
+        return super(CacheRow, given).arrays(copy)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .rows import HALF, LinearRow, Row, SoftmaxRow, backward_of
+from .rows import HALF, CacheRow, LinearRow, Row, SoftmaxRow, backward_of
 
 # Shapes of models that people run, decoding with a cache, and the smallest call.
 FORWARD = (
@@ -95,6 +95,17 @@ HALF_TYPES = tuple(
     replace(row, name=f"{row.name}-{dtype}", dtype=dtype) for row in _HALF for dtype in HALF
 )
 
+# Decoding with a cache: its length, its heads, the query heads that share one, what it stores.
+CACHES = tuple(
+    CacheRow(
+        f"{n}k-{heads}x{group}-{dtype}", 1, heads * group, heads, 1, n * 1024, 128, dtype=dtype
+    )
+    for dtype in ("float32", "bfloat16", "int8")
+    for heads in (8, 1)
+    for group in (1, 8)
+    for n in (1, 4, 16, 64, 128)
+)
+
 SUITES = {
     "forward": FORWARD,
     "forward_more": FORWARD_MORE,
@@ -103,6 +114,7 @@ SUITES = {
     "softmax": SOFTMAX,
     "linear": LINEAR,
     "half": HALF_TYPES,
+    "caches": CACHES,
     "pauses": PAUSES,
 }
 

@@ -21,7 +21,7 @@ class Torch(Peer):
     packages = ("torch",)
 
     def unfit(self, row):
-        return ""
+        return "no int8 attention" if row.dtype == "int8" else ""
 
     def attention(self, row, num_threads):
         torch = _torch(num_threads)
@@ -42,6 +42,15 @@ class Torch(Peer):
         elif row.is_gqa:
             ways.append(Way("repeated heads", partial(repeated_heads, partial(bind, gqa=False))))
         return ways
+
+    def cache(self, row, num_threads):
+        """Its cache is the key and value themselves; a group goes as rows, which is its best."""
+        attend = _torch(num_threads).nn.functional.scaled_dot_product_attention
+
+        def bind(arrays):
+            return Call(partial(attend, *map(_tensor, arrays)), _array)
+
+        return [Way("group as rows", partial(group_as_rows, row, bind))]
 
     def backward(self, row, num_threads):
         torch = _torch(num_threads)

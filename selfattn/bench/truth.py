@@ -4,6 +4,7 @@
     backward     dQ, dK, dV, whole heads
     softmax      everything
     linear       rows, over the largest number
+    cache        the first and the last key head's queries, over the largest number
 
 Used by contest.py, before anything is timed.
 """
@@ -28,6 +29,7 @@ def difference(row, arrays, result):
         "backward": _of_gradients,
         "softmax": _of_softmax,
         "linear": _of_projection,
+        "cache": _of_cache,
     }
     return compare[row.task](row, arrays, result)
 
@@ -66,6 +68,20 @@ def _of_attention(row, arrays, result):
                 query_offset=start + row.query_offset,
             )
             worst = np.maximum(worst, np.abs(result[b, :, strip] - want).max())
+    return worst
+
+
+def _of_cache(row, arrays, result):
+    query, key, value = arrays
+    if result.shape != query.shape:
+        return np.inf
+    worst, group = 0.0, row.num_heads_q // row.num_heads_kv
+    for head in {0, row.num_heads_kv - 1}:
+        queries = slice(head * group, (head + 1) * group)
+        rows = query[0, queries, 0]  # a group's queries are rows of the head they share
+        want = reference.scaled_dot_product_attention(rows, key[0, head], value[0, head])
+        error = np.abs(result[0, queries, 0] - want).max() / np.abs(want).max()
+        worst = np.maximum(worst, error)
     return worst
 
 
