@@ -10,8 +10,8 @@ over the turns in rounds that no other process disturbed, a ratio that of two su
 a single query run over several sets of arrays in turn, more than the caches hold: in a model, a
 layer's keys are not in the cache either. A shape of the backward has two rows: the gradients alone,
 of a forward that is not timed, and with the forward. Rows of a cache are of attending alone, and
-have tokens a second, of one layer. The instruction set is the one that SELFATTN_ISA asks for. Run by
-whoever wants figures to quote.
+have tokens a second, of one layer. The instruction set is the one that SELFATTN_ISA asks for. Run
+by whoever wants figures to quote.
 """
 
 from __future__ import annotations
