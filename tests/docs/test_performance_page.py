@@ -40,6 +40,24 @@ def test_speed(name, peers):
     assert table(name) == want
 
 
+def test_caches():
+    """Those of 16384 positions."""
+
+    def of(entry, field="selfattn_faster"):
+        return said(entry[field]) if entry else "–"
+
+    want = []
+    for row in figures("caches.json")["rows"]:
+        length, heads, dtype = row["row"].split("-")
+        if length == "16k":
+            by_name = {one["name"]: one for one in row["contestants"]}
+            names = ("as float32", "torch", "onnxruntime", "pages of 128", "pages of 16")
+            of_limit = of(by_name["selfattn"], "of_limit")
+            times = [of(by_name.get(name)) for name in names]
+            want.append([dtype, heads.replace("x", " × "), of_limit, *times])
+    assert table("caches.json") == want
+
+
 def test_options():
     want = [
         [one["what"], said(one["cost"]), said(one["visible"]) if one["visible"] else "–"]
