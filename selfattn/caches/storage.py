@@ -17,6 +17,7 @@ from .. import _args
 _INT8 = np.dtype(np.int8)
 _FLOAT32 = np.dtype(np.float32)
 LARGEST = 127
+TINY = np.float32(2.0**-126)  # the smallest normal number
 
 Encoded = tuple[np.ndarray, np.ndarray | None]  # rows, and of int8 their scales
 
@@ -73,11 +74,18 @@ def encoded(name: str, x: np.ndarray, dtype: np.dtype) -> Encoded:
     if dtype != _INT8:
         _same(name, x, dtype)
         return x, None
-    x = x.astype(_FLOAT32, copy=False)
+    with np.errstate(over="ignore"):  # what is beyond float32 is told of below
+        x = x.astype(_FLOAT32, copy=False)
     largest = np.abs(x).max(-1, initial=0)
     if not np.isfinite(largest).all():
         raise ValueError(f"{name}: expected finite numbers, which int8 with a scale can hold")
     scales = largest / np.float32(LARGEST)
+    # Rounded so that 127 of it reach the largest where it is subnormal, and are no infinity.
+    with np.errstate(over="ignore"):
+        is_low = (scales < TINY) & (scales * np.float32(LARGEST) < largest)
+        is_high = np.isinf(scales * np.float32(LARGEST))
+    towards = np.where(is_high, np.float32(0), np.float32(np.inf))
+    scales = np.where(is_low | is_high, np.nextafter(scales, towards), scales)
     divisor = np.where(scales > 0, scales, 1)[..., None]
     steps = np.clip(np.rint(x / divisor), -LARGEST, LARGEST)
     return steps.astype(_INT8), scales
