@@ -126,11 +126,18 @@ static int is_finite_as_reals(forward_worker *w, sa_tile *row, int *goes_on) {
     return finite;
 }
 
+/* A power of 2 that keeps the weighted sum of all keys' values finite, those of the pieces before
+ * included. */
+static double small_weight(const sa_problem *p) {
+    int exponent;
+    frexp((double)(p->first_key + p->seqlen_k), &exponent); /* of a power of 2 above it */
+    return ldexp(1, -exponent - 1);
+}
+
 /* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. */
 static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
-    int exponent, overflowed = 0;
-    frexp((double)s->problem->seqlen_k, &exponent); /* of a power of 2 above it */
+    int overflowed = 0;
     sa_finite finite = {0};
     for (int r = 0; r < t->rows; ++r) {
         if (s->kernels->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
@@ -141,7 +148,7 @@ static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
         int goes_on = 1, only_rounded = is_finite_as_reals(w, &row, &goes_on);
         if (!goes_on) return 0;
         if (only_rounded) continue;
-        row.weight_factor = ldexp(1, -exponent - 1);
+        row.weight_factor = small_weight(s->problem);
         if (!compute_tile(w, &row, &overflowed)) return 0;
     }
     sa_fp_clear();
@@ -172,11 +179,25 @@ static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
         t->prefetch.is_first = 0; /* the copies are in the caches */
 }
 
-/* compute_tile where there are states. A tile that overflows is computed row by row, those that
- * overflow alone with smaller weights; its states are as they came until then. */
+/* Whether the values' sums of a row's total, as it is in the worker's memory, are finite. */
+static int total_is_finite(forward_worker *w, sa_tile *row) {
+    const sa_schedule *s = w->call->schedule;
+    const sa_problem *p = s->problem;
+    ptrdiff_t size = sa_real_size(p->dtype);
+    char *state = row->state[0];
+    row->state[0] = w->part;
+    sa_kernel_of(s, row)->give_states(row, w->total);
+    row->state[0] = state;
+    return sa_kernels_for(sa_real_dtype(p->dtype))
+        ->is_finite(w->part + SA_STATE_HEAD * size, size, p->head_dim_v);
+}
+
+/* compute_tile where there are states. Where something overflows, the tile is computed row by row,
+ * and rows whose sums are not finite once more, with smaller weights; until then the states are as
+ * they came. */
 static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
-    int overflowed = 0;
+    int overflowed = 0, ignored = 0;
     if (!total_of_tile(w, t, &overflowed)) return 0;
     if (!overflowed) {
         write_tile(s, t, w->total);
@@ -188,12 +209,11 @@ static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t
         row.finite = &finite;
         row.room = w->block_room;
         sa_fill_row(s, tile, r, &row);
-        sa_fp_clear();
-        overflowed = 0;
-        if (!total_of_tile(w, &row, &overflowed)) return 0;
-        row.weight_factor = ldexp(1, SA_STATE_EXPONENT);
-        if (overflowed && !total_of_tile(w, &row, &overflowed)) return 0;
-        if (!overflowed) row.weight_factor = 1;
+        if (!total_of_tile(w, &row, &ignored)) return 0;
+        if (!total_is_finite(w, &row)) {
+            row.weight_factor = small_weight(s->problem);
+            if (!total_of_tile(w, &row, &ignored)) return 0;
+        }
         write_tile(s, &row, w->total);
     }
     sa_fp_clear();

@@ -21,9 +21,6 @@ enum {
      * a tile is summed over its rows first. */
     SA_GRADIENT_TILE_M = 96,
     SA_MAX_TILE_M = SA_GRADIENT_TILE_M,
-    /* Weights of rows of a state whose values' sums overflow are multiplied by this power of 2,
-     * which makes up for as many keys as any call can have. */
-    SA_STATE_EXPONENT = -48,
 };
 
 /* A score is summed over head_dim (in the backward pass, dP over head_dim_v) in chunks of this

@@ -121,6 +121,10 @@ cdef extern from "selfattn.h" nogil:
     void sa_apply(sa_function, sa_dtype, double, const void *, void *, int64_t) noexcept
 
 
+cdef extern from "kernels.h" nogil:
+    enum: SA_SPLIT_N
+
+
 cdef extern from "fp_env.h" nogil:
     ctypedef struct sa_fp_env:
         pass

@@ -462,6 +462,7 @@ cdef class AttentionProblem:
 
 
 STATE_HEAD = SA_STATE_HEAD
+SPLIT = SA_SPLIT_N  # keys: a state that ends at a multiple of it changes no bit (docs/bits.md)
 
 
 def broadcasts(cnp.ndarray x not None, tuple shape):

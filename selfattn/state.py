@@ -1,7 +1,7 @@
 """Attention over keys that come in pieces: a state that goes from one piece to the next.
 
-Called by users and by `cache.py` and `distributed/`. `_args` checks each piece as a problem of its
-own; `_core` adds it to the state (csrc/forward.c, csrc/kernels/resume.inc.h).
+Called by users, by `caches/cascade.py` and `distributed/`. `_args` checks each piece as a problem
+of its own; `_core` adds it to the state (csrc/forward.c, csrc/kernels/resume.inc.h).
 """
 
 from __future__ import annotations
@@ -97,11 +97,21 @@ class AttentionState:
         self._no_keys = (self._query[..., :0, :],) * 2
         # Arrays are checked beside keys, which may have more axes or heads than the query.
         _args.attention_problem(self._query, *self._no_keys, **numbers)
-        arrays = {"alibi_slopes": _kept(alibi_slopes), "sinks": _kept(sinks)}
+        arrays = {
+            name: None if x is None else np.array(_args.array(name, x))
+            for name, x in (("alibi_slopes", alibi_slopes), ("sinks", sinks))
+        }
         self._options = numbers | arrays
-        self._query_offset = _kept(query_offset)
-        self._segment_ids = _kept(segment_ids)
+        self._query_offset = _offset(query_offset)
+        ids = "an array of ints"
+        self._segment_ids = (
+            None
+            if segment_ids is None
+            else np.array(_args.ints("segment_ids", segment_ids, ids, "iub"))
+        )
         self._first_query = _args.integer("first_query", first_query)
+        if not 0 <= self._first_query <= _args.MAX_POSITION:
+            raise ValueError(f"first_query: expected 0 to 2**61, got {first_query}")
         self._num_threads = None if num_threads is None else _args.num_threads(num_threads)
         self._num_keys = 0
         self._state: np.ndarray | None = None  # before the first update
@@ -148,10 +158,10 @@ class AttentionState:
         if self._state is None:
             state = empty_state(shape, _args.real_dtype(self._query.dtype))
         elif self._state.shape != shape:
+            first = (*self._state.shape[:-1], self._state.shape[-1] - _core.STATE_HEAD)
             raise ValueError(
-                f"key: expected, with value, what makes a result of shape "
-                f"{(*shape[:-1], self._state.shape[-1] - _core.STATE_HEAD)}, as the first piece, "
-                f"got {problem.out_shape}"
+                f"key: expected, with value, what makes a result of shape {first}, as the first "
+                f"piece, got {problem.out_shape}"
             )
         else:
             state = self._state
@@ -235,9 +245,14 @@ class AttentionState:
         return problem
 
 
-def _kept(x: Any) -> Any:
-    """A copy of an array, which its owner may change while the state lives."""
-    return np.array(x) if isinstance(x, np.ndarray) else x
+def _offset(x: Any) -> int | np.ndarray:
+    """Of the whole sequence: our own, and of a type from which many keys can be subtracted."""
+    expected = "an int or an array of ints"
+    offset = _args.ints_in("query_offset", np.asarray(x) if isinstance(x, int) else x, expected)
+    low, high = offset.min(initial=0), offset.max(initial=0)
+    if low < -_args.MAX_POSITION or high > _args.MAX_POSITION:
+        raise ValueError(f"query_offset: expected values from -2**61 to 2**61, got {x}")
+    return int(offset) if offset.ndim == 0 else offset.astype(np.int64)
 
 
 def _no_ids(state: AttentionState) -> np.ndarray:

@@ -181,8 +181,8 @@ SA_INLINE void read_block(const sa_tile *t, int reads_int8, block_keys *keys, sa
         return;
     }
     if (next >= t->end) next = begin; /* any row will do */
-    page_order of_k = {&t->k, &t->v, end, begin, end - 1},
-               of_v = {&t->v, &t->k, end, next, t->end - 1};
+    page_order of_k = {.x = &t->k, .end = end, .after = &t->v, .first = begin, .last = end - 1};
+    page_order of_v = {.x = &t->v, .end = end, .after = &t->k, .first = next, .last = t->end - 1};
     char *room_for_v = t->room + sa_block_room(t->head_dim, REAL_SIZE);
     keys->next_k = (uintptr_t)run_of_rows(&t->k, next, &count, &scale);
     if (reads_int8) {

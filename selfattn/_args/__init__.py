@@ -27,7 +27,7 @@ from .attention import attend
 from .gradients import backward_inputs, in_dtype_of, lse_gradient, new_gradients
 from .merging import new_merged, pair_of_states, states
 from .numbers import integer, size
-from .options import axis, flag, num_threads, per_batch
+from .options import MAX_POSITION, axis, flag, ints, ints_in, num_threads, per_batch
 from .problems import (
     NO_VALUE,
     attention_problem,
@@ -38,6 +38,7 @@ from .projections import gradient_of, projection
 from .table import nondefault, options_of, set_options
 
 __all__ = [
+    "MAX_POSITION",
     "NO_VALUE",
     "array",
     "attend",
@@ -49,6 +50,8 @@ __all__ = [
     "gradient_of",
     "in_dtype_of",
     "integer",
+    "ints",
+    "ints_in",
     "is_dtype",
     "lse_gradient",
     "new_gradients",

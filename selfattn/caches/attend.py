@@ -106,12 +106,15 @@ def attend(
         else:
             compute(result, lse)
         if not is_own:
-            target[...] = result  # rounded once
+            with np.errstate(all="ignore"):
+                target[...] = result  # rounded once
         for b in np.flatnonzero(call.queries < call.query.shape[2]):
             target[b, :, call.queries[b] :] = 0
             if lse is not None:
                 lse[b, :, call.queries[b] :] = -np.inf
 
-    like = call.query if call.query.dtype == call.dtype else call.query.astype(call.dtype)
+    like = call.query
+    if like.dtype != call.dtype:
+        like = np.empty_like(like, call.dtype)
     result = _args.compute_into(out, problem.out_shape, like, problem.arrays, fill)
     return result if lse is None else (result, lse)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from .._core import AttentionProblem
     from .attend import Call
 
-SPLIT = 512  # keys: a state that ends at a multiple of it changes no bit (docs/bits.md)
 ALIKE = ("is_causal", "scale", "softcap", "sinks")  # a prefix is seen alike from all positions
 
 # (query, pages of each batch entry, keys of the longest) -> the problem, without options
@@ -43,6 +42,8 @@ def prefixes(call: Call, tables: list[np.ndarray], size: int) -> list[Prefix]:
     values = tuple(call.options[name] for name in others)
     if _core.nondefault(tuple(others), tuple(defaults[name] for name in others), values):
         return []
+    if call.query.size == 0:
+        return []
     beginnings: dict[int, list[int]] = {}
     for b, table in enumerate(tables):
         if len(table):
@@ -54,12 +55,12 @@ def prefixes(call: Call, tables: list[np.ndarray], size: int) -> list[Prefix]:
 
 def _common(call: Call, tables: list[np.ndarray], size: int, entries: list[int]) -> np.ndarray:
     """The first pages of all these entries, whole splits of keys that all of their queries see."""
-    common = tables[entries[0]][: int(call.offsets[entries].min()) // size]
+    common = tables[entries[0]][: max(0, int(call.offsets[entries].min())) // size]
     for b in entries[1:]:
         common = common[: len(tables[b])]
         differ = np.flatnonzero(tables[b][: len(common)] != common)
         common = common[: differ[0] if len(differ) else None]
-    step = SPLIT // int(np.gcd(SPLIT, size))  # pages that make whole splits
+    step = _core.SPLIT // int(np.gcd(_core.SPLIT, size))  # pages that make whole splits
     return common[: len(common) // step * step]
 
 
@@ -73,7 +74,7 @@ def attend(
     lse: np.ndarray | None,
 ) -> None:
     """The call's result: of the prefixes first, then of what each entry has beside its own."""
-    batch, heads, seqlen_q, head_dim = call.query.shape
+    batch, heads_of_query, seqlen_q, head_dim = call.query.shape
     heads, head_dim_v = out.shape[1], out.shape[-1]
     begins = np.zeros(batch, np.int64)  # where each entry's other keys begin
     real = _args.real_dtype(call.query.dtype)
@@ -81,9 +82,10 @@ def attend(
     is_natural = False
     for entries, pages in found:
         n = len(entries) * seqlen_q
-        rows = call.query[entries].swapaxes(0, 1).reshape(1, -1, n, head_dim)
+        rows = call.query[entries].swapaxes(0, 1).reshape(1, heads_of_query, n, head_dim)
         problem = make_problem(rows, [pages], len(pages) * size)
-        _args.set_options(problem, call.options | {"is_causal": False})
+        # All see all of it; sinks join at the end.
+        _args.set_options(problem, call.options | {"is_causal": False, "sinks": None})
         state = empty_state((1, heads, n, states.shape[-1]), real)
         is_natural = problem.update(state, False, call.num_threads)
         by_entry = state.reshape(heads, len(entries), seqlen_q, -1)
@@ -93,4 +95,5 @@ def attend(
     longest = int((call.lengths - begins).max(initial=0))
     problem = make_problem(call.query, others, longest)
     set_options(problem, call, begins)
+    problem.set_place(0, int(begins.max()))
     problem.attend_to_state(states, is_natural, out, lse, call.num_threads)

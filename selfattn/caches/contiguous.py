@@ -38,7 +38,7 @@ class KVCache:
     Raises
     ------
     TypeError, ValueError
-        For a wrong dtype or kind; for a negative size.
+        For a wrong dtype or kind; for a size below 1.
 
     Examples
     --------

@@ -117,7 +117,7 @@ class PagedKVCache:
         Returns its number. ValueError where there is no such sequence, or it has fewer positions.
         """
         if prefix_of is None:
-            if length:
+            if length is not None and _args.integer("length", length) != 0:
                 raise ValueError(f"length: expected none without prefix_of, got {length}")
             sequence = PagesOfSequence(np.empty(0, np.int64), 0)
         else:

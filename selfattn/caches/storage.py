@@ -53,6 +53,7 @@ class Rows:
         if self.scales is not None and scales is not None:
             self.scales[where] = scales[part]
 
+    @np.errstate(all="ignore")
     def decoded(self, where: tuple[Any, ...]) -> np.ndarray:
         """What rows stand for: a view of themselves, or of int8 an array of float32."""
         rows: np.ndarray = self.rows[where]
@@ -69,21 +70,20 @@ class Rows:
             self.scales[to] = self.scales[source]
 
 
+@np.errstate(all="ignore")  # what is beyond float32 is told of; what is subnormal is no mistake
 def encoded(name: str, x: np.ndarray, dtype: np.dtype) -> Encoded:
     """What `Rows.write` takes of rows of floats: these themselves, or int8 and scales."""
     if dtype != _INT8:
         _same(name, x, dtype)
         return x, None
-    with np.errstate(over="ignore"):  # what is beyond float32 is told of below
-        x = x.astype(_FLOAT32, copy=False)
+    x = x.astype(_FLOAT32, copy=False)
     largest = np.abs(x).max(-1, initial=0)
     if not np.isfinite(largest).all():
         raise ValueError(f"{name}: expected finite numbers, which int8 with a scale can hold")
     scales = largest / np.float32(LARGEST)
     # Rounded so that 127 of it reach the largest where it is subnormal, and are no infinity.
-    with np.errstate(over="ignore"):
-        is_low = (scales < TINY) & (scales * np.float32(LARGEST) < largest)
-        is_high = np.isinf(scales * np.float32(LARGEST))
+    is_low = (scales < TINY) & (scales * np.float32(LARGEST) < largest)
+    is_high = np.isinf(scales * np.float32(LARGEST))
     towards = np.where(is_high, np.float32(0), np.float32(np.inf))
     scales = np.where(is_low | is_high, np.nextafter(scales, towards), scales)
     divisor = np.where(scales > 0, scales, 1)[..., None]

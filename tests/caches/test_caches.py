@@ -344,3 +344,27 @@ def test_errors_of_pages(call, error, message):
 def test_errors_of_sizes(make, error, message):
     with pytest.raises(error, match="^" + re.escape(message)):
         make()
+
+
+def test_more_queries_than_positions_beside_a_shared_prefix():
+    """Those before the first position see nothing; and there may be no query at all."""
+    cache = paged(40, 128)
+    first = cache.new_sequence()
+    cache.append([first], *rows(1, 2000))
+    ids = [first, cache.new_sequence(first, length=520)]
+    query = normal(2, 4, 600, E)
+    out = cache.attend(ids, query)
+    assert same_bits(out[1:], cache.attend(ids[1:], query[1:]))
+    assert not out[1, :, :80].any()
+    assert cache.attend(ids, query[:, :, :0]).shape == (2, 4, 0, EV)
+
+
+def test_no_warning_of_numpys():
+    """Where int8 rounds, and where a result leaves a half type's range."""
+    with np.errstate(all="raise"):
+        cache = selfattn.KVCache(1, 1, 4, 4, dtype=np.int8)
+        key = np.full((1, 1, 1, 4), 1e-44, "f4")
+        cache.append(key, key + np.float32(1e5))
+        assert np.isinf(cache.attend(np.ones((1, 1, 1, 4), "f2"))).all()
+        with pytest.raises(ValueError, match=r"^key: expected finite numbers"):
+            cache.append(np.full((1, 1, 1, 4), 1e300), key)

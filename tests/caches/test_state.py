@@ -276,3 +276,28 @@ def test_an_interrupted_update_changes_nothing():
     assert np.array_equal(state.copy().result(), state.result())
     """
     subprocesses.run(code)
+
+
+def test_a_score_that_overflows():
+    """Even a masked one sets the processor's flag: small values keep their bits all the same."""
+    query, (key, value) = np.ones((1, 16), "f4"), normal(2, 1024, 16)
+    value = value * np.float32(1e-30)
+    key[7] = 3e38
+    mask = np.arange(1024)[None] != 7
+    options = {"attn_mask": mask}
+    got = in_pieces(query, key, value, options, [512])
+    assert same_bits(got, at_once(query, key, value, options))
+    value[:, 0] = 3e38  # and this column's sum overflows
+    got = in_pieces(query, key, value, options, [512])
+    assert same_bits(got, at_once(query, key, value, options))
+
+
+@pytest.mark.parametrize(
+    "offset", [np.array(700, np.uint16), np.array([700, 100], np.int16), [700, 100]]
+)
+def test_offsets_of_any_type(offset):
+    """How many keys there were is subtracted from them."""
+    query, key, value = qkv((2, 1, 3, 16), None, 1024)
+    options = {"is_causal": True, "query_offset": offset}
+    want = at_once(query, key, value, options | {"query_offset": np.array(offset, np.int64)})
+    assert same_bits(in_pieces(query, key, value, options, [512]), want)
