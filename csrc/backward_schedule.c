@@ -13,7 +13,7 @@ static int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
  * their own in all but a mask whose rows broadcast. */
 static void find_broadcast_axes(const sa_problem *p, const sa_array *gradient, int has_rows,
                                 sa_pass *pass) {
-    pass->own = pass->broadcast = 1;
+    *pass = (sa_pass){.own = 1, .broadcast = 1};
     for (int i = 0; i <= p->batch_axes; ++i) {
         int is_head = i == p->batch_axes;
         int64_t n = is_head ? p->num_heads_kv : p->batch_shape[i];
@@ -68,10 +68,21 @@ static int heads_suffice(int64_t heads, int num_threads) {
     return 5 * rounds * num_threads <= 7 * heads;
 }
 
+/* The pass of the gradient of the mask or of the bias. */
+static void add_mask_pass(sa_backward_schedule *s, const sa_array *gradient) {
+    sa_pass pass;
+    int has_rows = gradient->row != 0;
+    /* A row of a mask that heads share must not be parted by tiles. */
+    int parts = gradient->head != 0 || SA_GRADIENT_TILE_M % s->forward.group == 0;
+    if (!gradient->data) return;
+    find_broadcast_axes(s->forward.problem, gradient, has_rows, &pass);
+    add_pass(s, pass, SA_GRADIENT_MASK, has_rows && parts, gradient->col != 0)->of_mask = gradient;
+}
+
 static void plan_passes(sa_backward_schedule *s) {
     const sa_problem *p = s->forward.problem;
     const sa_gradients *g = s->gradients;
-    sa_pass query, key, value, mask, sinks;
+    sa_pass query, key, value, sinks;
     if (!s->forward.group || !p->seqlen_q) return; /* no rows: who calls has zeros there */
     find_broadcast_axes(p, &g->query, 1, &query);
     find_broadcast_axes(p, &g->key, 1, &key);
@@ -84,13 +95,8 @@ static void plan_passes(sa_backward_schedule *s) {
         add_pass(s, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
         if (!together) add_pass(s, value, SA_GRADIENT_VALUE, 0, 1);
     }
-    if (g->mask.data) {
-        int has_rows = g->mask.row != 0;
-        /* A row of a mask that heads share must not be parted by tiles. */
-        int parts = g->mask.head != 0 || SA_GRADIENT_TILE_M % s->forward.group == 0;
-        find_broadcast_axes(p, &g->mask, has_rows, &mask);
-        add_pass(s, mask, SA_GRADIENT_MASK, has_rows && parts, g->mask.col != 0);
-    }
+    add_mask_pass(s, &g->mask);
+    add_mask_pass(s, &g->bias);
     if (g->sinks.data) {
         find_broadcast_axes(p, &g->sinks, 0, &sinks);
         add_pass(s, sinks, SA_GRADIENT_SINKS, 0, 0);
@@ -180,20 +186,24 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     t->grads = sa_key_gradients_of(s, job);
     t->dout_col = d->out.col;
     t->dq_col = d->query.col;
-    t->dmask_col = d->mask.col;
+    const sa_array *of_mask = job->pass->of_mask;
+    t->dmask_col = of_mask ? of_mask->col : 0;
     t->dk_col = d->key.col;
     t->dv_col = d->value.col;
     int64_t head = at.head_kv * group, row = sa_first_query(p, at.b);
     char *dout = sa_row_of(p, &d->out, at.b, head, row);
     char *dq = sa_row_of(p, &d->query, at.b, head, row);
-    char *dmask = sa_row_of(p, &d->mask, at.b, head, row);
+    char *dmask = of_mask ? sa_row_of(p, of_mask, at.b, head, row) : NULL;
     char *dlse = sa_row_of(p, &d->lse, at.b, head, row);
+    static const double zero = 0; /* as a float too */
     t->has_dlse = d->lse.data != NULL;
     for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
         t->dq[r] = dq + at.g * d->query.head + at.i * d->query.row;
-        t->dmask[r] = d->mask.data ? dmask + at.g * d->mask.head + at.i * d->mask.row : NULL;
+        t->dmask[r] = of_mask ? dmask + at.g * of_mask->head + at.i * of_mask->row : NULL;
         t->dlse[r] = dlse + at.g * d->lse.head + at.i * d->lse.row;
+        /* What lse's gradient holds for padding is nothing to its sink. */
+        if (at.i >= sa_used_queries(p, at.b)) t->dlse[r] = (const char *)&zero;
         t->dsink[r] = sinks + at.g;
     }
     return 1;

@@ -5,21 +5,22 @@
  * pass computes all three, a head a job, and each score once: five products. With fewer heads, or
  * where broadcasting makes heads share a gradient, queries and keys have a pass each, whose jobs
  * are parts of rows or of keys; each score is then computed twice: seven products. The gradients of
- * the mask and of the sinks have passes of their own. All ways give the same bits: tiles begin at
- * multiples of SA_GRADIENT_TILE_M rows, and each sum has a fixed order. */
+ * the mask, of the bias and of the sinks have passes of their own. All ways give the same bits:
+ * tiles begin at multiples of SA_GRADIENT_TILE_M rows, and each sum has a fixed order. */
 #ifndef SA_BACKWARD_SCHEDULE_H
 #define SA_BACKWARD_SCHEDULE_H
 
 #include "tile.h"
 
-enum { SA_MAX_PASSES = 5 };
+enum { SA_MAX_PASSES = 6 };
 
 /* The axes of a pass are the batch axes and that of the key/value heads. Over some of them the
  * pass's gradients are summed, because the input was broadcast; the others are its own. Jobs are
  * the entries of the own axes, times parts of rows and of keys; a job goes through all entries of
  * the broadcast axes. */
 typedef struct {
-    int needs_grad; /* sa_gradient's, joined */
+    int needs_grad;          /* sa_gradient's, joined */
+    const sa_array *of_mask; /* SA_GRADIENT_MASK: the gradient, of the mask or of the bias */
     int is_broadcast[SA_MAX_BATCH_AXES + 1];
     int64_t own, broadcast; /* entries of the own axes, and of the broadcast ones */
     int64_t tiles_of_job, keys_of_job;

@@ -169,9 +169,8 @@ static void stage_keys(forward_worker *w, sa_tile_loop *loop, sa_tile *t) {
         w->staging_until = w->is_staging ? end_of_head : end;
     }
     if (!w->is_staging) return;
-    int64_t begin, end, ignored;
-    sa_key_range(p, b, 0, &begin, &ignored);
-    sa_key_range(p, b, sa_num_queries(p, b) - 1, &ignored, &end);
+    int64_t begin, end;
+    sa_keys_of_entry(p, b, &begin, &end);
     begin = begin / SA_BLOCK_N * SA_BLOCK_N;
     sa_kv_stage(&w->kv, SA_KV_K, begin, end, &t->k);
     if (sa_kv_stage(&w->kv, SA_KV_V, begin, end, &t->v)) *t->finite = (sa_finite){0};

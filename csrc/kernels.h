@@ -32,7 +32,7 @@ static inline int sa_part_e(int64_t head_dim) { return SA_CHUNKS_OF_PART * sa_ch
 /* A tile's scores as the softmax reads them are either plain or in natural units:
  *
  *     score = q k                                            plain
- *     score = cap(scale * q k) - slope * distance + mask     natural, where a bias is added
+ *     score = cap(scale * q k) - slope * distance + mask     natural, where something is added
  *
  * The user's scale is q_factor * scale. q_factor is its sign, or 0, times a power of two of at most
  * 1/2 or 1; q is multiplied by it when packed, which rounds nothing. The softmax computes weights
@@ -102,10 +102,10 @@ typedef struct sa_tile {
      * union of the rows' ranges, [full_begin, full_end) their intersection. */
     int64_t key_lo[SA_MAX_TILE_M], key_hi[SA_MAX_TILE_M];
     int64_t begin, end, full_begin, full_end;
-    /* Key by key: the mask, and segments that are no ranges. */
-    sa_mask_kind mask_kind;
-    const char *mask[SA_MAX_TILE_M]; /* each row's, at key 0 */
-    ptrdiff_t mask_col;
+    /* Key by key: the mask, the bias, and segments that are no ranges. */
+    sa_mask_kind mask_kind, bias_kind;
+    const char *mask[SA_MAX_TILE_M], *bias[SA_MAX_TILE_M]; /* each row's, at key 0 */
+    ptrdiff_t mask_col, bias_col;
     const char *key_segments; /* ids at key 0; NULL: no segments, or they are in the ranges */
     ptrdiff_t segment_row;
     int segment_size;
@@ -148,7 +148,7 @@ typedef enum {
     SA_GRADIENT_QUERY = 1,
     SA_GRADIENT_KEY = 2,
     SA_GRADIENT_VALUE = 4,
-    SA_GRADIENT_MASK = 8,
+    SA_GRADIENT_MASK = 8, /* or bias: what is added to the scores */
     SA_GRADIENT_SINKS = 16,
 } sa_gradient;
 
@@ -167,7 +167,7 @@ typedef struct sa_backward_tile {
     const char *dout[SA_MAX_TILE_M];
     int has_dlse;
     const char *dlse[SA_MAX_TILE_M];                /* each row's gradient of lse */
-    char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's, at key 0 */
+    char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's or the bias's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
     int adds_to_query;      /* whether dq is added to what is there, or written */
     int dq_is_real;         /* dq holds reals, not elements: several tiles add to it */

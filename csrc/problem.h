@@ -27,16 +27,23 @@ char *sa_row_at(const sa_rows *a, int axes, const int64_t *shape, int64_t row);
 
 /* Batch entry b's first query (key) among the rows of the arrays, and how many it has. */
 static inline int64_t sa_first_query(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_q ? p->cu_seqlens_q[b] : 0;
+    const int64_t *starts = p->seq_starts_q ? p->seq_starts_q : p->cu_seqlens_q;
+    return starts ? starts[b] : 0;
 }
 static inline int64_t sa_num_queries(const sa_problem *p, int64_t b) {
     return p->cu_seqlens_q ? p->cu_seqlens_q[b + 1] - p->cu_seqlens_q[b] : p->seqlen_q;
 }
 static inline int64_t sa_first_key(const sa_problem *p, int64_t b) {
-    return p->cu_seqlens_k ? p->cu_seqlens_k[b] : 0;
+    const int64_t *starts = p->seq_starts_k ? p->seq_starts_k : p->cu_seqlens_k;
+    return starts ? starts[b] : 0;
 }
 static inline int64_t sa_num_keys(const sa_problem *p, int64_t b) {
     return p->cu_seqlens_k ? p->cu_seqlens_k[b + 1] - p->cu_seqlens_k[b] : p->seqlen_k;
+}
+
+/* The queries of batch entry b that are no padding: the first ones. */
+static inline int64_t sa_used_queries(const sa_problem *p, int64_t b) {
+    return p->query_lengths ? p->query_lengths[b] : sa_num_queries(p, b);
 }
 
 /* The position among the keys of query i of batch entry b. */

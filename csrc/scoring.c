@@ -8,7 +8,8 @@ static const double LOG2_E = 1.4426950408889634;
 
 int sa_in_natural_units(const sa_problem *p) {
     return p->softcap > 0 || p->alibi_slopes.data || p->mask_kind == SA_MASK_ELEM ||
-           p->mask_kind == SA_MASK_F32 || (p->state.data && p->state_is_natural);
+           p->mask_kind == SA_MASK_F32 || p->bias_kind != SA_MASK_NONE ||
+           (p->state.data && p->state_is_natural);
 }
 
 sa_scoring sa_scoring_of(const sa_problem *p, int as_scores) {

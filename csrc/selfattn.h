@@ -1,6 +1,6 @@
 /* The C API of selfattn: a problem in, a status out.
  *
- *     scores      out = cap(scale * q k^T) - slope * distance + mask,  -inf where masked
+ *     scores      out = cap(scale * q k^T) - slope * distance + mask + bias,  -inf where masked
  *     weights     out = softmax(scores), a sink in its denominator
  *     attention   out = softmax(scores) v,  lse = log(sum(exp(scores)))
  *     sum         out = weights v
@@ -8,7 +8,7 @@
  *     merge       out, lse of attention over disjoint sets of keys, from those of each; gradients
  *     project     out = x w^T + bias, and the gradients of x, w and bias
  *     rope        out = x, its pairs of elements rotated by the angles of the row
- *     backward    the gradients of query, key, value, mask and sinks, from that of attention's out
+ *     backward    the gradients of attention's inputs, from that of its out
  *
  * All strides are in bytes and may be zero, negative or no multiple of an element; no alignment is
  * asked for. Inputs are only read. Nothing here checks a shape: the caller that fills the structs
@@ -87,21 +87,23 @@ typedef struct {
     double dropout_p; /* 0: none; what is dropped: kernels/dropout.inc.h */
     uint64_t dropout_seed;
     /* Arrays whose data is NULL where the option is not given. */
-    sa_array mask; /* (..., Hq, L, S) */
-    sa_mask_kind mask_kind;
-    sa_array alibi_slopes, sinks; /* (..., Hq) of the real type */
-    sa_array query_segments;      /* (..., L) of integers of segment_size bytes */
-    sa_array key_segments;        /* (..., S) */
-    int segment_size;             /* 1, 2, 4 or 8 */
+    sa_array mask, bias;               /* (..., Hq, L, S) */
+    sa_mask_kind mask_kind, bias_kind; /* the bias is no bools */
+    sa_array alibi_slopes, sinks;      /* (..., Hq) of the real type */
+    sa_array query_segments;           /* (..., L) of integers of segment_size bytes */
+    sa_array key_segments;             /* (..., S) */
+    int segment_size;                  /* 1, 2, 4 or 8 */
     /* Which keys a query sees, as a range: visibility.h says what these mean. Arrays of one number
      * for each batch entry, in C order, are NULL where they are not given. */
     int64_t window_left, window_right; /* -1: unbounded */
     int64_t query_offset;              /* of every batch entry, unless the array is given */
     const int64_t *query_offset_of_batch;
-    const int64_t *kv_lengths;
+    const int64_t *query_lengths, *kv_starts, *kv_lengths;
     /* Packed sequences: batch entry b is rows cu_seqlens[b] to cu_seqlens[b + 1] of the arrays,
-     * whose batch strides are 0; seqlen_q and seqlen_k are those of the longest. */
+     * whose batch strides are 0; or as many rows from seq_starts[b] on, where that is given.
+     * seqlen_q and seqlen_k are those of the longest. */
     const int64_t *cu_seqlens_q, *cu_seqlens_k;
+    const int64_t *seq_starts_q, *seq_starts_k;
     /* Keys that come in pieces: each piece is a problem, and a state goes from one to the next. */
     sa_array state; /* (..., Hq, L, SA_STATE_HEAD + Ev) of reals, contiguous columns */
     sa_state_use state_use;
@@ -121,17 +123,18 @@ sa_status sa_scores(const sa_problem *problem);
 sa_status sa_weights(const sa_problem *problem);
 sa_status sa_sum(const sa_problem *problem);
 
-/* The gradients of a problem's inputs: those of query, key, value and sinks are written, that of
- * the mask is added to what the array holds, zeros as a rule. An axis of stride 0 is one that the
- * input is broadcast over: the gradient is summed over it. NULL data: not asked for. The problem's
- * out and lse are those that attention gave.
+/* The gradients of a problem's inputs: those of query, key, value and sinks are written, those of
+ * mask and bias are added to what the arrays hold, zeros as a rule. An axis of stride 0 is one that
+ * the input is broadcast over: the gradient is summed over it. NULL data: not asked for. The
+ * problem's out and lse are those that attention gave.
  *
- * Elements are of the problem's dtype, except where several tiles add to one: mask, sinks, and
- * query if `query_is_real`, as it must be where it is broadcast, hold the real type of that dtype.
+ * Elements are of the problem's dtype, except where several tiles add to one: mask, bias, sinks,
+ * and query if `query_is_real`, as it must be where it is broadcast, hold the real type of that
+ * dtype.
  */
 typedef struct {
     sa_array out, lse; /* the gradients that are given; that of lse, of the real type, or no data */
-    sa_array query, key, value, mask;
+    sa_array query, key, value, mask, bias;
     int query_is_real;
     sa_array sinks;
 } sa_gradients;

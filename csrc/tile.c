@@ -2,6 +2,8 @@
 
 #include "tile.h"
 
+#include <math.h>
+
 #include "visibility.h"
 
 /* Iterates over an array's rows in the order of a tile: the heads of a group, then the next query.
@@ -45,10 +47,11 @@ static void fill_pointers(const sa_schedule *s, sa_tile *t, const sa_row_pos *at
     }
 }
 
-/* The rows' key ranges by windows and lengths. Returns whether all rows have the same one. */
+/* The rows' key ranges by windows, starts and lengths. Returns whether all rows have the same one.
+ */
 static int fill_ranges(const sa_schedule *s, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = s->problem;
-    if (p->window_left < 0 && p->window_right < 0) {
+    if (p->window_left < 0 && p->window_right < 0 && !p->query_lengths) {
         int64_t lo, hi;
         sa_key_range(p, first->b, first->i, &lo, &hi);
         for (int r = 0; r < t->rows; ++r) t->key_lo[r] = lo, t->key_hi[r] = hi;
@@ -82,24 +85,28 @@ static void fill_segments(const sa_schedule *s, sa_tile *t, const sa_row_pos *fi
     }
 }
 
-/* The rows' masks, slopes and sinks. */
+/* The rows' masks, biases, slopes and sinks. */
 static void fill_options(const sa_schedule *s, sa_tile *t, const sa_row_pos *first) {
     const sa_problem *p = s->problem;
     t->mask_kind = p->mask_kind;
     t->mask_col = p->mask.col;
+    t->bias_kind = p->bias_kind;
+    t->bias_col = p->bias.col;
     t->has_alibi = p->alibi_slopes.data != NULL;
     t->has_sinks = p->sinks.data != NULL;
-    if (!t->mask_kind && !t->has_alibi && !t->has_sinks) return;
+    if (!t->mask_kind && !t->bias_kind && !t->has_alibi && !t->has_sinks) return;
     sa_dtype real = sa_real_dtype(p->dtype);
     sa_row_pos at = *first;
     for (int r = 0; r < t->rows; ++r, sa_next_row(s, &at)) {
-        int64_t head = at.head_kv * s->group + at.g;
-        if (t->mask_kind)
-            t->mask[r] = sa_row_of(p, &p->mask, at.b, head, sa_first_query(p, at.b) + at.i);
+        int64_t head = at.head_kv * s->group + at.g, row = sa_first_query(p, at.b) + at.i;
+        if (t->mask_kind) t->mask[r] = sa_row_of(p, &p->mask, at.b, head, row);
+        if (t->bias_kind) t->bias[r] = sa_row_of(p, &p->bias, at.b, head, row);
         if (t->has_alibi)
             t->slope[r] = sa_load_scalar(real, sa_row_of(p, &p->alibi_slopes, at.b, head, 0));
         if (t->has_alibi) t->position[r] = sa_position(p, at.b, at.i);
-        if (t->has_sinks) t->sink[r] = sa_load_scalar(real, sa_row_of(p, &p->sinks, at.b, head, 0));
+        if (!t->has_sinks) continue;
+        t->sink[r] = sa_load_scalar(real, sa_row_of(p, &p->sinks, at.b, head, 0));
+        if (at.i >= sa_used_queries(p, at.b)) t->sink[r] = -INFINITY; /* padding has none */
     }
 }
 
@@ -216,7 +223,9 @@ static int fill_next(sa_tile_loop *loop, sa_tile *t) {
 static void prefetch_next_head(const sa_schedule *s, int64_t tile, int64_t end, sa_tile *t) {
     const sa_problem *p = s->problem;
     /* Where only some of the keys are seen, it does not pay. */
-    if (p->cu_seqlens_q || p->kv_lengths || p->window_left >= 0 || p->pages.table) return;
+    if (p->cu_seqlens_q || p->query_lengths || p->kv_starts || p->kv_lengths ||
+        p->window_left >= 0 || p->pages.table)
+        return;
     int64_t slots = sa_first_tile(s, 1), next_head = tile / slots + 1;
     int64_t keys = p->seqlen_k, elements = L2_PREFETCH_HEAD / sa_dtype_size(p->dtype);
     if (next_head * slots >= end || keys > elements) return;

@@ -10,13 +10,13 @@ static int64_t most_keys(const sa_problem *p, int64_t most) {
 }
 
 sa_key_bounds sa_key_bounds_of(const sa_problem *p, int64_t entries) {
-    int alike = !p->query_offset_of_batch && !p->kv_lengths && !p->cu_seqlens_q && !p->cu_seqlens_k;
+    int alike = !p->query_offset_of_batch && !p->query_lengths && !p->kv_starts && !p->kv_lengths &&
+                !p->cu_seqlens_q && !p->cu_seqlens_k;
     sa_key_bounds s = {.first = INT64_MAX};
     for (int64_t b = 0; b < (alike && entries ? 1 : entries); ++b) {
-        int64_t first, last, ignored, queries = sa_num_queries(p, b);
+        int64_t first, last, queries = sa_used_queries(p, b);
         if (queries == 0) continue;
-        sa_key_range(p, b, 0, &first, &ignored);
-        sa_key_range(p, b, queries - 1, &ignored, &last);
+        sa_keys_of_entry(p, b, &first, &last);
         if (first < s.first) s.first = first;
         if (last > s.last) s.last = last;
         int64_t most = most_keys(p, last - first);

@@ -2,9 +2,10 @@
  *
  * Query i of a batch entry stands at position p = i + query_offset and sees key j iff
  *
- *     p - window_left <= j <= p + window_right   and   j < kv_length        a range of keys
+ *     p - window_left <= j <= p + window_right                              a range of keys
+ *     and kv_start <= j < kv_length   and   i < query_length                a range of keys
  *     and the ids of their segments are equal                               a range, if ids ascend
- *     and the mask lets it through                                          anything
+ *     and the mask and the bias let it through                              anything
  *
  * where a window side of -1 is unbounded: causal is a window with left = -1 and right = 0. All
  * conditions that are ranges are intersected to one range of keys per row, and keys outside it are
@@ -31,19 +32,31 @@ static inline int64_t sa_clip(int64_t x, int64_t low, int64_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
-/* The keys [lo, hi) that query i of batch entry b sees by windows and lengths; lo = hi where it
- * sees none. Neither end decreases as i grows, so the first and the last query bound the keys of
- * all queries (sa_key_bounds_of). */
+/* The keys [lo, hi) that query i of batch entry b sees by windows, starts and lengths; lo = hi
+ * where it sees none. Neither end decreases as i grows to the last query that is no padding, so the
+ * first one and that one bound the keys of all queries (sa_keys_of_entry). */
 static inline void sa_key_range(const sa_problem *p, int64_t b, int64_t i, int64_t *lo,
                                 int64_t *hi) {
     int64_t position = sa_position(p, b, i), begin = 0, end = sa_num_keys(p, b);
     assert(!p->kv_lengths || (p->kv_lengths[b] >= 0 && p->kv_lengths[b] <= end));
+    assert(!p->kv_starts || (p->kv_starts[b] >= 0 && p->kv_starts[b] <= end));
+    if (p->kv_starts) begin = p->kv_starts[b];
     if (p->kv_lengths) end = p->kv_lengths[b];
+    if (i >= sa_used_queries(p, b)) end = 0;
     if (p->window_left >= 0 && position - p->window_left > begin) begin = position - p->window_left;
     if (p->window_right >= 0 && position + p->window_right + 1 < end)
         end = position + p->window_right + 1;
     *hi = end < 0 ? 0 : end;
     *lo = begin < *hi ? begin : *hi;
+}
+
+/* The keys [lo, hi) outside which no query of batch entry b sees any. */
+static inline void sa_keys_of_entry(const sa_problem *p, int64_t b, int64_t *lo, int64_t *hi) {
+    int64_t queries = sa_used_queries(p, b), ignored;
+    *lo = *hi = 0;
+    if (queries == 0) return;
+    sa_key_range(p, b, 0, lo, &ignored);
+    sa_key_range(p, b, queries - 1, &ignored, hi);
 }
 
 /* Bounds over all queries of the problem. */

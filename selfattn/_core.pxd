@@ -40,14 +40,18 @@ cdef extern from "selfattn.h" nogil:
         sa_array key_scale, value_scale
         double scale, softcap, dropout_p
         uint64_t dropout_seed
-        sa_array mask, alibi_slopes, sinks, query_segments, key_segments
-        sa_mask_kind mask_kind
+        sa_array mask, bias, alibi_slopes, sinks, query_segments, key_segments
+        sa_mask_kind mask_kind, bias_kind
         int segment_size
         int64_t window_left, window_right, query_offset
         const int64_t *query_offset_of_batch
+        const int64_t *query_lengths
+        const int64_t *kv_starts
         const int64_t *kv_lengths
         const int64_t *cu_seqlens_q
         const int64_t *cu_seqlens_k
+        const int64_t *seq_starts_q
+        const int64_t *seq_starts_k
         sa_array state
         sa_state_use state_use
         int state_is_natural
@@ -55,7 +59,7 @@ cdef extern from "selfattn.h" nogil:
         int num_threads
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
-        sa_array out, lse, query, key, value, mask, sinks
+        sa_array out, lse, query, key, value, mask, bias, sinks
         int query_is_real
     ctypedef struct sa_rows:
         char *data
@@ -156,7 +160,7 @@ cdef class AttentionProblem:
     cdef readonly cnp.ndarray query
     cdef readonly tuple arrays  # all that is read while the problem is solved: out may overlap it
     cdef readonly tuple lse_shape
-    cdef readonly cnp.ndarray cu_seqlens_k  # of packed sequences, else None
+    cdef readonly object queries, keys  # where packed sequences lie (set_sequences), else None
     cdef list keep  # the arrays whose numbers `problem` points at
 
     cdef void keep_arrays(self, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value)

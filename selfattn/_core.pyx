@@ -140,6 +140,11 @@ cdef sa_dtype dtype_of(cnp.ndarray x) noexcept:
     return SA_f16 if kind == cnp.NPY_FLOAT16 else SA_bf16
 
 
+cdef sa_mask_kind kind_of_floats(cnp.ndarray x, cnp.ndarray query) noexcept:
+    """What a float mask or a bias beside that query holds: float32, or query's dtype."""
+    return SA_MASK_ELEM if cnp.PyArray_TYPE(x) == cnp.PyArray_TYPE(query) else SA_MASK_F32
+
+
 cdef void fill(sa_array *a, cnp.ndarray x, Axes axes, int batch_axes) noexcept:
     """Point `a` at `x`. An axis that is absent or of length 1 does not move it."""
     cdef int last = cnp.PyArray_NDIM(x) - 1
@@ -241,29 +246,36 @@ cdef class AttentionProblem:
         self.query = query
         self.arrays = (query, key) if value is None else (query, key, value)
 
-    def set_sequences(
-        self, cu_seqlens_q, cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k
-    ):
-        """Each batch entry is a run of rows of arrays (H, total, E), and so is each of results."""
+    def set_sequences(self, queries, keys):
+        """Each batch entry is a run of rows of arrays (H, total, E), and so is each of results.
+
+        `queries` and `keys` are `Sequences` of `_args/sequences.py`.
+        """
         self.lse_shape = (self.problem.num_heads_q, self.problem.seqlen_q)
-        self.cu_seqlens_k = cu_seqlens_k
-        self.problem.cu_seqlens_q = self.own(cu_seqlens_q)
-        self.problem.cu_seqlens_k = self.own(cu_seqlens_k)
-        self.problem.seqlen_q = max_seqlen_q
-        self.problem.seqlen_k = max_seqlen_k
+        self.problem.cu_seqlens_q = self.own(queries.cumulative)
+        self.problem.cu_seqlens_k = self.own(keys.cumulative)
+        if queries.starts is not None:
+            self.problem.seq_starts_q = self.own(queries.starts)
+        if keys.starts is not None:
+            self.problem.seq_starts_k = self.own(keys.starts)
+        self.problem.seqlen_q = queries.longest
+        self.problem.seqlen_k = keys.longest
+        self.queries, self.keys = queries, keys
 
     # One setter for each option of `_args/table.py`, in its order.
 
     def set_mask(self, cnp.ndarray mask):
         """Bools or floats that broadcast to (batch..., Hq, L, S)."""
-        cdef int kind = cnp.PyArray_TYPE(mask)
+        cdef bint is_bool = cnp.PyArray_TYPE(mask) == cnp.NPY_BOOL
         fill(&self.problem.mask, mask, HEAD_ROW_COL, self.problem.batch_axes)
-        self.problem.mask_kind = (
-            SA_MASK_BOOL if kind == cnp.NPY_BOOL
-            else SA_MASK_ELEM if kind == cnp.PyArray_TYPE(self.query)
-            else SA_MASK_F32
-        )
+        self.problem.mask_kind = SA_MASK_BOOL if is_bool else kind_of_floats(mask, self.query)
         self.arrays = (*self.arrays, mask)
+
+    def set_bias(self, cnp.ndarray bias):
+        """Floats that broadcast to (batch..., Hq, L, S)."""
+        fill(&self.problem.bias, bias, HEAD_ROW_COL, self.problem.batch_axes)
+        self.problem.bias_kind = kind_of_floats(bias, self.query)
+        self.arrays = (*self.arrays, bias)
 
     def set_dropout_p(self, double p):
         self.problem.dropout_p = p
@@ -283,6 +295,16 @@ cdef class AttentionProblem:
             self.problem.query_offset_of_batch = self.own(query_offset)
         else:
             self.problem.query_offset = query_offset
+
+    def set_query_lengths(self, cnp.ndarray query_lengths):
+        """One for each batch entry, or None."""
+        if query_lengths is not None:
+            self.problem.query_lengths = self.own(query_lengths)
+
+    def set_kv_starts(self, cnp.ndarray kv_starts):
+        """One for each batch entry, or None."""
+        if kv_starts is not None:
+            self.problem.kv_starts = self.own(kv_starts)
 
     def set_kv_lengths(self, cnp.ndarray kv_lengths):
         """One for each batch entry, or None."""
@@ -421,10 +443,10 @@ cdef class AttentionProblem:
         int num_threads,
         cnp.ndarray grad_lse=None,
     ):
-        """Write the gradients of query, key, value, mask and sinks into those arrays.
+        """Write the gradients of query, key, value, mask, sinks and bias into those arrays.
 
-        The last two may be None, and are of query's real dtype; that of the mask is added to zeros.
-        The query's is too if it is broadcast (`selfattn.h`).
+        The last three may be None, and are of query's real dtype; those of mask and bias are added
+        to zeros. The query's is too if it is broadcast (`selfattn.h`).
         """
         cdef sa_gradients g
         cdef PyObject *raised
@@ -432,7 +454,7 @@ cdef class AttentionProblem:
         cdef sa_problem *p = &self.problem
         if not any([x is not None and x.size for x in gradients]):
             return
-        query, key, value, mask, sinks = gradients
+        query, key, value, mask, sinks, bias = gradients
         memset(&g, 0, sizeof(sa_gradients))
         fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
         if grad_lse is not None:
@@ -443,6 +465,8 @@ cdef class AttentionProblem:
         fill(&g.value, value, HEAD_ROW_COL, p.batch_axes)
         if mask is not None:
             fill(&g.mask, mask, HEAD_ROW_COL, p.batch_axes)
+        if bias is not None:
+            fill(&g.bias, bias, HEAD_ROW_COL, p.batch_axes)
         if sinks is not None:
             fill(&g.sinks, sinks, HEAD, p.batch_axes)
         fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
@@ -648,7 +672,7 @@ cdef class TensorMemory:
         of_query, of_key, of_value = [self.array(x) for x in gradients]
         if of_query is None or of_key is None or of_value is None:
             return False
-        arrays = (of_query, of_key, of_value, None, None)
+        arrays = (of_query, of_key, of_value, None, None, None)
         problem.differentiate(of_out, result, rows, arrays, num_threads, of_lse)
         return True
 

@@ -24,5 +24,6 @@ class SupportsBuffer(Protocol):
 Array = np.ndarray | SupportsArray | SupportsDLPack | SupportsBuffer
 Ints = SupportsIndex | Array | Sequence[int]
 Starts = Array | Sequence[int]
+Sequences = Starts | tuple[Starts, Starts]
 Window = tuple[int, int] | Sequence[int]
 Number = SupportsFloat

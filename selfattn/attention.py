@@ -28,7 +28,10 @@ def scaled_dot_product_attention(
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -53,7 +56,10 @@ def scaled_dot_product_attention(
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -78,7 +84,10 @@ def scaled_dot_product_attention(
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -102,7 +111,10 @@ def scaled_dot_product_attention(
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -134,8 +146,7 @@ def scaled_dot_product_attention(
         Bools: True lets a query see a key. Floats, of query's dtype or float32: added to the
         scores; exactly -inf masks. Any strides, read in place; an axis of 1 broadcasts.
         Axes count from the last: three are (Hq, L, S), whatever the batch is; for a mask of each
-        batch entry give (B, 1, L, S). Floats take no bools beside them: put -inf where those are
-        False, or say it by `kv_lengths`, `window_size`, `segment_ids`, which go with any mask.
+        batch entry give (B, 1, L, S). Beside a mask of bools, floats go to `attn_bias`.
     dropout_p : float
         Probability of dropping a weight, 0 to 1; those left are divided by `1 - dropout_p`. As
         torch's function, it drops whenever it is not 0: there is no training mode to switch.
@@ -145,11 +156,24 @@ def scaled_dot_product_attention(
         Multiplies the scores; `1 / sqrt(E)` unless given. 0 and negative are legal.
     enable_gqa : bool
         Allow Hq to be a multiple of Hkv: query head h attends to key head `h // (Hq // Hkv)`.
+    attn_bias : array that broadcasts to (..., Hq, L, S), optional
+        Floats, of query's dtype or float32, that are added to the scores, beside `attn_mask` or
+        without one; exactly -inf masks. Each of the two is read in place and broadcasts in its own
+        way: a position bias (Hq, L, S) and a mask (B, 1, 1, S) need no array of (B, Hq, L, S). A
+        key that the mask leaves out adds nothing, whatever the bias holds there. Beside a mask of
+        floats, the sum of the two is added.
     query_offset : int, or int array (or list) over the axes before the heads
         Position of the first query among the keys. 0 is torch's alignment, `S - L` aligns the
         last query with the last key; it may be negative.
+    query_lengths : int array (or list) over the axes before the heads, optional
+        Queries at or past the length are padding: their output is 0, their lse -inf, also with
+        sinks, and what they hold is of no account. 0 to L.
+    kv_starts : int array (or list) over the axes before the heads, optional
+        Keys before the start are masked: padding on the left. 0 to S. Positions still count from
+        key 0.
     kv_lengths : int array (or list) over the axes before the heads, optional
-        Keys at or past the length are masked. 0 to S.
+        Keys at or past the length are masked. 0 to S. It counts from key 0 too, not from
+        `kv_starts`.
     window_size : (int, int)
         (left, right), inclusive, around position `i + query_offset`; -1 is unbounded, None is
         (-1, -1).
@@ -217,9 +241,16 @@ def scaled_dot_product_attention(
     >>> selfattn.scaled_dot_product_attention(query, query, value, attn_mask=padding)
     array([[3., 4.],
            [3., 4.]])
+    >>> bias = np.array([[9.0], [0.0]])  # one for each query: all keys of it alike
+    >>> selfattn.scaled_dot_product_attention(
+    ...     query, query, value, attn_mask=padding, attn_bias=bias, query_lengths=1
+    ... )
+    array([[3., 4.],
+           [0., 0.]])
     """
     values = (
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, return_lse,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
+        dropout_seed, return_lse,
     )  # fmt: skip
     return _args.attend(query, key, value, out, values, num_threads)

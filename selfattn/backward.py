@@ -13,7 +13,7 @@ from .gradients import AttentionGradients
 
 if TYPE_CHECKING:
     from ._core import AttentionProblem
-    from ._typing import Array, Ints, Number, Starts, Window
+    from ._typing import Array, Ints, Number, Sequences, Window
 
 
 def scaled_dot_product_attention_backward(
@@ -29,7 +29,10 @@ def scaled_dot_product_attention_backward(
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -39,6 +42,7 @@ def scaled_dot_product_attention_backward(
     dropout_seed: int = 0,
     grad_lse: Array | None = None,
     mask_grad: bool = False,
+    bias_grad: bool = False,
     sinks_grad: bool = False,
     num_threads: int | None = None,
 ) -> AttentionGradients:
@@ -63,23 +67,25 @@ def scaled_dot_product_attention_backward(
         the gradients are then those of `sum(grad_out * out) + sum(grad_lse * lse)`.
     mask_grad : bool
         Return the gradient of `attn_mask` too, which must be of floats.
+    bias_grad : bool
+        Return the gradient of `attn_bias` too.
     sinks_grad : bool
         Return the gradient of `sinks` too.
 
     Returns
     -------
     AttentionGradients
-        Named (query, key, value, attn_mask, sinks), each of the shape and dtype of its input;
-        the last two are None unless asked for. Where an axis of an input broadcast, and over the
-        query heads that share a key head, its gradient is summed.
+        Named (query, key, value, attn_mask, sinks), each of the shape and dtype of its input, and
+        `attn_bias` by its name alone; those of options are None unless asked for. Where an axis of
+        an input broadcast, and over the query heads that share a key head, its gradient is summed.
 
     Raises
     ------
     TypeError
         For a wrong dtype, byte order or kind of argument.
     ValueError
-        For a wrong shape or value; for `mask_grad` without a mask of floats, `sinks_grad` without
-        sinks.
+        For a wrong shape or value; for `mask_grad` without a mask of floats, `bias_grad` without
+        a bias, `sinks_grad` without sinks.
 
     Notes
     -----
@@ -115,14 +121,14 @@ def scaled_dot_product_attention_backward(
            [-0.626,  0.626]])
     """
     values = (
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
+        dropout_seed,
     )  # fmt: skip
     options = _args.nondefault("scaled_dot_product_attention_backward", values)
     problem = _args.attention_problem(query, key, value, **options)
-    return differentiate(
-        problem, grad_out, out, lse, grad_lse, attn_mask, sinks, mask_grad, sinks_grad, num_threads
-    )
+    wanted = _args.Wanted((attn_mask, mask_grad), (sinks, sinks_grad), (attn_bias, bias_grad))
+    return differentiate(problem, grad_out, out, lse, grad_lse, wanted, num_threads)
 
 
 def differentiate(
@@ -131,25 +137,15 @@ def differentiate(
     out: Array,
     lse: Array,
     grad_lse: Array | None,
-    attn_mask: Array | None,
-    sinks: Array | None,
-    mask_grad: bool,
-    sinks_grad: bool,
+    wanted: _args.Wanted,
     num_threads: int | None,
 ) -> AttentionGradients:
-    """The same of a problem, whose mask and sinks are these."""
+    """The same of a problem, whose mask, sinks and bias are those of `wanted`."""
     inputs = _args.backward_inputs(problem, problem.out_shape, grad_out, out, lse)
     of_lse = _args.lse_gradient(problem, grad_lse)
-    gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
+    gradients = _args.new_gradients(problem, wanted)
     problem.differentiate(*inputs, gradients, _args.num_threads(num_threads), of_lse)
-    of_query, of_key, of_value, of_mask, of_sinks = gradients
-    return AttentionGradients(
-        _args.in_dtype_of(of_query, problem.query),
-        of_key,
-        of_value,
-        _args.in_dtype_of(of_mask, attn_mask),
-        _args.in_dtype_of(of_sinks, sinks),
-    )
+    return AttentionGradients(*_args.in_own_dtypes(problem, gradients, wanted))
 
 
 def varlen_attention_backward(
@@ -159,15 +155,18 @@ def varlen_attention_backward(
     value: Array,
     out: Array,
     lse: Array,
-    cu_seqlens_q: Starts,
-    cu_seqlens_k: Starts,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Array | None = None,
     dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -177,14 +176,16 @@ def varlen_attention_backward(
     dropout_seed: int = 0,
     grad_lse: Array | None = None,
     mask_grad: bool = False,
+    bias_grad: bool = False,
     sinks_grad: bool = False,
     num_threads: int | None = None,
 ) -> AttentionGradients:
     """The gradients of `sum(grad_out * out)`, for `out` of `varlen_attention`.
 
     Parameters that are not named below are those of `varlen_attention`, and must be what that call
-    was given; `mask_grad`, `sinks_grad` and errors are those of
-    `scaled_dot_product_attention_backward`. Each sequence has the bits that it has alone.
+    was given; `mask_grad`, `bias_grad`, `sinks_grad` and errors are those of
+    `scaled_dot_product_attention_backward`. Each sequence has the bits that it has alone. The
+    gradients of rows of no sequence are 0. Sequences of keys that share rows are a ValueError here.
 
     Parameters
     ----------
@@ -197,7 +198,8 @@ def varlen_attention_backward(
     Returns
     -------
     AttentionGradients
-        Named (query, key, value, attn_mask, sinks), each of the shape and dtype of its input.
+        Named (query, key, value, attn_mask, sinks), each of the shape and dtype of its input, and
+        `attn_bias` by its name alone.
 
     Examples
     --------
@@ -212,15 +214,18 @@ def varlen_attention_backward(
     (5, 1, 4)
     """
     values = (
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
+        dropout_seed,
     )  # fmt: skip
     options = _args.nondefault("varlen_attention_backward", values)
     problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
+    _args.check_apart(problem)
     heads, total, head_dim_v = problem.out_shape
     inputs = _args.backward_inputs(problem, (total, heads, head_dim_v), grad_out, out, lse)
     of_lse = _args.lse_gradient(problem, grad_lse)
-    gradients = _args.new_gradients(problem, attn_mask, sinks, mask_grad, sinks_grad)
+    wanted = _args.Wanted((attn_mask, mask_grad), (sinks, sinks_grad), (attn_bias, bias_grad))
+    gradients = _args.new_gradients(problem, wanted)
     problem.differentiate(
         inputs[0].swapaxes(0, 1),
         inputs[1].swapaxes(0, 1),
@@ -229,11 +234,5 @@ def varlen_attention_backward(
         _args.num_threads(num_threads),
         of_lse,
     )
-    of_query, of_key, of_value, of_mask, of_sinks = gradients
-    return AttentionGradients(
-        _args.in_dtype_of(of_query, problem.query).swapaxes(0, 1),
-        of_key.swapaxes(0, 1),
-        of_value.swapaxes(0, 1),
-        _args.in_dtype_of(of_mask, attn_mask),
-        _args.in_dtype_of(of_sinks, sinks),
-    )
+    found = _args.in_own_dtypes(problem, gradients, wanted)
+    return AttentionGradients(*(x.swapaxes(0, 1) for x in found[:3]), *found[3:])

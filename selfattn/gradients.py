@@ -4,15 +4,25 @@ Built by `backward.py`, `linear.py` and `merging.py`, and by `reference/`. Annot
 here: those that are text take a NamedTuple longer to make, at each import of the package.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class AttentionGradients(NamedTuple):
+class _Five(NamedTuple):
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    attn_mask: np.ndarray | None = None
+    sinks: np.ndarray | None = None
+
+
+class AttentionGradients(_Five):
     """The gradients of `sum(grad_out * out)`, each of the shape and dtype of its input.
 
-    Where an axis of the input broadcast, its gradient is summed over that axis.
+    Where an axis of the input broadcast, its gradient is summed over that axis. As a tuple it is
+    (query, key, value, attn_mask, sinks), and it unpacks into these five; `attn_bias`, which came
+    later, is there by its name alone, as the later fields of `os.stat_result` are.
 
     Attributes
     ----------
@@ -23,6 +33,8 @@ class AttentionGradients(NamedTuple):
         Only with `mask_grad`; 0 where a query does not see the key.
     sinks : array, shape (Hq,), or None
         Only with `sinks_grad`.
+    attn_bias : array, or None
+        Only with `bias_grad`; 0 where a query does not see the key.
 
     Examples
     --------
@@ -34,13 +46,35 @@ class AttentionGradients(NamedTuple):
     ... )
     >>> gradients.key.shape, gradients.attn_mask is None
     ((5, 4), True)
+    >>> of_query, of_key, of_value, of_mask, of_sinks = gradients
     """
 
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    attn_mask: np.ndarray | None = None
-    sinks: np.ndarray | None = None
+    attn_bias: np.ndarray | None = None
+
+    def __new__(
+        cls,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        attn_mask: np.ndarray | None = None,
+        sinks: np.ndarray | None = None,
+        attn_bias: np.ndarray | None = None,
+    ) -> "AttentionGradients":
+        new = super().__new__(cls, query, key, value, attn_mask, sinks)
+        new.attn_bias = attn_bias
+        return new
+
+    def _asdict(self) -> dict[str, Any]:
+        """All six by name."""
+        return {**super()._asdict(), "attn_bias": self.attn_bias}
+
+    def _replace(self, **fields: Any) -> "AttentionGradients":
+        """A copy with other values of some of the six."""
+        return AttentionGradients(**{**self._asdict(), **fields})
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={x!r}" for name, x in self._asdict().items())
+        return f"AttentionGradients({fields})"
 
 
 class ProjectionGradients(NamedTuple):

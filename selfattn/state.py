@@ -31,6 +31,8 @@ class AttentionState:
         As `scaled_dot_product_attention` takes it. It is copied.
     dropout_p, is_causal, scale, enable_gqa, window_size, softcap, alibi_slopes, sinks, dropout_seed
         Options of `scaled_dot_product_attention`, as there.
+    query_lengths : int array over the axes before the heads, optional
+        Queries at or past the length are padding, as there.
     query_offset : int, or int array over the axes before the heads
         Position of the first query among all keys, of all pieces: the first piece begins at 0.
     segment_ids : int array, shape (..., L), optional
@@ -74,6 +76,7 @@ class AttentionState:
         scale: Number | None = None,
         enable_gqa: bool = False,
         query_offset: Ints = 0,
+        query_lengths: Ints | None = None,
         window_size: Window | None = (-1, -1),
         softcap: Number | None = 0.0,
         alibi_slopes: Array | None = None,
@@ -101,8 +104,11 @@ class AttentionState:
             name: None if x is None else np.array(_args.array(name, x))
             for name, x in (("alibi_slopes", alibi_slopes), ("sinks", sinks))
         }
+        arrays["query_lengths"] = (
+            None if query_lengths is None else _offset("query_lengths", query_lengths)
+        )
         self._options = numbers | arrays
-        self._query_offset = _offset(query_offset)
+        self._query_offset = _offset("query_offset", query_offset)
         ids = "an array of ints"
         self._segment_ids = (
             None
@@ -129,6 +135,8 @@ class AttentionState:
         value: Array,
         *,
         attn_mask: Array | None = None,
+        attn_bias: Array | None = None,
+        kv_starts: Ints | None = None,
         kv_lengths: Ints | None = None,
         segment_ids: Array | None = None,
     ) -> None:
@@ -139,10 +147,11 @@ class AttentionState:
         key : array, shape (..., Hkv, S, E)
         value : array, shape (..., Hkv, S, Ev)
             S may differ from piece to piece, and be 0; all else is as in the first piece.
-        attn_mask : array that broadcasts to (..., Hq, L, S), optional
-            Of these keys, as `scaled_dot_product_attention` takes it.
-        kv_lengths : int array over the axes before the heads, optional
-            How many of these keys are there, 0 to S; the next piece begins after all S.
+        attn_mask, attn_bias : array that broadcasts to (..., Hq, L, S), optional
+            Of these keys, as `scaled_dot_product_attention` takes them.
+        kv_starts, kv_lengths : int array over the axes before the heads, optional
+            Where among these keys those begin and end that are there, 0 to S; the next piece begins
+            after all S.
         segment_ids : int array, shape (..., S), optional
             These keys' ids, in the dtype of the queries'.
 
@@ -152,7 +161,13 @@ class AttentionState:
             As `scaled_dot_product_attention`; the state is as it was.
         """
         problem = self._problem(
-            key, value, attn_mask=attn_mask, kv_lengths=kv_lengths, segment_ids=segment_ids
+            key,
+            value,
+            segment_ids=segment_ids,
+            attn_mask=attn_mask,
+            attn_bias=attn_bias,
+            kv_starts=kv_starts,
+            kv_lengths=kv_lengths,
         )
         shape = (*problem.lse_shape, _core.STATE_HEAD + problem.out_shape[-1])
         if self._state is None:
@@ -245,13 +260,13 @@ class AttentionState:
         return problem
 
 
-def _offset(x: Any) -> int | np.ndarray:
+def _offset(name: str, x: Any) -> int | np.ndarray:
     """Of the whole sequence: our own, and of a type from which many keys can be subtracted."""
     expected = "an int or an array of ints"
-    offset = _args.ints_in("query_offset", np.asarray(x) if isinstance(x, int) else x, expected)
+    offset = _args.ints_in(name, np.asarray(x) if isinstance(x, int) else x, expected)
     low, high = offset.min(initial=0), offset.max(initial=0)
     if low < -_args.MAX_POSITION or high > _args.MAX_POSITION:
-        raise ValueError(f"query_offset: expected values from -2**61 to 2**61, got {x}")
+        raise ValueError(f"{name}: expected values from -2**61 to 2**61, got {x}")
     return int(offset) if offset.ndim == 0 else offset.astype(np.int64)
 
 

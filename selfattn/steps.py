@@ -24,7 +24,10 @@ def scaled_dot_product(
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -51,8 +54,8 @@ def scaled_dot_product(
            [  0.,   3.]])
     """
     values = (
-        attn_mask, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size, softcap,
-        alibi_slopes, segment_ids,
+        attn_mask, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths, kv_starts,
+        kv_lengths, window_size, softcap, alibi_slopes, segment_ids,
     )  # fmt: skip
     options = _args.nondefault("scaled_dot_product", values)
     problem = _args.attention_problem(query, key, _args.NO_VALUE, **options)
@@ -170,7 +173,10 @@ def attention_weights(
     dropout_p: Number = 0.0,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -202,8 +208,8 @@ def attention_weights(
            [0.33, 0.67]])
     """
     values = (
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
     )  # fmt: skip
     options = _args.nondefault("attention_weights", values)
     problem = _args.attention_problem(query, key, _args.NO_VALUE, **options)

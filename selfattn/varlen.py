@@ -13,7 +13,8 @@ import numpy as np
 from . import _args
 
 if TYPE_CHECKING:
-    from ._typing import Array, Ints, Number, Starts, Window
+    from ._core import AttentionProblem
+    from ._typing import Array, Ints, Number, Sequences, Window
 
 
 @overload
@@ -21,15 +22,18 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Starts,
-    cu_seqlens_k: Starts,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -48,15 +52,18 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Starts,
-    cu_seqlens_k: Starts,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -75,15 +82,18 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Starts,
-    cu_seqlens_k: Starts,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Array | None = ...,
     dropout_p: Number = ...,
     is_causal: bool = ...,
     *,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -101,15 +111,18 @@ def varlen_attention(
     query: Array,
     key: Array,
     value: Array,
-    cu_seqlens_q: Starts,
-    cu_seqlens_k: Starts,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Array | None = None,
     dropout_p: Number = 0.0,
     is_causal: bool = False,
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -133,14 +146,18 @@ def varlen_attention(
         sequence after the other.
     key : array, shape (total_k, Hkv, E)
     value : array, shape (total_k, Hkv, Ev)
-    cu_seqlens_q, cu_seqlens_k : int array or list, shape (B + 1,)
+    cu_seqlens_q, cu_seqlens_k : int array or list, shape (B + 1,); or a pair, each of shape (B,)
         Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`: they start at 0, never decrease
-        and end at the total. A sequence may be empty.
-    attn_mask : array that broadcasts to (Hq, total_q, longest sequence of keys), optional
-        Its columns count from the first key of the query's own sequence.
+        and end at the total, or before it where buffers are longer. A sequence may be empty.
+        A pair (starts, lengths) says the same of rows anywhere: sequence b is `lengths[b]` rows
+        from `starts[b]` on, in any order and with gaps. Sequences of keys may share rows, those of
+        queries may not.
+    attn_mask, attn_bias : array that broadcasts to (Hq, total_q, longest of keys), optional
+        Columns count from the first key of the query's own sequence.
     query_offset : int, or int array or list, shape (B,)
-    kv_lengths : int array or list, shape (B,), optional
-        Each from 0 to the sequence's own number of keys.
+    query_lengths, kv_starts, kv_lengths : int array or list, shape (B,), optional
+        Each from 0 to the sequence's own number of queries or keys: how much of it is used. These
+        are FlashAttention's `seqused_q`, `leftpad_k` and `seqused_k`.
     alibi_slopes : array, shape (Hq,) or (B, Hq), optional
     segment_ids : int array, shape (total,), or a pair, shapes (total_q,) and (total_k,), optional
     out : array, shape (total_q, Hq, Ev), optional
@@ -148,8 +165,9 @@ def varlen_attention(
     Returns
     -------
     out : array, shape (total_q, Hq, Ev)
+        A query of no sequence gets 0, as one does that sees no key.
     lse : array, shape (Hq, total_q)
-        Only with `return_lse`.
+        Only with `return_lse`. That of a query of no sequence is -inf.
 
     Notes
     -----
@@ -163,10 +181,17 @@ def varlen_attention(
     >>> alone = selfattn.scaled_dot_product_attention(query[2:, 0], key[2:, 0], value[2:, 0])
     >>> np.array_equal(out[2:, 0], alone)
     True
+    >>> starts, lengths = np.array([0, 0]), np.array([3, 5])  # both read the first three keys
+    >>> keys = starts, lengths
+    >>> shared = selfattn.varlen_attention(query, key, value, np.array([0, 2, 5]), keys)
+    >>> alone = selfattn.scaled_dot_product_attention(query[:2, 0], key[:3, 0], value[:3, 0])
+    >>> np.array_equal(shared[:2, 0], alone)
+    True
     """
     values = (
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
+        dropout_seed,
     )  # fmt: skip
     options = _args.nondefault("varlen_attention", values)
     problem = _args.varlen_problem(query, key, value, cu_seqlens_q, cu_seqlens_k, **options)
@@ -179,6 +204,20 @@ def varlen_attention(
         (total, heads, head_dim_v),
         problem.query.swapaxes(0, 1),
         problem.arrays,
-        lambda target: problem.attend(target.swapaxes(0, 1), lse, num_threads),
+        lambda target: _attend(problem, target, lse, num_threads),
     )
     return result if lse is None else (result, lse)
+
+
+def _attend(
+    problem: AttentionProblem, out: np.ndarray, lse: np.ndarray | None, num_threads: int
+) -> None:
+    """Into `out` and `lse`; rows that are of no sequence are what those are that see no key."""
+    problem.attend(out.swapaxes(0, 1), lse, num_threads)
+    queries = problem.queries
+    if queries is None or not queries.has_gaps:
+        return
+    gaps = queries.gaps()
+    out[gaps] = 0
+    if lse is not None:
+        lse[:, gaps] = -np.inf

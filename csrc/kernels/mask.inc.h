@@ -1,7 +1,8 @@
-/* Masks element by element: the mask and the segments of a row, as a bias on the scores of its
- * keys,
+/* Masks element by element: the mask, the bias and the segments of a row, as one bias on the scores
+ * of its keys,
  *
- *     B[r, j] = mask[r, j], or 0 or -inf for a mask of bools;   -inf where segments differ
+ *     B[r, j] = mask[r, j] + bias[r, j], a mask of bools being 0 or -inf
+ *     B[r, j] = -inf   where the mask or the bias is, and where segments differ
  *
  * so that -inf masks a key, and 0 leaves its score unchanged. visibility.h has the other kind of
  * mask, ranges of keys. Called by prefill.inc.h and decode.inc.h; where lanes are queries, B is
@@ -37,17 +38,22 @@ SA_INLINE int is_partial(const block_keys *keys) {
 }
 
 SA_INLINE int has_mask_bias(const sa_tile *t) {
-    return t->mask_kind != SA_MASK_NONE || t->key_segments;
+    return t->mask_kind != SA_MASK_NONE || t->bias_kind != SA_MASK_NONE || t->key_segments;
 }
 
 /* Whether B comes from contiguous bools alone. */
 SA_INLINE int has_bools_alone(const sa_tile *t) {
-    return t->mask_kind == SA_MASK_BOOL && t->mask_col == 1 && !t->key_segments;
+    return t->mask_kind == SA_MASK_BOOL && t->mask_col == 1 && t->bias_kind == SA_MASK_NONE &&
+           !t->key_segments;
 }
 
-/* Whether a mask adds to the scores, and does not only mask keys. */
-SA_INLINE int mask_adds(const sa_tile *t) {
+SA_INLINE int mask_is_float(const sa_tile *t) {
     return t->mask_kind == SA_MASK_ELEM || t->mask_kind == SA_MASK_F32;
+}
+
+/* Whether B is added to the scores, and does not only mask keys. */
+SA_INLINE int mask_adds(const sa_tile *t) {
+    return mask_is_float(t) || t->bias_kind != SA_MASK_NONE;
 }
 
 /* A score, or `masked` where the key is out of the range [lo, hi). */
@@ -92,23 +98,34 @@ static vec mask_other_segments(const sa_tile *t, int r, int64_t key, int n, vec 
     return v_load(x);
 }
 
+/* The n <= LANES numbers of a mask or a bias at p, p + col, ... */
+SA_INLINE vec mask_numbers(sa_mask_kind kind, const char *p, ptrdiff_t col, int n) {
+    if (kind == SA_MASK_BOOL) return col == 1 && n == LANES ? bools(p) : strided_bools(p, col, n);
+    return kind == SA_MASK_F32 ? strided_floats(p, col, n) : s_load_strided(p, col, n);
+}
+
+/* B of a mask's numbers and a bias's. Those of bools are left out of the sum: 0 + -0 is not -0. */
+SA_INLINE vec masked_bias(const sa_tile *t, vec mask, vec bias) {
+    vec sum = mask_is_float(t) ? v_add(mask, bias) : bias;
+    sum = v_select(v_eq(bias, minus_inf()), bias, sum);
+    return v_select(v_eq(mask, minus_inf()), mask, sum);
+}
+
 /* B of row r for keys [key, key + n); the other lanes are unspecified. */
 SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
-    ptrdiff_t col = t->mask_col, at = key * col;
     vec b = v_zero();
-    if (t->mask_kind == SA_MASK_BOOL)
-        b = col == 1 && n == LANES ? bools(t->mask[r] + at)
-                                   : strided_bools(t->mask[r] + at, col, n);
-    else if (t->mask_kind == SA_MASK_F32)
-        b = strided_floats(t->mask[r] + at, col, n);
-    else if (t->mask_kind == SA_MASK_ELEM)
-        b = s_load_strided(t->mask[r] + at, col, n);
+    if (t->mask_kind != SA_MASK_NONE)
+        b = mask_numbers(t->mask_kind, t->mask[r] + key * t->mask_col, t->mask_col, n);
+    if (t->bias_kind != SA_MASK_NONE)
+        b = masked_bias(t, b,
+                        mask_numbers(t->bias_kind, t->bias[r] + key * t->bias_col, t->bias_col, n));
     return t->key_segments ? mask_other_segments(t, r, key, n, b) : b;
 }
 
 /* Whether row r has the same B as the row before it. */
 SA_INLINE int same_mask_bias(const sa_tile *t, int r) {
     return r > 0 && (t->mask_kind == SA_MASK_NONE || t->mask[r] == t->mask[r - 1]) &&
+           (t->bias_kind == SA_MASK_NONE || t->bias[r] == t->bias[r - 1]) &&
            (!t->key_segments || t->segment[r] == t->segment[r - 1]);
 }
 

@@ -8,6 +8,7 @@
     options.py     the check of each option
     hints.py       what errors add where the mistake is a common one
     gradients.py   what the backward pass is given, and arrays for what it returns
+    sequences.py   which rows of an array packed sequences are
     problems.py    shapes that fit together: the problem that `_core` solves
     attention.py   a call of attention: the fast path, or a problem and its result
     merging.py     states of attention
@@ -24,7 +25,14 @@ asks first, and `fast_problem`, which `problems.py` does.
 
 from .arrays import array, compute_into, is_dtype, real_dtype, same_dtype
 from .attention import attend
-from .gradients import backward_inputs, in_dtype_of, lse_gradient, new_gradients
+from .gradients import (
+    Wanted,
+    backward_inputs,
+    check_apart,
+    in_own_dtypes,
+    lse_gradient,
+    new_gradients,
+)
 from .merging import new_merged, pair_of_states, states
 from .numbers import integer, size
 from .options import MAX_POSITION, axis, flag, ints, ints_in, num_threads, per_batch
@@ -40,15 +48,17 @@ from .table import nondefault, options_of, set_options
 __all__ = [
     "MAX_POSITION",
     "NO_VALUE",
+    "Wanted",
     "array",
     "attend",
     "attention_problem",
     "axis",
     "backward_inputs",
+    "check_apart",
     "compute_into",
     "flag",
     "gradient_of",
-    "in_dtype_of",
+    "in_own_dtypes",
     "integer",
     "ints",
     "ints_in",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, overload
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,15 @@ def backward_inputs(
     return of_out, out, lse
 
 
+def check_apart(problem: AttentionProblem) -> None:
+    """ValueError where a row of packed keys is of several sequences: it is written by each."""
+    if problem.keys is not None and problem.keys.overlaps:
+        raise ValueError(
+            "cu_seqlens_k: expected sequences that share no rows of key where gradients are asked "
+            "for, got some that do; give each its own (key[rows]), and add up their gradients"
+        )
+
+
 def lse_gradient(problem: AttentionProblem, grad_lse: Any) -> np.ndarray | None:
     """The gradient of lse as an array of lse's shape and dtype; None where none is given."""
     if grad_lse is None:
@@ -46,16 +55,23 @@ def lse_gradient(problem: AttentionProblem, grad_lse: Any) -> np.ndarray | None:
     return x
 
 
-def new_gradients(
-    problem: AttentionProblem, attn_mask: Any, sinks: Any, mask_grad: Any, sinks_grad: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Arrays for the gradients of query, key, value, mask and sinks, the last two if asked for.
+class Wanted(NamedTuple):
+    """Which options have a gradient too: each one's value, and whether it is asked for."""
+
+    attn_mask: tuple[Any, Any]
+    sinks: tuple[Any, Any]
+    attn_bias: tuple[Any, Any]
+
+
+def new_gradients(problem: AttentionProblem, wanted: Wanted) -> tuple[Any, ...]:
+    """Arrays for the gradients of query, key, value, mask, sinks, bias; the others if asked for.
 
     Of the inputs' dtype, except where several rows of scores add to one element, as the kernels do
-    in reals: those of mask and sinks, which are zeros, and of a query that is broadcast.
-    `in_dtype_of` gives them their own.
+    in reals: those of mask, sinks and bias, which are zeros, and of a query that is broadcast.
+    `in_own_dtypes` gives them their own.
     """
-    of_mask = of_sinks = None
+    of_mask = of_sinks = of_bias = None
+    (attn_mask, mask_grad), (sinks, sinks_grad), (attn_bias, bias_grad) = wanted
     real = real_dtype(problem.query.dtype)
     if options.flag("mask_grad", mask_grad):
         mask = None if attn_mask is None else as_array("attn_mask", attn_mask)
@@ -67,19 +83,29 @@ def new_gradients(
         if sinks is None:
             raise ValueError("sinks_grad: expected sinks, got none")
         of_sinks = np.zeros(as_array("sinks", sinks).size, real)
-    # Where there are no rows of scores, nothing is written.
-    new = np.zeros if 0 in problem.lse_shape else np.empty
+    if options.flag("bias_grad", bias_grad):
+        if attn_bias is None:
+            raise ValueError("bias_grad: expected an attn_bias, got none")
+        of_bias = np.zeros(as_array("attn_bias", attn_bias).shape, real)
+    # Nothing is written where there are no rows of scores, and of rows that are of no sequence.
+    has_gaps = any(x is not None and x.has_gaps for x in (problem.queries, problem.keys))
+    new = np.zeros if has_gaps or 0 in problem.lse_shape else np.empty
     query, key, value = (_like(x, new, x.dtype) for x in problem.arrays[:3])
     if math.prod(query.shape[:-1]) < math.prod(problem.lse_shape):
         query = _like(problem.query, new, real)
-    return query, key, value, of_mask, of_sinks
+    return query, key, value, of_mask, of_sinks, of_bias
 
 
-@overload
-def in_dtype_of(gradient: np.ndarray, x: Any) -> np.ndarray: ...
-@overload
-def in_dtype_of(gradient: None, x: Any) -> None: ...
-def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
+def in_own_dtypes(
+    problem: AttentionProblem, gradients: tuple[Any, ...], wanted: Wanted
+) -> tuple[Any, ...]:
+    """What `new_gradients` made, in the dtypes and shapes of what they are the gradients of."""
+    query, key, value, *others = gradients
+    others = [_in_dtype_of(of_x, x) for of_x, (x, _) in zip(others, wanted, strict=True)]
+    return _in_dtype_of(query, problem.query), key, value, *others
+
+
+def _in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
     """The gradient of `x` in its own shape and dtype, rounded to nearest; None stays None."""
     if gradient is None:
         return None

@@ -37,14 +37,14 @@ def of_number_of_heads(query: Shape, key: Shape) -> str:
     return _SWAPPED if is_swapped else ""
 
 
-def of_mask_shape(given: Shape, problem: AttentionProblem) -> str:
-    """For a mask that does not broadcast to the scores: one of padding, or of a layout swapped."""
+def of_mask_shape(given: Shape, problem: AttentionProblem, name: str = "mask") -> str:
+    """For a mask or bias that does not broadcast: one of padding, or of a layout swapped."""
     scores = problem.scores_shape
-    if problem.cu_seqlens_k is None and len(scores) > 3:
+    if problem.keys is None and len(scores) > 3:
         if given == (scores[-4], scores[-1]):
-            return " (of padding, (batch, keys), give mask[:, None, None, :], or kv_lengths)"
+            return f" (of padding, (batch, keys), give {name}[:, None, None, :], or kv_lengths)"
         if given == (scores[-4], *scores[-2:]):
-            return " (of each batch entry, (batch, queries, keys), give mask[:, None])"
+            return f" (of each batch entry, (batch, queries, keys), give {name}[:, None])"
     return _of_keys(given[-1], problem) if len(given) > 1 else ""
 
 
@@ -70,7 +70,7 @@ def _of_keys(given: int, problem: AttentionProblem) -> str:
 
 def _swapped(problem: AttentionProblem, given: Shape, expected: int, other: int = 1) -> str:
     """Where the length of an axis is that of the other one of heads and positions."""
-    is_dense = problem.cu_seqlens_k is None
+    is_dense = problem.keys is None
     return _SWAPPED if is_dense and given == (other,) and 1 != other != expected else ""
 
 

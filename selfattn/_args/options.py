@@ -19,7 +19,6 @@ from .numbers import finite, integer
 from .shapes import broadcast, unrepeated
 
 _BOOL, _FLOAT32 = np.dtype(bool), np.dtype(np.float32)
-_PIECE = 2**16  # elements that are looked at at once where there may be very many
 MAX_POSITION = 2**61  # positions and windows beyond this act alike, and their sums fit 64 bits
 
 
@@ -128,14 +127,38 @@ def query_offset(x: Any, problem: AttentionProblem) -> int | np.ndarray:
     return different.item() if different.size == 1 else np.ascontiguousarray(offsets)
 
 
+def query_lengths(x: Any, problem: AttentionProblem) -> np.ndarray | None:
+    """An array with one for each batch entry; None where there is no query."""
+    sequences = problem.queries
+    most = problem.lse_shape[-1] if sequences is None else sequences.lengths
+    return _lengths("query_lengths", x, problem, most)
+
+
+def kv_starts(x: Any, problem: AttentionProblem) -> np.ndarray | None:
+    """An array with one for each batch entry; None where there is no query to see keys."""
+    return _of_keys("kv_starts", x, problem)
+
+
 def kv_lengths(x: Any, problem: AttentionProblem) -> np.ndarray | None:
     """An array with one for each batch entry; None where there is no query to see keys."""
-    starts = problem.cu_seqlens_k
-    most = problem.scores_shape[-1] if starts is None else np.diff(starts)
-    lengths = per_batch(
-        "kv_lengths", x, problem.batch_shape, 0, most, lambda n: _hints().of_kv_length(n, problem)
-    )
-    return None if 0 in problem.lse_shape else np.ascontiguousarray(lengths)
+    return _of_keys("kv_lengths", x, problem)
+
+
+def _of_keys(name: str, x: Any, problem: AttentionProblem) -> np.ndarray | None:
+    sequences = problem.keys
+    most = problem.scores_shape[-1] if sequences is None else sequences.lengths
+    return _lengths(name, x, problem, most, lambda n: _hints().of_kv_length(n, problem))
+
+
+def _lengths(
+    name: str,
+    x: Any,
+    problem: AttentionProblem,
+    most: int | np.ndarray,
+    hint: Callable[[int], str] | None = None,
+) -> np.ndarray | None:
+    numbers = per_batch(name, x, problem.batch_shape, 0, most, hint)
+    return None if 0 in problem.lse_shape else np.ascontiguousarray(numbers)
 
 
 def per_batch(
@@ -188,6 +211,21 @@ def attn_mask(x: Any, problem: AttentionProblem) -> np.ndarray:
     )
 
 
+def attn_bias(x: Any, problem: AttentionProblem) -> np.ndarray:
+    """A view of the scores' shape, of floats."""
+    y = as_array("attn_bias", x)
+    if y.dtype == _BOOL:
+        raise TypeError("attn_bias: expected floats to add to the scores, got bools (attn_mask=)")
+    y = _of_dtypes("attn_bias", y, _FLOAT32, problem.query.dtype)
+    return broadcast(
+        "attn_bias",
+        y,
+        problem.scores_shape,
+        "the scores' shape",
+        hint=lambda given: _hints().of_mask_shape(given, problem, "bias"),
+    )
+
+
 def alibi_slopes(x: Any, problem: AttentionProblem) -> np.ndarray:
     """A view of one for each batch entry and query head."""
     shape = (*problem.batch_shape, problem.num_heads_q)
@@ -209,7 +247,7 @@ def segment_ids(x: Any, problem: AttentionProblem) -> tuple[np.ndarray, np.ndarr
     Of packed sequences (total_q,) and (total_k,).
     """
     query, key, *_ = problem.arrays
-    is_packed = problem.cu_seqlens_k is not None
+    is_packed = problem.keys is not None
     seqlen_q = query.shape[-2]
     seqlen_k = key.shape[-2] if is_packed else problem.scores_shape[-1]
     if isinstance(x, (tuple, list)):
@@ -294,40 +332,9 @@ def _per_head(name: str, x: Any, shape: tuple[int, ...], problem: AttentionProbl
     )
 
 
-# ------------------------------------------------------------------ packed sequences
-
-
-def cumulative(name: str, x: Any, total: int) -> tuple[np.ndarray, int]:
-    """Where packed sequences begin and end, and the length of the longest.
-
-    The first as int64, our own, (number of sequences + 1,).
-    """
-    numbers = ints_in(name, x, "an array or list of ints")
-    if numbers.ndim != 1 or numbers.size == 0:
-        raise ValueError(f"{name}: expected shape (number of sequences + 1,), got {numbers.shape}")
-    # Our own: the user's may change while the kernels read it. A number beyond int64 is negative
-    # here, and so less than the one before it.
-    starts = np.array(numbers, np.int64)
-    is_right = starts[0] == 0 and starts[-1] == total
-    max_seqlen = _longest_step(starts) if is_right else None
-    if max_seqlen is None:
-        raise ValueError(
-            f"{name}: expected numbers that start at 0, never decrease and end at {total}, the "
-            f"number of rows, got {numbers}"
-        )
-    return starts, max_seqlen
-
-
-def _longest_step(x: np.ndarray) -> int | None:
-    """The largest difference of neighbours; None where numbers decrease.
-
-    Piece by piece: there may be so many sequences that arrays beside them would be large.
-    """
-    longest = 0
-    for at in range(0, len(x) - 1, _PIECE):
-        first, second = x[at : at + _PIECE], x[at + 1 : at + _PIECE + 1]
-        first = first[: len(second)]
-        if (second < first).any():
-            return None
-        longest = max(longest, int((second - first).max()))
-    return longest
+def _of_dtypes(name: str, x: Any, *dtypes: np.dtype) -> np.ndarray:
+    y = as_array(name, x)
+    if y.dtype not in dtypes:
+        expected = " or ".join(dict.fromkeys(dtype.name for dtype in dtypes))
+        raise TypeError(f"{name}: expected {expected} in native byte order, got {y.dtype!r}")
+    return y

@@ -11,6 +11,7 @@ from .. import _core
 from .._core import AttentionProblem, SumProblem
 from . import options, table
 from .arrays import array, same_dtype
+from .sequences import sequences
 from .shapes import broadcast_shapes
 
 Shapes = dict[str, tuple[int, ...]]  # of arrays by name, the query first
@@ -66,20 +67,21 @@ def varlen_problem(
     shapes = {"query": query.shape, "key": key.shape, "value": value.shape}
     heads_q, heads_kv = _heads(shapes, options.enable_gqa(enable_gqa))
     total_q, total_k = query.shape[1], key.shape[1]
-    is_one = cu_seqlens_q is cu_seqlens_k and total_q == total_k
-    cu_seqlens_q, max_seqlen_q = options.cumulative("cu_seqlens_q", cu_seqlens_q, total_q)
-    if is_one:
-        cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q
-    else:
-        cu_seqlens_k, max_seqlen_k = options.cumulative("cu_seqlens_k", cu_seqlens_k, total_k)
-    if cu_seqlens_q.shape != cu_seqlens_k.shape:
+    queries = keys = sequences("cu_seqlens_q", cu_seqlens_q, total_q)
+    if queries.overlaps:
         raise ValueError(
-            f"cu_seqlens_k: expected {cu_seqlens_q.size} numbers, as many as cu_seqlens_q has, got "
-            f"{cu_seqlens_k.size}"
+            "cu_seqlens_q: expected sequences that share no rows of query, got some that do"
         )
-    batch_shape = (cu_seqlens_q.size - 1,)
-    problem = AttentionProblem(query, key, value, batch_shape, heads_q, heads_kv)
-    problem.set_sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if cu_seqlens_q is not cu_seqlens_k or total_q != total_k:
+        keys = sequences("cu_seqlens_k", cu_seqlens_k, total_k)
+    batch = queries.cumulative.size - 1
+    if keys.cumulative.size - 1 != batch:
+        raise ValueError(
+            f"cu_seqlens_k: expected {batch} sequences, as many as cu_seqlens_q has, got "
+            f"{keys.cumulative.size - 1}"
+        )
+    problem = AttentionProblem(query, key, value, (batch,), heads_q, heads_kv)
+    problem.set_sequences(queries, keys)
     if values:
         table.set_options(problem, values)
     return problem

@@ -120,8 +120,7 @@ def flash_attn_with_kvcache(
         if arguments.is_aligned(given):
             given["query_offset"] = lengths - q.shape[1]
         if cache_leftpad is not None:
-            rows = torch.arange(k_cache.shape[1], device="cpu")
-            given["attn_mask"] = (rows >= cache_leftpad[:, None])[:, None, None]
+            given["kv_starts"] = cache_leftpad.clamp(0, k_cache.shape[1])
         query, key, value = (x.transpose(1, 2) for x in (q, k_cache, v_cache))
         out, lse = scaled_dot_product_attention(query, key, value, return_lse=True, **given)
     out = out.transpose(1, 2)

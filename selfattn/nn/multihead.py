@@ -117,7 +117,8 @@ class MultiheadAttention:
 
     Padding that holds NaN changes nothing where it is a context's and `kv_lengths` leaves it out.
     In self-attention padded rows are queries too, and a NaN query that sees keys makes their
-    gradients NaN: give padding a segment of its own (`segment_ids`) besides.
+    gradients NaN: say by `query_lengths` that they are none, or give padding a segment of its own
+    (`segment_ids`).
 
     Examples
     --------
@@ -188,8 +189,8 @@ class MultiheadAttention:
             nothing in the layer: several threads may call it at once.
         **attention_options
             Those of `scaled_dot_product_attention`: attn_mask, dropout_p, is_causal, scale,
-            query_offset, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids,
-            dropout_seed, num_threads.
+            attn_bias, query_offset, query_lengths, kv_starts, kv_lengths, window_size, softcap,
+            alibi_slopes, sinks, segment_ids, dropout_seed, num_threads.
 
         Returns
         -------
@@ -225,7 +226,12 @@ class MultiheadAttention:
         return self.forward(x, context, **options)
 
     def backward(
-        self, grad_out: Array, *, mask_grad: bool = False, sinks_grad: bool = False
+        self,
+        grad_out: Array,
+        *,
+        mask_grad: bool = False,
+        bias_grad: bool = False,
+        sinks_grad: bool = False,
     ) -> Any:
         """The gradients of `sum(grad_out * out)`, for `out` of the last `forward` that kept any.
 
@@ -236,9 +242,9 @@ class MultiheadAttention:
         Parameters
         ----------
         grad_out : array, shape (..., L, embed_dim)
-        mask_grad, sinks_grad : bool
-            Have `grads` hold the gradient of the call's `attn_mask` (of floats), of its `sinks`,
-            too, under their names.
+        mask_grad, bias_grad, sinks_grad : bool
+            Have `grads` hold the gradient of the call's `attn_mask` (of floats), of its
+            `attn_bias`, of its `sinks`, too, under their names.
 
         Returns
         -------
@@ -269,6 +275,7 @@ class MultiheadAttention:
             lse,
             enable_gqa=True,
             mask_grad=mask_grad,
+            bias_grad=bias_grad,
             sinks_grad=sinks_grad,
             **options,
         )
@@ -277,7 +284,7 @@ class MultiheadAttention:
             grad_rows[n] = rope_backward(grad_rows[n], **arguments)
         grad_rows = [_side_by_side(rows) for rows in grad_rows]
         self._write_grads(inputs, grad_rows, merged, grad, num_threads)
-        for name in ("attn_mask", "sinks"):
+        for name in ("attn_mask", "sinks", "attn_bias"):
             self.grads.pop(name, None)
             if (gradient := getattr(gradients, name)) is not None:
                 self.grads[name] = gradient

@@ -33,5 +33,5 @@ def scaled_dot_product_attention(
 def attend(q, k, v, dropout, attn_mask=None, is_causal=False, *, sinks=None, **options):
     """out and lse of `aligned` arrays, the weights multiplied by `dropout`; in float64."""
     scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
-    weights, lse = with_sinks(scores, sinks)
+    weights, lse = with_sinks(scores, sinks, options.get("query_lengths"))
     return sum_over_visible(dropout * weights, visible, v), lse

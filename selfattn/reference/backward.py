@@ -3,7 +3,7 @@
 With g = grad_out, D what dropout multiplies the weights P by, y(t) the capped score:
 
     out   = (P D) v                       delta = sum over e of g out, less the gradient of lse
-    dv    = (P D)' g                      dmask = dS = P (D (g v') - delta)
+    dv    = (P D)' g                      dmask = dbias = dS = P (D (g v') - delta)
     dq    = scale (dS y'(t)) k            dk    = scale (dS y'(t))' q
     dsink = - sum over i of P_sink delta
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from ..gradients import AttentionGradients
 from .axes import aligned, narrow, summed_over_groups, summed_to, wide
-from .distribution import share_of_sinks, sum_over_visible, with_sinks
+from .distribution import is_query, share_of_sinks, sum_over_visible, with_sinks
 from .dropout import dropout_factor
 from .scores import derivative_of_cap, factor, masked_scores
 
@@ -37,6 +37,7 @@ def scaled_dot_product_attention_backward(
     dropout_seed=0,
     grad_lse=None,
     mask_grad=False,
+    bias_grad=False,
     sinks_grad=False,
     sinks=None,
     **options,
@@ -61,8 +62,9 @@ def scaled_dot_product_attention_backward(
             narrow(summed_over_groups(gradient, x.shape), x.dtype)
             for gradient, x in ((dq, query), (dk, key), (dv, value))
         ),
-        narrow(summed_to(dscores, attn_mask.shape), attn_mask.dtype) if mask_grad else None,
+        of_bias(dscores, attn_mask) if mask_grad else None,
         narrow(sum_by_head(dsinks), sinks.dtype) if sinks_grad else None,
+        of_bias(dscores, options["attn_bias"]) if bias_grad else None,
     )
 
 
@@ -72,7 +74,8 @@ def gradients(
 ):
     """Those of `aligned` q, k, v, of the scores and of each row's sink; nothing summed, float64."""
     scores, visible = masked_scores(q, k, attn_mask, is_causal, **options)
-    weights, _ = with_sinks(scores, sinks)
+    query_lengths = options.get("query_lengths")
+    weights, _ = with_sinks(scores, sinks, query_lengths)
     kept = dropout * weights
     out = sum_over_visible(kept, visible, v)
     delta = (g * out).sum(-1, keepdims=True)
@@ -88,11 +91,17 @@ def gradients(
     dsinks = None
     if sinks is not None:
         attended = visible.any(-1, keepdims=True)
-        alone = (
-            0.0 if grad_lse is None else grad_lse[..., None]
-        )  # lse is the sink where none is seen
-        dsinks = np.where(attended, -share_of_sinks(scores, sinks) * delta, alone)
+        # Where no key is seen, lse is the sink; of padding it is not.
+        alone = 0.0 if grad_lse is None else grad_lse[..., None]
+        alone = np.where(is_query(scores, query_lengths), alone, 0.0)
+        share = share_of_sinks(scores, sinks, query_lengths)
+        dsinks = np.where(attended, -share * delta, alone)
     return dq, dk, dv, dscores, dsinks
+
+
+def of_bias(dscores, bias):
+    """The gradient of what is added to the scores, a float mask or a bias, from theirs."""
+    return narrow(summed_to(dscores, bias.shape), bias.dtype)
 
 
 @np.errstate(all="ignore")

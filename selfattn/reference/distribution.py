@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .axes import per_head
+from .axes import fitting, over_heads, per_head
 
 
 @np.errstate(all="ignore")
@@ -23,14 +23,28 @@ def distribution(scores, axis=-1, sink=-np.inf):
     return np.where(masked, 0.0, weights / np.where(total == 0.0, 1.0, total)), lse
 
 
-def with_sinks(scores, sinks):
-    return distribution(scores, sink=-np.inf if sinks is None else per_head(sinks, scores))
+def with_sinks(scores, sinks, query_lengths=None):
+    sink = -np.inf if sinks is None else _sink_of_rows(scores, sinks, query_lengths)
+    return distribution(scores, sink=sink)
 
 
-def share_of_sinks(scores, sinks):
+def share_of_sinks(scores, sinks, query_lengths=None):
     """The weight of the sink itself, as one more key, in each row: (..., Hq, L, 1)."""
-    column = np.broadcast_to(per_head(sinks, scores), (*scores.shape[:-1], 1))
+    column = np.broadcast_to(_sink_of_rows(scores, sinks, query_lengths), (*scores.shape[:-1], 1))
     return distribution(np.concatenate([scores, column], -1))[0][..., -1:]
+
+
+def _sink_of_rows(scores, sinks, query_lengths):
+    """Each row's sink; a query that is padding has none."""
+    return np.where(is_query(scores, query_lengths), per_head(sinks, scores), -np.inf)
+
+
+def is_query(scores, query_lengths):
+    """Whether a row is a query, and not padding past `query_lengths`: (..., 1, L, 1) or True."""
+    if query_lengths is None:
+        return np.True_
+    is_within = np.arange(scores.shape[-2])[:, None] < over_heads(query_lengths)
+    return fitting(is_within, scores) if is_within.ndim > scores.ndim else is_within
 
 
 @np.errstate(all="ignore")

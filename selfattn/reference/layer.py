@@ -39,6 +39,7 @@ def multihead_attention_backward(
     num_heads_kv=None,
     rope=None,
     mask_grad=False,
+    bias_grad=False,
     sinks_grad=False,
     **options,
 ):
@@ -55,6 +56,7 @@ def multihead_attention_backward(
         lse,
         enable_gqa=True,
         mask_grad=mask_grad,
+        bias_grad=bias_grad,
         sinks_grad=sinks_grad,
         **options,
     )
@@ -76,7 +78,7 @@ def multihead_attention_backward(
     grads = {name: narrow(grads[name], x.dtype) for name in params}
     grads |= {
         name: getattr(gradients, name)
-        for name in ("attn_mask", "sinks")
+        for name in ("attn_mask", "sinks", "attn_bias")
         if getattr(gradients, name) is not None
     }
     of_query, of_key, of_value = (narrow(grad, x.dtype) for grad in of_inputs)

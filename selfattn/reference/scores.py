@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from .axes import fitting, over_heads, pair, per_head
+from .axes import fitting, over_heads, pair, per_head, wide
 
 
 @np.errstate(all="ignore")
@@ -17,7 +17,10 @@ def masked_scores(
     is_causal=False,
     *,
     scale=None,
+    attn_bias=None,
     query_offset=0,
+    query_lengths=None,
+    kv_starts=None,
     kv_lengths=None,
     window_size=(-1, -1),
     softcap=0.0,
@@ -26,20 +29,21 @@ def masked_scores(
 ):
     """Scores with -inf where masked, and the mask itself: True where the query sees the key.
 
-    What is -inf in a float mask is masked. What arithmetic makes -inf is not, except in a row
-    where there is nothing else.
+    What is -inf in a float mask or in the bias is masked. What arithmetic makes -inf is not, except
+    in a row where there is nothing else.
     """
-    position = np.arange(query.shape[-2])[:, None] + over_heads(query_offset)
-    j = np.arange(key.shape[-2])
+    i, j = np.arange(query.shape[-2])[:, None], np.arange(key.shape[-2])
+    position = i + over_heads(query_offset)
 
     scores = _scaled(query, key, scale)
     scores = _capped(scores, softcap)
     scores = _sloped(scores, alibi_slopes, np.abs(position - j))
-    scores = _biased(scores, attn_mask)
+    scores = _biased(scores, attn_mask, attn_bias)
 
     visible = np.ones(scores.shape, bool)
-    visible &= _in_mask(attn_mask)
-    visible &= _in_range(position, j, is_causal, window_size, kv_lengths)
+    visible &= _in_mask(attn_mask) & _in_mask(attn_bias)
+    visible &= _in_range(position, j, is_causal, window_size)
+    visible &= _in_lengths(i, j, query_lengths, kv_starts, kv_lengths)
     visible &= _in_segment(segment_ids, scores)
 
     scores = np.where(visible, scores, -np.inf)
@@ -76,10 +80,10 @@ def _sloped(scores, alibi_slopes, distance):
     return scores - per_head(alibi_slopes, scores) * distance
 
 
-def _biased(scores, attn_mask):
-    if attn_mask is None or attn_mask.dtype == bool:
-        return scores
-    return scores + attn_mask
+def _biased(scores, *biases):
+    """Plus the numbers of a float mask and of a bias; their sum first, as in one array of both."""
+    given = [wide(x) for x in biases if x is not None and x.dtype != bool]
+    return scores + sum(given) if given else scores
 
 
 def _in_mask(attn_mask):
@@ -88,11 +92,11 @@ def _in_mask(attn_mask):
     return attn_mask if attn_mask.dtype == bool else attn_mask != -np.inf
 
 
-def _in_range(position, j, is_causal, window_size, kv_lengths):
-    """Which query sees which key, by the rules that are a range of keys: (..., 1, L, S) or (L, S).
+def _in_range(position, j, is_causal, window_size):
+    """Which query sees which key, by the rules about positions: (..., 1, L, S) or (L, S).
 
     With p = i + query_offset the position of query i: causal is j <= p, a window (l, r) is
-    p - l <= j <= p + r, a length n is j < n.
+    p - l <= j <= p + r.
     """
     left, right = window_size
     visible = np.True_
@@ -102,6 +106,16 @@ def _in_range(position, j, is_causal, window_size, kv_lengths):
         visible = visible & (j >= position - left)
     if right >= 0:
         visible = visible & (j <= position + right)
+    return visible
+
+
+def _in_lengths(i, j, query_lengths, kv_starts, kv_lengths):
+    """Which query and which key is no padding, whatever the positions: the same shapes."""
+    visible = np.True_
+    if query_lengths is not None:
+        visible = visible & (i < over_heads(query_lengths))
+    if kv_starts is not None:
+        visible = visible & (j >= over_heads(kv_starts))
     if kv_lengths is not None:
         visible = visible & (j < over_heads(kv_lengths))
     return visible

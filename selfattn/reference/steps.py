@@ -67,4 +67,5 @@ def attention_weights(
     q, k = aligned(query, key, enable_gqa=enable_gqa)
     scores, _ = masked_scores(q, k, attn_mask, is_causal, **options)
     dropout = dropout_factor(scores.shape, dropout_p, dropout_seed)
-    return narrow(dropout * with_sinks(scores, sinks)[0], query.dtype)
+    weights, _ = with_sinks(scores, sinks, options.get("query_lengths"))
+    return narrow(dropout * weights, query.dtype)

@@ -58,11 +58,17 @@ def _rank(x: Any, dim: int | None) -> int:
     return int(x.dim()) - (dim is not None)
 
 
-def _options(given: Any, dims: Any, n: int, rank: int, mask_grad: bool) -> tuple[Any, ...]:
-    """Options of entries whose queries, keys and values have `rank` axes."""
+def _options(given: Any, dims: Any, n: int, rank: int, wanted: Any = ()) -> tuple[Any, ...]:
+    """Options of entries whose queries, keys and values have `rank` axes.
+
+    Those whose gradients are `wanted`, by their names, are given to each entry.
+    """
     ranks = {  # of each option of which there may be one for each entry
         "attn_mask": rank,
+        "attn_bias": rank,
         "query_offsets": rank - 3,
+        "query_lengths": rank - 3,
+        "kv_starts": rank - 3,
         "kv_lengths": rank - 3,
         "alibi_slopes": rank - 2,
         "query_segments": rank - 2,
@@ -70,7 +76,7 @@ def _options(given: Any, dims: Any, n: int, rank: int, mask_grad: bool) -> tuple
     }
     values = []
     for name, x, dim in zip(options.NAMES, given, dims, strict=True):
-        is_mapped = dim is not None or (mask_grad and name == "attn_mask")
+        is_mapped = dim is not None or name in wanted
         values.append(padded(in_front(x, dim, n), ranks[name]) if is_mapped else x)
     return tuple(values)
 
@@ -94,7 +100,7 @@ def attention(info: Any, in_dims: Any, *arguments: Any) -> Results:
     rank = max(3, most)
     results = _operators.attention.default(
         *(padded(in_front(x, dim, n), rank) for x, dim in operands),
-        *_options(given, dims, n, rank, mask_grad=False),
+        *_options(given, dims, n, rank),
     )
     if most == 2:  # one head, without an axis for it
         results = tuple(x[:, 0] for x in results)
@@ -103,8 +109,9 @@ def attention(info: Any, in_dims: Any, *arguments: Any) -> Results:
 
 def attention_backward(info: Any, in_dims: Any, *arguments: Any) -> Results:
     n = info.batch_size
-    grad_lse, mask_grad, sinks_grad = arguments[6:9]
-    given, dims = _filled(arguments[9:], in_dims[9:])
+    grad_lse, mask_grad, sinks_grad, bias_grad = arguments[6:10]
+    given, dims = _filled(arguments[10:], in_dims[10:])
+    is_wanted = {options.MASK: mask_grad, options.BIAS: bias_grad}
     if sinks_grad or _needs_a_loop(dims):
         return looped(_operators.attention_backward.default, info, in_dims, arguments)
     tensors = list(zip(arguments[:6], in_dims[:6], strict=True))
@@ -116,16 +123,16 @@ def attention_backward(info: Any, in_dims: Any, *arguments: Any) -> Results:
     found = _operators.attention_backward.default(
         *(padded(x, rank) for x in folded),
         padded(lse, rank - 1),
-        grad_lse,
-        mask_grad,
-        sinks_grad,
-        *_options(given, dims, n, rank, mask_grad),
+        *(grad_lse, mask_grad, sinks_grad, bias_grad),
+        *_options(given, dims, n, rank, [options.NAMES[i] for i, x in is_wanted.items() if x]),
     )
     of_inputs = tuple(unpadded(x, r) for x, r in zip(found[:3], ranks[1:4], strict=True))
-    if not mask_grad:
-        return (*of_inputs, *found[3:]), (0, 0, 0, None, None)
-    of_mask = unpadded(found[3], _rank(given[options.MASK], dims[options.MASK]))
-    return (*of_inputs, of_mask, found[4]), (0, 0, 0, 0, None)
+    of_mask, of_bias = (
+        unpadded(x, _rank(given[i], dims[i])) if is_wanted[i] else x
+        for x, i in ((found[3], options.MASK), (found[5], options.BIAS))
+    )
+    places = (0 if mask_grad else None, None, 0 if bias_grad else None)
+    return (*of_inputs, of_mask, found[4], of_bias), (0, 0, 0, *places)
 
 
 def varlen(info: Any, in_dims: Any, *arguments: Any) -> Results:

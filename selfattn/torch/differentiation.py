@@ -83,12 +83,13 @@ def register(
                 )
 
     def apply(keyset: Any, arguments: tuple[Any, ...]) -> Any:
-        # PyTorch looks at each argument of its own, in both directions: options go as one.
+        # PyTorch looks at each argument of its own, in both directions: options go as one. Inputs
+        # that the dispatcher leaves out, since they are the default, are None.
         refuse(arguments)
         if inputs is None:
             return function.apply(keyset, arguments, *arguments)
         n = len(arguments)
-        return function.apply(keyset, arguments, *[arguments[i] for i in inputs if i < n])
+        return function.apply(keyset, arguments, *[arguments[i] if i < n else None for i in inputs])
 
     def at_once(arguments: tuple[Any, ...]) -> Any:
         return apply(None, arguments)

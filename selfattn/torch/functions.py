@@ -29,7 +29,10 @@ def scaled_dot_product_attention(
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Tensor | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Sequence[int] | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -51,6 +54,8 @@ def scaled_dot_product_attention(
         float32, float64, float16 or bfloat16, on the CPU.
     attn_mask : tensor that broadcasts to (..., Hq, L, S), optional
         Of bools or floats. One of floats may require grad, broadcast or not.
+    attn_bias : tensor that broadcasts to (..., Hq, L, S), optional
+        Of floats, beside a mask. It may require grad, broadcast or not.
     sinks : tensor, shape (Hq,), optional
         It may require grad.
     dropout_seed : int, or an int64 tensor of one element
@@ -87,8 +92,9 @@ def scaled_dot_product_attention(
     torch.Size([2, 2])
     """
     given = options.of_call(
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        num_threads,
     )  # fmt: skip
     return attend(query, key, value, given, flag("return_lse", return_lse))
 
@@ -126,7 +132,10 @@ def varlen_attention(
     *,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Tensor | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Sequence[int] | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -165,8 +174,9 @@ def varlen_attention(
     True
     """
     given = options.of_call(
-        attn_mask, dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size,
-        softcap, alibi_slopes, sinks, segment_ids, dropout_seed, num_threads,
+        attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
+        kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
+        num_threads,
     )  # fmt: skip
     starts = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
     if not torch.compiler.is_compiling():

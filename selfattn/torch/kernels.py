@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import _args, _core, backward, varlen
 from .._threads import get_num_threads
+from ..gradients import AttentionGradients
 from . import options, shapes
 from .arrays import (
     array_of,
@@ -31,20 +32,27 @@ def _arrays(**tensors: Tensor) -> Any:
     return [array_of(name, x) for name, x in tensors.items()]
 
 
+def _of_all(found: AttentionGradients) -> tuple[Tensor | None, ...]:
+    """The gradients of query, key, value, mask, sinks and bias; None where there is none."""
+    return tuple([None if x is None else tensor_of(x) for x in (*found, found.attn_bias)])
+
+
 def _operators_gradients(found: Any, query: Tensor) -> Tensors:
     """As an operator returns them: a tensor without elements where there is no gradient."""
     return tuple(query.new_empty(0) if x is None else x for x in found)
 
 
 def _fake_gradients(
-    query: Tensor, key: Tensor, value: Tensor, mask_grad: bool, sinks_grad: bool, given: Any
+    query: Tensor, key: Tensor, value: Tensor, wanted: tuple[bool, ...], given: Any
 ) -> Tensors:
     given = options.filled(given)
-    mask, sinks = given[options.MASK], given[options.SINKS]
+    others = [given[place] for place in options.DIFFERENTIABLE]
     return (
         *(new_gradient(x) for x in (query, key, value)),
-        mask.new_empty(mask.shape) if mask_grad else query.new_empty(0),
-        sinks.new_empty(sinks.shape) if sinks_grad else query.new_empty(0),
+        *(
+            x.new_empty(x.shape) if is_wanted else query.new_empty(0)
+            for x, is_wanted in zip(others, wanted, strict=True)
+        ),
     )
 
 
@@ -93,44 +101,51 @@ def fake_attention_forward(query: Tensor, key: Tensor, value: Tensor, *given: An
 
 def attention_gradients(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Of query, key, value, mask and sinks; None where one is not wanted."""
+    """Of query, key, value, mask, sinks and bias; None where one is not wanted."""
     keywords = options.of_kernel(options.filled(given))
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
-    mask, sinks = keywords.get("attn_mask"), keywords.get("sinks")
+    wanted = _args.Wanted(
+        (keywords.get("attn_mask"), mask_grad),
+        (keywords.get("sinks"), sinks_grad),
+        (keywords.get("attn_bias"), bias_grad),
+    )
     problem = problem_of(query, key, value, keywords)
-    if not mask_grad and not sinks_grad:
+    if not (mask_grad or sinks_grad or bias_grad):
         gradients = new_gradient(query), new_gradient(key), new_gradient(value)
         results = grad_out, out, lse, grad_lse
         if memory.differentiate(problem, *results, gradients, num_threads):
-            return (*gradients, None, None)
+            return (*gradients, None, None, None)
     found = backward.differentiate(
         problem,
         array_of("grad_out", grad_out),
         array_of("out", out),
         array_of("lse", lse),
         None if grad_lse is None else array_of("grad_lse", grad_lse),
-        mask, sinks, mask_grad, sinks_grad, num_threads,
-    )  # fmt: skip
-    return tuple([None if x is None else tensor_of(x) for x in found])
+        wanted,
+        num_threads,
+    )
+    return _of_all(found)
 
 
 def attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     found = attention_gradients(
-        grad_out, query, key, value, out, lse, grad_lse, mask_grad, sinks_grad, *given
+        *(grad_out, query, key, value, out, lse, grad_lse),
+        *(mask_grad, sinks_grad, bias_grad),
+        *given,
     )
     return _operators_gradients(found, query)
 
 
 def fake_attention_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, *given: Any,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
-    return _fake_gradients(query, key, value, mask_grad, sinks_grad, given)
+    return _fake_gradients(query, key, value, (mask_grad, sinks_grad, bias_grad), given)
 
 
 # ------------------------------------------------------------------ packed sequences
@@ -168,7 +183,7 @@ def fake_varlen_forward(
 def varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
-    sinks_grad: bool, *given: Any,
+    sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     found = backward.varlen_attention_backward(
@@ -177,17 +192,18 @@ def varlen_backward(
         grad_lse=None if grad_lse is None else array_of("grad_lse", grad_lse),
         mask_grad=mask_grad,
         sinks_grad=sinks_grad,
+        bias_grad=bias_grad,
         **keywords,
     )
-    return _operators_gradients([None if x is None else tensor_of(x) for x in found], query)
+    return _operators_gradients(_of_all(found), query)
 
 
 def fake_varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
     cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
-    sinks_grad: bool, *given: Any,
+    sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
-    return _fake_gradients(query, key, value, mask_grad, sinks_grad, given)
+    return _fake_gradients(query, key, value, (mask_grad, sinks_grad, bias_grad), given)
 
 
 # ------------------------------------------------------------------ projections

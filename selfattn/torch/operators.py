@@ -21,8 +21,8 @@ from . import batching, differentiation, eager, kernels, options
 _QKV = "Tensor query, Tensor key, Tensor value"
 _UPON = f"Tensor grad_out, {_QKV}, Tensor out, Tensor lse"
 _STARTS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k"
-_WANTED = "Tensor? grad_lse, bool mask_grad, bool sinks_grad"
-_FIVE = "(Tensor, Tensor, Tensor, Tensor, Tensor)"
+_WANTED = "Tensor? grad_lse, bool mask_grad, bool sinks_grad, bool bias_grad"
+_GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 
 # name: arguments and results, kernel, fake kernel, rule of vmap
 _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batching.Rule]] = {
@@ -33,7 +33,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batchin
         batching.attention,
     ),
     "attention_backward": (
-        f"({_UPON}, {_WANTED}, {options.SCHEMA}) -> {_FIVE}",
+        f"({_UPON}, {_WANTED}, {options.SCHEMA}) -> {_GRADIENTS}",
         kernels.attention_backward,
         kernels.fake_attention_backward,
         batching.attention_backward,
@@ -45,7 +45,7 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batchin
         batching.varlen,
     ),
     "varlen_backward": (
-        f"({_UPON}, {_STARTS}, {_WANTED}, {options.SCHEMA}) -> {_FIVE}",
+        f"({_UPON}, {_STARTS}, {_WANTED}, {options.SCHEMA}) -> {_GRADIENTS}",
         kernels.varlen_backward,
         kernels.fake_varlen_backward,
         batching.varlen_backward,
@@ -101,8 +101,7 @@ def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors:
 
 
 def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    """Those of query, key, value, mask and sinks."""
-    needs = (*ctx.needs_input_grad[2:], False, False)[:5]
+    """Those of `_inputs`."""
     if grad_out is None and grad_lse is None:
         return (None,) * (len(ctx.needs_input_grad) - 2)
     n, saved, given = ctx.num_inputs, ctx.saved_tensors, ctx.given
@@ -112,11 +111,12 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) 
             given[place] = x
     if grad_out is None:
         grad_out = saved[n].new_zeros(()).expand(saved[n].shape)
-    *of_operands, of_mask, of_sinks = backward(
-        grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], grad_lse, *needs[3:], *given
+    wanted = ctx.needs_input_grad[5:]
+    *found, of_mask, of_sinks, of_bias = backward(
+        grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], grad_lse, *wanted, *given
     )
-    found = (*of_operands, of_mask if needs[3] else None, of_sinks if needs[4] else None)
-    return found[: len(ctx.needs_input_grad) - 2]
+    of_options = zip((of_mask, of_sinks, of_bias), wanted, strict=True)
+    return (*found, *[x if is_wanted else None for x, is_wanted in of_options])
 
 
 def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
@@ -140,16 +140,15 @@ def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
 
 
 def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
-    needs = (*ctx.needs_input_grad[2:], False)[:3]
+    needs = ctx.needs_input_grad[2:]
     backward: Any = kernels.linear_gradients if eager.is_final(grad_out) else _linear_backward
     found = backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
-    wanted = [x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)]
-    return tuple(wanted[: len(ctx.needs_input_grad) - 2])
+    return tuple([x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)])
 
 
 def _inputs(tensors: int) -> tuple[int, ...]:
-    """Places of query, key, value, mask and sinks among `tensors` and the options."""
-    return (0, 1, 2, tensors + options.MASK, tensors + options.SINKS)
+    """Places of query, key, value, mask, sinks and bias among `tensors` and the options."""
+    return (0, 1, 2, *[tensors + place for place in options.DIFFERENTIABLE])
 
 
 def _constants(tensors: int) -> dict[int, str]:

@@ -29,8 +29,11 @@ OPTIONS: tuple[tuple[str, str, Any], ...] = (
     ("bool", "is_causal", False),
     ("float?", "scale", None),
     ("bool", "enable_gqa", False),
+    ("Tensor?", "attn_bias", None),
     ("SymInt", "query_offset", 0),
     ("Tensor?", "query_offsets", None),
+    ("Tensor?", "query_lengths", None),
+    ("Tensor?", "kv_starts", None),
     ("Tensor?", "kv_lengths", None),
     ("SymInt", "window_left", -1),
     ("SymInt", "window_right", -1),
@@ -49,7 +52,11 @@ DEFAULTS = tuple(default for _, _, default in OPTIONS)
 SCHEMA = ", ".join(f"{kind} {name}={default}" for kind, name, default in OPTIONS)
 
 TENSORS = tuple(i for i, (kind, _, _) in enumerate(OPTIONS) if kind == "Tensor?")
-MASK, SINKS, SEEDS = (NAMES.index(name) for name in ("attn_mask", "sinks", "dropout_seeds"))
+MASK, BIAS, SINKS, SEEDS = (
+    NAMES.index(name) for name in ("attn_mask", "attn_bias", "sinks", "dropout_seeds")
+)
+# Those that have a gradient, in the order in which the operators return them.
+DIFFERENTIABLE = MASK, SINKS, BIAS
 
 
 def drawn_seed() -> torch.Tensor:
@@ -63,9 +70,10 @@ def filled(options: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def of_call(
-    attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: Any, query_offset: Any,
-    kv_lengths: Any, window_size: Any, softcap: Any, alibi_slopes: Any, sinks: Any,
-    segment_ids: Any, dropout_seed: Any, num_threads: Any,
+    attn_mask: Any, dropout_p: Any, is_causal: Any, scale: Any, enable_gqa: Any, attn_bias: Any,
+    query_offset: Any, query_lengths: Any, kv_starts: Any, kv_lengths: Any, window_size: Any,
+    softcap: Any, alibi_slopes: Any, sinks: Any, segment_ids: Any, dropout_seed: Any,
+    num_threads: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
     """The operator's arguments, of the options of a public function."""
     if isinstance(segment_ids, (tuple, list)):
@@ -81,8 +89,6 @@ def of_call(
     if not isinstance(window_size, (tuple, list)) or len(window_size) != 2:
         raise TypeError(f"window_size: expected two ints (left, right), got {window_size!r}")
     left, right = (_int("window_size", side) for side in window_size)
-    if _is_int(kv_lengths):
-        kv_lengths = torch.full((), kv_lengths, dtype=torch.int64, device="cpu")
     offsets = seeds = None
     if isinstance(query_offset, torch.Tensor):
         query_offset, offsets = 0, query_offset
@@ -97,9 +103,12 @@ def of_call(
         flag("is_causal", is_causal),
         None if scale is None else _float("scale", scale),
         flag("enable_gqa", enable_gqa),
+        _tensor("attn_bias", attn_bias),
         _int("query_offset", query_offset),
         offsets,
-        _tensor("kv_lengths", kv_lengths),
+        _lengths("query_lengths", query_lengths),
+        _lengths("kv_starts", kv_starts),
+        _lengths("kv_lengths", kv_lengths),
         left,
         right,
         0.0 if softcap is None else _float("softcap", softcap),
@@ -118,6 +127,13 @@ def _tensor(name: str, x: Any) -> Any:
     if x is None or isinstance(x, torch.Tensor):
         return x
     raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
+def _lengths(name: str, x: Any) -> Any:
+    """A tensor, of one number where an int is given."""
+    if _is_int(x):
+        return torch.full((), x, dtype=torch.int64, device="cpu")
+    return _tensor(name, x)
 
 
 def _is_int(x: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from .. import torch as ours
@@ -72,7 +71,7 @@ def attention(
     else:
         options = {"attn_mask": attention_mask}
     if position_bias is not None:
-        options["attn_mask"] = _with_bias(options.get("attn_mask"), position_bias)
+        options["attn_bias"] = position_bias
     if scaling is not None:
         options["scale"] = scaling
     if query.shape[1] != key.shape[1]:
@@ -110,12 +109,3 @@ def _check(mask: Any, query: Tensor, key: Tensor) -> None:
             f"attention_mask: expected one of {expected[0]} queries and {expected[1]} keys, "
             f"got {mask.shape[2]} and {mask.shape[3]}"
         )
-
-
-def _with_bias(mask: Tensor | None, bias: Tensor) -> Tensor:
-    """One float mask of a bias and of a mask, if there is one beside it."""
-    if mask is None:
-        return bias
-    if mask.dtype == torch.bool:
-        return torch.where(mask, bias, -torch.inf)
-    return bias + mask

@@ -58,7 +58,7 @@ def test_signatures():
         ours, theirs = (inspect.signature(f).parameters for f in (backward, forward))
         names = list(ours)
         assert names[:6] == ARRAYS
-        for name in ("grad_out", "out", "lse", "grad_lse", "mask_grad", "sinks_grad"):
+        for name in ("grad_out", "out", "lse", "grad_lse", "mask_grad", "bias_grad", "sinks_grad"):
             names.remove(name)
         assert names == [name for name in theirs if name not in ("return_lse", "out")]
         for name in names:

@@ -30,6 +30,9 @@ OPTIONS = [
     ({"mask_grad": True}, ValueError, "mask_grad: expected .*attn_mask.*got none"),
     ({"mask_grad": True, "attn_mask": BOOLS}, ValueError, "mask_grad: expected .*got .*bool"),
     ({"mask_grad": True, "sinks": ONES}, ValueError, "mask_grad: expected .*got none"),
+    ({"bias_grad": True}, ValueError, "bias_grad: expected an attn_bias, got none"),
+    ({"bias_grad": True, "attn_mask": FLOATS}, ValueError, "bias_grad: expected an attn_bias"),
+    ({"mask_grad": True, "attn_bias": FLOATS}, ValueError, "mask_grad: expected .*got none"),
     ({"sinks_grad": True}, ValueError, "sinks_grad: expected sinks, got none"),
     ({"sinks_grad": True, "attn_mask": FLOATS}, ValueError, "sinks_grad: expected sinks"),
     # Flags.
@@ -37,6 +40,7 @@ OPTIONS = [
     ({"mask_grad": None}, TypeError, "mask_grad: expected a bool, got NoneType"),
     ({"mask_grad": "yes"}, TypeError, "mask_grad: expected a bool, got str"),
     ({"mask_grad": np.array([True])}, TypeError, "mask_grad: expected a bool, got ndarray"),
+    ({"bias_grad": 2}, ValueError, "bias_grad: expected a bool, or 0 or 1, got 2"),
     ({"sinks_grad": -1}, ValueError, "sinks_grad: expected a bool, or 0 or 1, got -1"),
     ({"sinks_grad": 0.0}, TypeError, "sinks_grad: expected a bool, got float"),
     ({"sinks_grad": "no"}, TypeError, "sinks_grad: expected a bool, got str"),
@@ -114,9 +118,14 @@ def test_seeds(case, p):
 
 
 PACKED_INPUTS = [
-    ({"cu_seqlens_q": np.array([0, 3, 3, 8])}, ValueError, "cu_seqlens_q: expected .*9"),
+    ({"cu_seqlens_q": np.array([0, 3, 3, 10])}, ValueError, "cu_seqlens_q: expected .*9"),
     ({"cu_seqlens_q": np.array([0, 5, 3, 9])}, ValueError, "cu_seqlens_q: expected .*decrease"),
-    ({"cu_seqlens_k": np.array([0, 12])}, ValueError, "cu_seqlens_k: expected 4 numbers"),
+    ({"cu_seqlens_k": np.array([0, 12])}, ValueError, "cu_seqlens_k: expected 3 sequences"),
+    (
+        {"cu_seqlens_k": (np.array([0, 4, 9]), np.array([5, 1, 3]))},
+        ValueError,
+        "cu_seqlens_k: expected sequences that share no rows of key where gradients are asked for",
+    ),
     ({"cu_seqlens_k": np.array([0.0, 5, 6, 12])}, TypeError, "cu_seqlens_k: expected .*float64"),
     ({"cu_seqlens_k": None}, TypeError, "cu_seqlens_k: expected .*got NoneType"),
     ({"query": normal(9, 8)}, ValueError, r"query: expected 3 axes, .*got shape \(9, 8\)"),

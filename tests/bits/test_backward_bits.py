@@ -104,7 +104,9 @@ def test_batch_and_head_slices(isa, dtype, kind, rows):
         if "kv_lengths" in less:
             less["kv_lengths"] = less["kv_lengths"][b]
         alone = backward(grad_out[index], query, key, value, **less)
-        want = part(whole, query=index, key=(b, kv), value=(b, kv), attn_mask=index)
+        want = part(
+            whole, query=index, key=(b, kv), value=(b, kv), attn_mask=index, attn_bias=index
+        )
         assert_same(part(alone, **dict.fromkeys(want, ...)), want, (b, kv))
     if "sinks" in whole:  # a sum over the batch, so of all of it
         query, key, value = arrays[0][:, :3], arrays[1][:, :1], arrays[2][:, :1]
@@ -150,7 +152,7 @@ def test_a_run_of_rows_alone(isa, dtype, kind):
             index = np.s_[:, :, rows]
             less = part_of(options, rows=rows)
             alone = backward(grad_out[index], query[index], key, value, **less)
-            want = part(whole, query=index, attn_mask=index)
+            want = part(whole, query=index, attn_mask=index, attn_bias=index)
             assert_same(part(alone, **dict.fromkeys(want, ...)), want, rows)
 
 

@@ -187,7 +187,13 @@ def test_right_padding(isa, dtype, kind, rows):
             ids_q, ids_k = options["segment_ids"]
             short["segment_ids"] = ids_q, ids_k[:, :length]
             hidden["segment_ids"] = ids_q, np.where(np.arange(700) < length, ids_k, 1000)
-        if kind in ("bool", "float", "segments", "unsorted", "all"):
+        if "attn_bias" in options:  # what it holds where the mask is False says nothing
+            short["attn_bias"] = options["attn_bias"][..., :length]
+            hidden["attn_bias"] = options["attn_bias"].copy()
+            hidden["attn_bias"][..., length:] = np.nan
+        if "kv_starts" in options:
+            short["kv_starts"] = np.minimum(options["kv_starts"], length)
+        if "attn_mask" in options or "segment_ids" in options:
             padded = attend(query, key, value, **hidden)
         else:
             padded = attend(query, key, value, np.arange(700) < length, **hidden)

@@ -36,6 +36,9 @@ SHAPES = {
 }
 
 
+FLOATS = ("attn_mask", "attn_bias", "sinks")  # options that have a gradient
+
+
 def forward(arrays, options):
     out, lse = attend(*arrays, return_lse=True, **options)
     assert lse.dtype == np.float32
@@ -48,7 +51,7 @@ def check(each_isa, grad_out, *arrays, threads=1, context="", **options):
     given = options | forward(arrays, options)
     want = upon(*widened((grad_out, *arrays)), **widened(given))
     dtypes = dict(zip(("query", "key", "value"), (x.dtype for x in arrays), strict=True))
-    dtypes |= {name: options[name].dtype for name in ("attn_mask", "sinks") if name in want}
+    dtypes |= {name: options[name].dtype for name in FLOATS if name in want}
     for isa in each_isa():
         got = upon(grad_out, *arrays, **given)
         assert {name: x.dtype for name, x in got.items()} == dtypes
@@ -67,7 +70,10 @@ def test_every_way_of_the_kernels(each_isa, half, name):
         check(each_isa, grad_out, *arrays, enable_gqa=True, context=name, **options)
 
 
-OPTIONS = ["bool", "float", "unsorted", "alibi", "softcap", "sinks", "window", "lengths", "dropout"]
+OPTIONS = [
+    *("bool", "float", "biased", "padded", "unsorted", "alibi", "softcap", "sinks", "window"),
+    *("lengths", "dropout"),
+]
 
 
 @each_half

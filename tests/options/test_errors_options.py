@@ -50,8 +50,8 @@ def wrong_dtypes(shape):
     return [(np.ones(shape, dtype), came) for dtype, came in dtypes.items()]
 
 
-FLOATS = {"attn_mask": (5, 7), "alibi_slopes": (4,), "sinks": (4,)}
-FLOATS_OF_PACKED = FLOATS | {"attn_mask": (9, 6)}
+FLOATS = {"attn_mask": (5, 7), "attn_bias": (5, 7), "alibi_slopes": (4,), "sinks": (4,)}
+FLOATS_OF_PACKED = FLOATS | {"attn_mask": (9, 6), "attn_bias": (9, 6)}
 
 
 @pytest.mark.parametrize("name", FLOATS)
@@ -72,7 +72,7 @@ def test_float64_beside_float32(name):
     varlen_raises(TypeError, message, **{name: np.ones(FLOATS_OF_PACKED[name])})
 
 
-@pytest.mark.parametrize("name", ["alibi_slopes", "sinks"])
+@pytest.mark.parametrize("name", ["attn_bias", "alibi_slopes", "sinks"])
 def test_bools_are_no_numbers(name):
     message = rf"^{name}: expected .*got.*bool"
     attention_raises(TypeError, message, **{name: np.ones(4, bool)})
@@ -137,9 +137,10 @@ MASK_SHAPES = [
 @pytest.mark.parametrize("shape", MASK_SHAPES, ids=str)
 def test_masks_that_do_not_fit(shape):
     """Only what broadcasts to the scores' shape, and never what would enlarge it."""
-    message = rf"^attn_mask: expected .*\(2, 4, 5, 7\).*got {re.escape(str(shape))}"
+    message = rf"expected .*\(2, 4, 5, 7\).*got {re.escape(str(shape))}"
     for dtype in (bool, np.float32):
-        attention_raises(ValueError, message, attn_mask=np.ones(shape, dtype))
+        attention_raises(ValueError, f"^attn_mask: {message}", attn_mask=np.ones(shape, dtype))
+    attention_raises(ValueError, f"^attn_bias: {message}", attn_bias=np.ones(shape, np.float32))
 
 
 def test_masks_of_one_head():
@@ -246,6 +247,15 @@ NUMBERS = [
     ({"dropout_p": 1.5}, ValueError, "dropout_p: expected .*got 1.5"),
     ({"dropout_p": math.nan}, ValueError, "dropout_p: expected .*got nan"),
     ({"dropout_p": True}, TypeError, "dropout_p: expected a number, got bool"),
+    ({"kv_starts": -1}, ValueError, "kv_starts: expected values from 0 to .*got -1"),
+    ({"kv_starts": 8}, ValueError, "kv_starts: expected values from 0 to .*got 8"),
+    ({"kv_starts": 2**70}, ValueError, "kv_starts: expected values from 0 to .*got"),
+    ({"kv_starts": 1.0}, TypeError, "kv_starts: expected .*got float"),
+    ({"kv_starts": np.zeros(5, int)}, ValueError, r"kv_starts: .*before the heads.*got \(5,\)"),
+    ({"query_lengths": -1}, ValueError, "query_lengths: expected values from 0 to .*got -1"),
+    ({"query_lengths": 7}, ValueError, "query_lengths: expected values from 0 to .*got 7"),
+    ({"query_lengths": True}, TypeError, "query_lengths: expected .*got bool"),
+    ({"query_lengths": np.zeros(5, int)}, ValueError, r"query_lengths: .*got \(5,\)"),
     ({"dropout_seed": 0.5}, TypeError, "dropout_seed: expected an int, got float"),
     ({"dropout_seed": None}, TypeError, "dropout_seed: expected an int, got NoneType"),
     ({"dropout_seed": True}, TypeError, "dropout_seed: expected an int, got bool"),
@@ -268,7 +278,8 @@ def test_numbers(case):
 def test_options_that_are_none_in_effect():
     """None, and zeros of any kind, are no error."""
     want = scaled_dot_product_attention(QUERY, KEY, VALUE)
-    nothing = {"attn_mask": None, "alibi_slopes": None, "sinks": None, "segment_ids": None}
+    arrays = ("attn_mask", "attn_bias", "query_lengths", "kv_starts", "alibi_slopes", "sinks")
+    nothing = dict.fromkeys((*arrays, "segment_ids"))
     for zero in (0, 0.0, -0.0, np.float32(0), np.int64(0)):
         got = scaled_dot_product_attention(QUERY, KEY, VALUE, softcap=zero, **nothing)
         assert np.array_equal(got, want)

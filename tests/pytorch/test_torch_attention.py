@@ -17,8 +17,8 @@ from selfattn.torch.arrays import tensor_of  # noqa: E402
 from support.tensors import array, assert_same_bits, of_options, tensor, tensors  # noqa: E402
 
 KINDS = [
-    "plain", "causal", "window", "lengths", "dropout", "bool", "float", "segments", "unsorted",
-    "alibi", "softcap", "sinks", "all", "all and dropout",
+    "plain", "causal", "window", "lengths", "dropout", "bool", "float", "biased", "padded",
+    "segments", "unsorted", "alibi", "softcap", "sinks", "all", "all and dropout",
 ]  # fmt: skip
 SHAPE, HEADS_KV, SEQLEN_K, HEAD_DIM_V = (2, 4, 5, 8), 2, 7, 6
 

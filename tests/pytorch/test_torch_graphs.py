@@ -60,6 +60,13 @@ def attention_samples(dtype):
                 "query_offsets": torch.tensor([2, 1]), "scale": 0.3, **groups,
             },
         ),
+        "bias": (
+            (query, key, value, torch.ones(2, 1, 1, 7, dtype=torch.bool)),
+            {
+                "attn_bias": mask(dtype, 4, 5, 7), "kv_starts": torch.tensor([1, 0]),
+                "query_lengths": torch.tensor([5, 3]), **groups,
+            },
+        ),
         "no queries": ((query[:, :, :0], key, value), groups),
     }  # fmt: skip
 
@@ -75,9 +82,10 @@ def test_opcheck_of_attention(dtype, name):
     out, lse = OPERATORS.attention(*plain, **options)
     has_mask = len(plain) > 3 and plain[3].is_floating_point()
     results = out, lse, None if name == "grouped" else torch.ones_like(lse)
+    wanted = has_mask, "sinks" in options, "attn_bias" in options
     torch.library.opcheck(
         OPERATORS.attention_backward.default,
-        (torch.ones_like(out), *plain[:3], *results, has_mask, "sinks" in options, *plain[3:]),
+        (torch.ones_like(out), *plain[:3], *results, *wanted, *plain[3:]),
         options,
     )
 
@@ -95,7 +103,7 @@ def test_opcheck_of_packed_sequences(dtype, heads):
         grad_lse = None if heads == 1 else torch.ones_like(lse)
         torch.library.opcheck(
             OPERATORS.varlen_backward.default,
-            (torch.ones_like(out), *plain, out, lse, starts, starts, grad_lse, False, False),
+            (torch.ones_like(out), *plain, out, lse, starts, starts, grad_lse, *[False] * 3),
         )
 
 

@@ -93,8 +93,20 @@ def test_masks(shape, in_dims):
         check(attend, in_dims, *inputs_of(in_dims, *RANKS["one head"], shape))
 
 
+@pytest.mark.parametrize("in_dims", [(0, 0, 0, 0, 0), (None, 0, None, None, 0)], ids=str)
+def test_a_mask_and_a_bias(in_dims):
+    """Each with the gradient of each entry, of one rank or another."""
+    check(
+        lambda q, k, v, mask, bias: attend(q, k, v, mask, attn_bias=bias),
+        in_dims,
+        *inputs_of(in_dims, *RANKS["a batch"], (7,), (4, 5, 7)),
+    )
+
+
 OF_ENTRIES = {
     "kv_lengths": torch.tensor([[3, 7], [0, 1], [5, 5]]),
+    "kv_starts": torch.tensor([[3, 7], [0, 1], [5, 5]]),
+    "query_lengths": torch.tensor([[3, 5], [0, 1], [5, 5]]),
     "query_offset": torch.tensor([[3, 7], [0, 1], [-2, 5]]),
     "alibi_slopes": torch.arange(12, dtype=torch.float64).reshape(3, 4) / 12,
     "sinks": torch.arange(12, dtype=torch.float64).reshape(3, 4) / 6,

@@ -38,6 +38,11 @@ MASKS = [
     {"kv_length": 0},
     {"kv_length": 4},
     {"kv_length": 5, "is_causal": True, "query_offset": 4},
+    {"kv_start": 2},
+    {"kv_start": 3, "kv_length": 2},
+    {"kv_start": 1, "kv_length": 6, "window_size": (2, 1), "query_offset": 1},
+    {"query_length": 0},
+    {"query_length": 3, "kv_start": 1, "is_causal": True, "query_offset": 2},
 ]
 
 
@@ -47,11 +52,9 @@ def test_against_scalars(mask, scale):
     """A few sums of float64 against exact ones: at most 1e-14 apart at these sizes."""
     for rows, seqlen_k, head_dim, head_dim_v in ((1, 1, 1, 1), (5, 7, 3, 2), (4, 9, 8, 5)):
         query, key, value = one_head(rows, seqlen_k, head_dim, head_dim_v, dtype=np.float64)
-        options = {k: v for k, v in mask.items() if k != "kv_length"}
-        plain_mask = dict(mask)
-        if "kv_length" in mask:
-            plain_mask["kv_length"] = min(mask["kv_length"], seqlen_k)
-            options["kv_lengths"] = np.array(plain_mask["kv_length"])
+        most = {"kv_length": seqlen_k, "kv_start": seqlen_k, "query_length": rows}
+        plain_mask = {k: min(v, most[k]) if k in most else v for k, v in mask.items()}
+        options = {f"{k}s" if k in most else k: np.array(v) for k, v in plain_mask.items()}
         want = attention(query, key, value, scale, **plain_mask)
         assert_equal_to(want, query, key, value, scale=scale, **options)
 
@@ -72,16 +75,19 @@ def test_every_combination_of_rules(kind):
     }
     segments = np.array([0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 1, 7, 2])
     window = {"is_causal": True, "query_offset": 2, "window_size": (3, 1)}
-    for softcap, slope, sink, ids, ranges in itertools.product(
-        (0.0, 1.5), (0.0, 0.25), (-math.inf, 0.75), (None, segments), ({}, window)
+    bias = np.where(normal(5, 7, seed=2) > -1, normal(5, 7, dtype=np.float64, seed=3), -np.inf)
+    for softcap, slope, sink, ids, ranges, added in itertools.product(
+        (0.0, 1.5), (0.0, 0.25), (-math.inf, 0.75), (None, segments), ({}, window), (None, bias)
     ):
+        length = {} if added is None else {"query_length": 4}
         want = attention(
-            query, key, value, softcap=softcap, slope=slope, attn_mask=masks[kind], ids=ids,
-            sink=sink, **ranges,
+            query, key, value, softcap=softcap, slope=slope, attn_mask=masks[kind],
+            attn_bias=added, ids=ids, sink=sink, **ranges, **length,
         )  # fmt: skip
         assert_equal_to(
             want, query, key, value, softcap=softcap, alibi_slopes=np.array([slope]),
-            attn_mask=masks[kind], segment_ids=ids, sinks=np.array([sink]), **ranges,
+            attn_mask=masks[kind], attn_bias=added, segment_ids=ids, sinks=np.array([sink]),
+            **ranges, **{f"{name}s": x for name, x in length.items()},
         )  # fmt: skip
 
 

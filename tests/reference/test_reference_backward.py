@@ -35,8 +35,9 @@ def inputs_of(query, key, value, options):
     inputs = {"query": query, "key": key, "value": value}
     if options.get("attn_mask") is not None and options["attn_mask"].dtype != bool:
         inputs["attn_mask"] = options["attn_mask"]
-    if options.get("sinks") is not None:
-        inputs["sinks"] = options["sinks"]
+    for name in ("attn_bias", "sinks"):
+        if options.get(name) is not None:
+            inputs[name] = options[name]
     return inputs
 
 
@@ -65,7 +66,8 @@ def gradients(grad_out, query, key, value, call=None, **options):
     asked = inputs_of(query, key, value, options)
     got = call(
         grad_out, query, key, value, None, None,
-        mask_grad="attn_mask" in asked, sinks_grad="sinks" in asked, **options,
+        mask_grad="attn_mask" in asked, bias_grad="attn_bias" in asked,
+        sinks_grad="sinks" in asked, **options,
     )  # fmt: skip
     assert isinstance(got, AttentionGradients)
     for name, x in got._asdict().items():
@@ -122,6 +124,19 @@ ALONE = {
     "segments": {"segment_ids": IDS},
     "bool mask": {"attn_mask": normal(2, 4, 4, 5) > -0.3},
     "float mask": {"attn_mask": float_mask(2, 4, 4, 5, dtype=np.float64)},
+    "bias": {
+        "attn_mask": normal(2, 1, 1, 5) > -0.3,
+        "attn_bias": float_mask(4, 4, 5, dtype=np.float64),
+    },
+    "bias and float mask": {
+        "attn_mask": normal(2, 1, 1, 5, dtype=np.float64),
+        "attn_bias": float_mask(4, 4, 5, dtype=np.float64),
+    },
+    "padding": {
+        "query_lengths": np.array([2, 4]),
+        "kv_starts": np.array([1, 3]),
+        "sinks": normal(4, dtype=np.float64),
+    },
     "softcap": {"softcap": 0.8},
     "slopes": {"alibi_slopes": normal(2, 4, dtype=np.float64)},
     "sinks": {"sinks": normal(4, dtype=np.float64)},

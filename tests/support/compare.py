@@ -19,7 +19,7 @@ Options that change scores add roundings of their own, each u times what is roun
                                    y by no more than that part of |y|; tanh has 1 ulp, or 2 u, and
                                    the product with c 1 u. What x is off by, y is by no more
     ALiBi     y - slope * d        3 |slope * d|: slope, distance, product; and the size of the sum
-    mask      y + mask             the size of the sum
+    mask      y + mask             the size of the sum; of mask + bias too, where there are both
     sinks                          2 |sink|: the constant and the product that change its base
     all       exp(s - top)         3 (lse - s) = -3 log w: the difference, the constant log2(e), the
                                    product. (Scores in base 2 from the start have none of it)
@@ -96,6 +96,7 @@ def rounded_by_options(
     softcap=0.0,
     alibi_slopes=None,
     attn_mask=None,
+    attn_bias=None,
     **_,
 ):
     """By how many u rounding moves each score for these options' sake: (..., Hq, L, S)."""
@@ -111,8 +112,10 @@ def rounded_by_options(
         bias = _of_heads(alibi_slopes, score) * np.abs(distance)
         score = score - bias
         moved = moved + 3 * np.abs(bias) + np.abs(score)
-    if attn_mask is not None and attn_mask.dtype != bool:
-        moved = moved + np.abs(score + attn_mask)
+    added = [x for x in (attn_mask, attn_bias) if x is not None and x.dtype != bool]
+    if added:
+        total = sum(x.astype(np.float64) for x in added)
+        moved = moved + np.abs(score + total) + (np.abs(total) if len(added) > 1 else 0)
     return moved
 
 
@@ -131,6 +134,7 @@ def moves(query, key, **options):
     sinks, mask = options.get("sinks"), options.get("attn_mask")
     changed = bool(options.get("softcap")) or options.get("alibi_slopes") is not None
     changed |= sinks is not None or (mask is not None and mask.dtype != bool)
+    changed |= options.get("attn_bias") is not None
     if not changed:
         return np.zeros(()), np.zeros(()), np.zeros((1, 1))
     moved = rounded_by_options(query, key, **options)

@@ -66,8 +66,9 @@ class Weights:
         self.d = np.where(self.p > 0, d, 0.0)
         self.total_d = (self.p * self.d).sum(-1, keepdims=True)
         if options.get("sinks") is not None:
-            sink = per_head(options["sinks"], self.p)
-            self.sink_p = np.exp(sink - lse)
+            sink, is_padding = per_head(options["sinks"], self.p), lse == -np.inf
+            lse = np.where(is_padding, 0.0, lse)
+            self.sink_p = np.where(is_padding, 0.0, np.exp(sink - lse))
             sink_d = 2 * (np.abs(sink) + np.abs(sink - lse))
             self.total_d += np.where(self.sink_p > 0, self.sink_p * sink_d, 0.0)
             self.sink_moved = sink_d + self.total_d + 4 + 3 * np.abs(lse)
@@ -138,8 +139,9 @@ def gradient_bounds(
     for name, shape in zip(bounds, shapes, strict=True):
         bounds[name] = summed_over_groups(bounds[name], shape)
     more = wanted_grads(options)
-    if more["mask_grad"]:
-        bounds["attn_mask"] = summed_to(ds_off + SUM * np.abs(ds), options["attn_mask"].shape)
+    for name, wanted in (("attn_mask", "mask_grad"), ("attn_bias", "bias_grad")):
+        if more[wanted]:
+            bounds[name] = summed_to(ds_off + SUM * np.abs(ds), options[name].shape)
     if more["sinks_grad"]:
         of_row = w.sink_p * ((w.sink_moved + SUM) * np.abs(delta) + delta_off) + least
         bounds["sinks"] = sum_by_head(of_row)

@@ -13,10 +13,11 @@ DROPOUT = {"dropout_p": 0.3, "dropout_seed": 5}
 
 
 def wanted_grads(options):
-    """Which further gradients the options have: of a float mask, of sinks."""
+    """Which further gradients the options have: of a float mask, of a bias, of sinks."""
     mask = options.get("attn_mask")
     return {
         "mask_grad": mask is not None and mask.dtype != bool,
+        "bias_grad": options.get("attn_bias") is not None,
         "sinks_grad": options.get("sinks") is not None,
     }
 
@@ -78,7 +79,7 @@ def part(gradients, **index):
 def expected(grad_out, *arrays, **options):
     """The reference's gradients in float64, not rounded to the inputs' dtypes, by name."""
     wide = [x.astype(np.float64) for x in (grad_out, *arrays)]
-    for name in ("attn_mask", "sinks"):
+    for name in ("attn_mask", "attn_bias", "sinks"):
         x = options.get(name)
         if x is not None and x.dtype != bool:
             options[name] = x.astype(np.float64)

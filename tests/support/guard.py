@@ -234,6 +234,8 @@ def calls_with_options(query, key, value):
         {"ids_q": np.sort(ids_q), "ids_k": np.sort(ids_k)},
         {"attn_mask": np.where(bools, 0.5, -np.inf).astype(dtype)},
         {"attn_mask": np.where(bools, 0.5, -np.inf).astype(np.float32)},
+        {"attn_mask": bools[:, :, :1], "attn_bias": np.where(bools, 0.5, -np.inf).astype(dtype)},
+        {"attn_mask": bools, "attn_bias": per_head[0][:, None, None].astype(np.float32)},
         {"alibi_slopes": per_head[0].astype(dtype), "sinks": per_head[1].astype(np.float32)},
     ]
     for i, case in enumerate(cases):

@@ -34,7 +34,7 @@ def backward(options, names=(), is_transposed=False):
         gradients = [*transposed(arrays[count : count + 3], is_transposed), *arrays[count + 3 :]]
         for x in gradients:
             x[...] = 0
-        for i, name in ((3, "attn_mask"), (4, "sinks")):
+        for i, name in ((3, "attn_mask"), (4, "sinks"), (5, "attn_bias")):
             if name not in names:
                 gradients.insert(i, None)
         more = options_of(names, arrays[6:count])
@@ -52,11 +52,16 @@ def case(query, key, value, options, arrays=(), is_transposed=False):
     inputs = query, key, value
     out, lse = selfattn.scaled_dot_product_attention(*inputs, return_lse=True, **all_options)
     grad_out = np.random.default_rng(1).standard_normal(out.shape).astype(out.dtype)
-    asked = {"mask_grad": "attn_mask" in arrays, "sinks_grad": "sinks" in arrays}
-    want = selfattn.scaled_dot_product_attention_backward(
+    asked = {
+        wanted: name in arrays
+        for wanted, name in (
+            ("mask_grad", "attn_mask"), ("sinks_grad", "sinks"), ("bias_grad", "attn_bias"),
+        )
+    }  # fmt: skip
+    found = selfattn.scaled_dot_product_attention_backward(
         grad_out, *inputs, out, lse, **all_options, **asked
     )
-    want = [x for x in want if x is not None]
+    want = [x for x in (*found, found.attn_bias) if x is not None]
     inputs = transposed((grad_out, *inputs, out, lse), is_transposed)
     want = [*transposed(want[:3], is_transposed), *want[3:]]
     return backward(options, names, is_transposed), (*inputs, *given), want
@@ -85,6 +90,7 @@ def calls_with_options(query, key, value):
         {"attn_mask": mask[0, :, :1], **ids},
         {"attn_mask": mask[0, :1]},
         {"attn_mask": mask[0, 0] + large},
+        {"attn_mask": mask[0, :1], "attn_bias": mask},
         {"attn_mask": mask[:, :1], "alibi_slopes": per_head[0], "sinks": per_head[1]},
     ):
         yield case(query, key, value, {"dropout_p": 0.2} if "ids_q" in arrays else {}, arrays)

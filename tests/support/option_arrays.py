@@ -56,7 +56,10 @@ def runs(total, *lengths):
     return np.pad(ids, (0, total - len(ids)), constant_values=len(lengths))
 
 
-KINDS = ["bool", "float", "segments", "unsorted", "alibi", "softcap", "sinks", "all"]
+KINDS = [
+    *("bool", "float", "biased", "padded", "segments", "unsorted", "alibi", "softcap", "sinks"),
+    "all",
+]
 
 
 def option(kind, batch, heads, seqlen_q, seqlen_k, dtype=np.float32, seed=0):
@@ -68,6 +71,14 @@ def option(kind, batch, heads, seqlen_q, seqlen_k, dtype=np.float32, seed=0):
         options["attn_mask"] = float_mask(
             batch, heads, seqlen_q, seqlen_k, dtype=dtype, masked=0.2, seed=seed
         )
+    if kind == "biased":
+        options["attn_mask"] = bool_mask(batch, heads, seqlen_q, seqlen_k, share=0.6, seed=seed)
+        options["attn_bias"] = float_mask(
+            batch, heads, seqlen_q, seqlen_k, dtype=dtype, masked=0.1, seed=seed
+        )
+    if kind == "padded":
+        options["kv_starts"] = np.resize([seqlen_k // 5, 0, seqlen_k // 2], batch)
+        options["query_lengths"] = np.resize([seqlen_q - seqlen_q // 3, seqlen_q], batch)
     if kind in ("segments", "unsorted", "all"):
         rng = np.random.default_rng(seed)
         ids = [rng.integers(0, 3, (batch, n)) for n in (seqlen_q, seqlen_k)]
@@ -86,8 +97,16 @@ def part_of(options, batch=slice(None), heads=slice(None), rows=slice(None)):
     """What `option` gave, for slices of the batch axis, the query heads and the queries."""
     part = dict(options)
     part["query_offset"] = options.get("query_offset", 0) + (rows.start or 0)
-    if "attn_mask" in options:
-        part["attn_mask"] = options["attn_mask"][batch, heads, rows]
+    for name in ("attn_mask", "attn_bias"):
+        if name in options:
+            part[name] = options[name][batch, heads, rows]
+    if "kv_starts" in options:
+        part["kv_starts"] = np.asarray(options["kv_starts"][batch])
+    if "query_lengths" in options:
+        first, last = rows.start or 0, rows.stop
+        lengths = np.asarray(options["query_lengths"][batch])
+        lengths = lengths if last is None else np.minimum(lengths, last)
+        part["query_lengths"] = np.maximum(lengths - first, 0)
     if "segment_ids" in options:
         ids_q, ids_k = options["segment_ids"]
         part["segment_ids"] = ids_q[batch, rows], ids_k[batch]

@@ -40,6 +40,17 @@ OPTIONS = {
     "float mask": lambda p: {"attn_mask": p.bias(p.total_q, p.longest)},
     "float mask of heads": lambda p: {"attn_mask": p.bias(p.heads, 1, p.longest)},
     "float32 mask": lambda p: {"attn_mask": p.bias(1, p.longest).astype(np.float32)},
+    "bias": lambda p: {"attn_bias": p.bias(p.heads, 1, p.longest)},
+    "bias and bool mask": lambda p: {
+        "attn_mask": p.mask(p.longest),
+        "attn_bias": p.bias(p.total_q, p.longest),
+    },
+    "used": lambda p: {
+        "query_lengths": p.lengths_q - p.lengths_q // 3,
+        "kv_starts": p.lengths_k // 4,
+        "kv_lengths": p.lengths_k - p.lengths_k // 5,
+        "sinks": normal(p.heads, dtype=p.dtype),
+    },
     "segments": lambda p: {"segment_ids": (p.ids(p.total_q), p.ids(p.total_k))},
     "all": lambda p: {
         "attn_mask": p.bias(p.heads, p.total_q, p.longest),
@@ -99,15 +110,16 @@ def of_sequence(packed, b, options):
     """Sequence b alone: its rows in the packed output, its arrays (H, rows, E), its options."""
     q, k = (slice(*cu[b : b + 2]) for cu in (packed.cu_q, packed.cu_k))
     alone = dict(options)
-    for name in ("query_offset", "kv_lengths"):
+    for name in ("query_offset", "query_lengths", "kv_starts", "kv_lengths"):
         if np.ndim(options.get(name)) == 1:
             alone[name] = int(options[name][b])
     if np.ndim(options.get("alibi_slopes")) == 2:
         alone["alibi_slopes"] = options["alibi_slopes"][b]
-    if "attn_mask" in options:
-        shape = packed.heads, packed.total_q, packed.longest
-        mask = np.broadcast_to(options["attn_mask"], shape)
-        alone["attn_mask"] = mask[:, q, : packed.lengths_k[b]]
+    for name in ("attn_mask", "attn_bias"):
+        if name in options:
+            shape = packed.heads, packed.total_q, packed.longest
+            mask = np.broadcast_to(options[name], shape)
+            alone[name] = mask[:, q, : packed.lengths_k[b]]
     if "segment_ids" in options:
         ids = options["segment_ids"]
         ids_q, ids_k = ids if isinstance(ids, (tuple, list)) else (ids, ids)

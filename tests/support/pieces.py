@@ -4,19 +4,21 @@ import numpy as np
 
 import selfattn
 
-OF_PIECES = ("attn_mask", "kv_lengths", "segment_ids")  # of update; the others are of the state
+# Options of update; the others are of the state.
+OF_PIECES = ("attn_mask", "attn_bias", "kv_starts", "kv_lengths", "segment_ids")
 
 
 def piece_of(options, begin, end, seqlen_k):
     """What the options of a whole problem say of keys [begin, end)."""
     cut = {}
-    if options.get("attn_mask") is not None:
-        mask = options["attn_mask"]
-        cut["attn_mask"] = mask if mask.shape[-1:] in ((), (1,)) else mask[..., begin:end]
-        if seqlen_k == 1:
-            cut["attn_mask"] = mask
-    if options.get("kv_lengths") is not None:
-        cut["kv_lengths"] = np.clip(np.asarray(options["kv_lengths"]) - begin, 0, end - begin)
+    for name in ("attn_mask", "attn_bias"):
+        if options.get(name) is not None:
+            mask = options[name]
+            is_one = seqlen_k == 1 or mask.shape[-1:] in ((), (1,))
+            cut[name] = mask if is_one else mask[..., begin:end]
+    for name in ("kv_starts", "kv_lengths"):
+        if options.get(name) is not None:
+            cut[name] = np.clip(np.asarray(options[name]) - begin, 0, end - begin)
     if options.get("segment_ids") is not None:
         ids = options["segment_ids"]
         of_keys = ids[1] if isinstance(ids, (tuple, list)) else ids

@@ -148,14 +148,20 @@ def axes(draw):
 
 @st.composite
 def ranges(draw, a):
-    """Causal, window, offset and lengths: one for all batch entries, or arrays of any shape."""
+    """Causal, window, offset, starts, lengths: one for all entries, or arrays of any shape."""
     options = {"is_causal": draw(st.booleans())}
     side = st.integers(-1, a.seqlen_k + 1)
     offset = st.integers(-a.seqlen_q - 1, a.seqlen_k + 1)
     if draw(st.booleans()):
         options["window_size"] = (draw(side), draw(side))
-    for name, numbers in (("query_offset", offset), ("kv_lengths", st.integers(0, a.seqlen_k))):
-        kind = draw(st.sampled_from(["none", "one", "array"]))
+    length, keys = st.integers(0, a.seqlen_q), st.integers(0, a.seqlen_k)
+    for name, numbers, kinds in (
+        ("query_offset", offset, ["none", "one", "array"]),
+        ("kv_lengths", keys, ["none", "one", "array"]),
+        ("kv_starts", keys, ["none", "none", "one", "array"]),
+        ("query_lengths", length, ["none", "none", "one", "array"]),
+    ):
+        kind = draw(st.sampled_from(kinds))
         if kind == "one":
             options[name] = draw(numbers)
         if kind == "array":
@@ -207,6 +213,10 @@ def problems(draw, dtypes=DTYPES):
     options = {"enable_gqa": a.enable_gqa} | draw(ranges(a))
     if draw(st.booleans()):
         options["attn_mask"] = draw(masks(a, dtype, rng))
+    if draw(st.integers(0, 2)) == 0:
+        bias = draw(masks(a, dtype, rng))
+        if bias.dtype != bool:
+            options["attn_bias"] = bias
     if draw(st.integers(0, 2)) == 0:
         options["segment_ids"] = draw(segments(a, rng))
     if draw(st.integers(0, 2)) == 0:

@@ -47,7 +47,9 @@ def of_options(options, requires_grad=False):
     """The options with tensors for arrays; those that have a gradient may require it."""
     given = {name: tensor(x) if name != "window_size" else x for name, x in options.items()}
     wanted = wanted_grads(options)
-    for name, is_wanted in (("attn_mask", "mask_grad"), ("sinks", "sinks_grad")):
+    for name, is_wanted in (
+        ("attn_mask", "mask_grad"), ("attn_bias", "bias_grad"), ("sinks", "sinks_grad"),
+    ):  # fmt: skip
         if requires_grad and wanted[is_wanted]:
             given[name].requires_grad_()
     return given

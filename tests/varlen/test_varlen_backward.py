@@ -20,7 +20,9 @@ DROPOUT = {"dropout_p": 0.3, "dropout_seed": 2**64 - 7}
 def wide(packed, grad_out, options):
     """The reference's gradients in float64, by name."""
     options = {
-        name: x.astype(np.float64) if name in ("attn_mask", "sinks") and x.dtype != bool else x
+        name: x.astype(np.float64)
+        if name in ("attn_mask", "attn_bias", "sinks") and x.dtype != bool
+        else x
         for name, x in options.items()
     }
     gradients = reference.varlen_attention_backward(
@@ -39,8 +41,8 @@ def packed_bounds(packed, grad_out, options):
         name: np.zeros(x.shape)
         for name, x in zip(("query", "key", "value"), packed.arrays, strict=True)
     }
-    more, mask = wanted_grads(options), options.get("attn_mask")
-    of_mask = np.zeros((packed.heads, packed.total_q, packed.longest))
+    more = wanted_grads(options)
+    of_scores = np.zeros((packed.heads, packed.total_q, packed.longest))
     if more["sinks_grad"]:
         bounds["sinks"] = np.zeros(packed.heads)
     for b in range(packed.batch):
@@ -50,12 +52,14 @@ def packed_bounds(packed, grad_out, options):
         of_one = gradient_bounds(grad, *rows, enable_gqa=True, sequence=b, **alone)
         for name, at in (("query", q), ("key", k), ("value", k)):
             bounds[name][at] = of_one[name].swapaxes(0, 1)
-        if more["mask_grad"]:
-            of_mask[:, q, : packed.lengths_k[b]] = of_one["attn_mask"]
+        for name in ("attn_mask", "attn_bias"):
+            if name in of_one:
+                of_scores[:, q, : packed.lengths_k[b]] = of_one[name]
         if more["sinks_grad"]:
             bounds["sinks"] += of_one["sinks"]
-    if more["mask_grad"]:
-        bounds["attn_mask"] = summed_to(of_mask, mask.shape)
+    for name, wanted in (("attn_mask", "mask_grad"), ("attn_bias", "bias_grad")):
+        if more[wanted]:
+            bounds[name] = summed_to(of_scores, options[name].shape)
     return bounds
 
 

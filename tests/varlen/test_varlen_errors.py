@@ -22,12 +22,10 @@ SEQUENCES = {
     "cu_seqlens_q": [
         (np.array([1, 3, 9]), "0.*9"),
         (np.array([-1, 3, 9]), "0.*9"),
-        (np.array([0, 3, 8]), "9"),
         (np.array([0, 3, 10]), "9"),
         (np.array([0, 5, 3, 9]), "decrease"),
         (np.array([0, 12, 9]), "decrease"),
         (np.array([0, -1, 9]), "decrease"),
-        (np.array([0]), "9"),
         (np.array([9]), "9"),
         (np.array([], int), "shape"),
         (np.array(9), "shape"),
@@ -38,10 +36,27 @@ SEQUENCES = {
     ],
     "cu_seqlens_k": [
         (np.array([1, 5, 6, 12]), "0.*12"),
-        (np.array([0, 5, 6, 11]), "12"),
         (np.array([0, 6, 5, 12]), "decrease"),
-        (np.array([0, 12]), "4|cu_seqlens_q"),
-        (np.array([0, 1, 2, 3, 12]), "4|cu_seqlens_q"),
+        (np.array([0, 12]), "3 sequences, as many as cu_seqlens_q"),
+        (np.array([0, 1, 2, 3, 12]), "3 sequences, as many as cu_seqlens_q"),
+    ],
+}
+THREE, FIVES = np.array([0, 3, 6]), np.array([5, 5, 5])
+PAIRS = {
+    "cu_seqlens_q": [
+        ((THREE, np.array([3, 4, 3])), "share no rows"),
+        ((np.array([0, 3, 5]), np.array([3, 2, 5])), "9 rows.*got.*5 rows from 5"),
+        ((np.array([0, 3, 10]), np.array([3, 2, 0])), "9 rows.*got.*0 rows from 10"),
+        ((np.array([0, 3, -1]), np.array([3, 2, 1])), "9 rows.*got.*1 rows from -1"),
+        ((np.array([0, 3, 9]), np.array([3, 2, -1])), "9 rows.*got.*-1 rows from 9"),
+        ((np.array([0, 3, 2**62]), np.array([3, 2, 2**62])), "9 rows.*got"),
+        ((np.array([0, 3, 2**64 - 1], np.uint64), np.array([3, 2, 1])), "9 rows.*got.*from 18446"),
+        ((THREE, FIVES[:2]), r"pair of shape.*got \(3,\) and \(2,\)"),
+        ((THREE[:, None], FIVES[:, None]), r"pair of shape.*got \(3, 1\)"),
+    ],
+    "cu_seqlens_k": [
+        ((THREE, 2 * FIVES), "12 rows.*got.*10 rows from 3"),
+        ((THREE[:2], FIVES[:2]), "3 sequences, as many as cu_seqlens_q has, got 2"),
     ],
 }
 
@@ -52,9 +67,19 @@ SEQUENCES = {
     ids=str,
 )
 def test_sequences(name, wrong, expected):
-    """They start at 0, never decrease, end at the number of rows, and are as many of keys."""
+    """They start at 0, never decrease, end within the rows, and are as many of keys."""
     message = rf"(?s)^{name}: expected .*({expected}).*got .*"
     varlen_raises(ValueError, message, **{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "expected"),
+    [(name, *case) for name, cases in PAIRS.items() for case in cases],
+    ids=str,
+)
+def test_starts_and_lengths(name, wrong, expected):
+    """Each sequence is within the rows; queries share none."""
+    varlen_raises(ValueError, f"^{name}: expected .*{expected}", **{name: wrong})
 
 
 @pytest.mark.parametrize("name", SEQUENCES)
@@ -65,6 +90,10 @@ def test_no_sequences(name):
         (None, "NoneType"),
         (fits.astype(float).tolist(), "list of dtype.'float64'"),
         (tuple(fits.astype(bool).tolist()), "tuple of dtype.'bool'"),
+        ((fits[:-1], np.diff(fits), fits), "tuple of 3"),
+        ((fits[:-1], np.diff(fits).astype(float).tolist()), "list of dtype.'float64'"),
+        ((fits[:-1], np.diff(fits).astype(float)), "float64"),
+        ((fits[:-1], None), "NoneType"),
         (fits.astype(np.float64), "float64"),
         (fits.astype(np.float32), "float32"),
         (fits.astype(bool), "bool"),
@@ -132,6 +161,10 @@ PACKED_OPTIONS = [
     ({"kv_lengths": np.ones(3)}, TypeError, "kv_lengths: expected .*got.*float64"),
     ({"kv_lengths": np.ones(3, bool)}, TypeError, "kv_lengths: expected .*got.*bool"),
     ({"kv_lengths": [1.0, 1.0, 1.0]}, TypeError, "kv_lengths: expected .*got a list of .*float64"),
+    ({"kv_starts": np.array([5, 2, 6])}, ValueError, "kv_starts: expected .*0 to 1.*got 2"),
+    ({"query_lengths": np.array([3, 1, 6])}, ValueError, "query_lengths: expected .*0 to 0.*got 1"),
+    ({"query_lengths": -1}, ValueError, "query_lengths: expected .*0 .*got -1"),
+    ({"attn_bias": np.ones((9, 5), "f4")}, ValueError, r"attn_bias: .*\(4, 9, 6\).*got \(9, 5\)"),
     ({"window_size": (-2, 0)}, ValueError, r"window_size: expected .*got \(-2, 0\)"),
     ({"window_size": 3}, TypeError, "window_size: expected .*got 3"),
     ({"is_causal": 2}, ValueError, "is_causal: expected a bool, or 0 or 1, got 2"),
