@@ -46,6 +46,18 @@ CALLS = {
         ),
         (*qkv(), leaf(4, 1, 5, seed=3), leaf(4, seed=4)),
     ),
+    "a bias": (
+        lambda q, k, v, mask, bias: attend(
+            q, k, v, mask, attn_bias=bias, kv_starts=torch.tensor([0, 2]), query_lengths=3
+        ),
+        (*qkv(), leaf(2, 1, 1, 5, seed=3), leaf(4, 4, 5, seed=4)),
+    ),
+    "a bias of an operator": (  # which is given no more than that: the dispatcher, no sinks
+        lambda q, k, v, bias: torch.ops.selfattn.attention(
+            q, k, v, enable_gqa=True, attn_bias=bias
+        )[0],
+        (*qkv(), leaf(4, 1, 5, seed=3)),
+    ),
     "packed": (
         lambda q, k, v, mask, sinks: ours.varlen_attention(
             q, k, v, STARTS, STARTS, mask, sinks=sinks

@@ -155,3 +155,11 @@ def test_the_reference():
         )
         want[k] += alone.key.swapaxes(0, 1)
     np.testing.assert_allclose(got.key, want, rtol=1e-13, atol=1e-14)
+
+
+def test_lists():
+    """A list of ints is as an array, of two ints too; so are the lists of a pair."""
+    query, key, value = normal(3, 9, 2, 8)
+    for given, array in (([0, 9], [0, 9]), ((0, 4, 9), [0, 4, 9]), ([[0, 4], [4, 5]], [0, 4, 9])):
+        got = selfattn.varlen_attention(query, key, value, given, given)
+        assert same_bits(got, selfattn.varlen_attention(query, key, value, *[np.array(array)] * 2))
