@@ -54,7 +54,7 @@ static int each_split(backward_worker *w, split_step step, const sa_backward_til
 static int compute_tile(backward_worker *w, const sa_job *job, sa_backward_tile *t) {
     const sa_backward_kernel *kernel = &w->loop->schedule->forward.kernels->backward;
     if (kernel->begin(t, w->scratch)) {
-        if (!each_split(w, kernel->row_stats, t, 0, INT64_MAX)) return 0;
+        if (!t->state[0] && !each_split(w, kernel->row_stats, t, 0, INT64_MAX)) return 0;
         kernel->check_row_stats(t, w->scratch);
     }
     if (t->needs_grad & SA_GRADIENT_SINKS)
@@ -125,11 +125,11 @@ static char *staged_grads(const backward_worker *w, sa_kv_array which) {
     return w->stages_grads ? sa_kv_room(&w->kv, which) : NULL;
 }
 
-/* Set the job's rows of a gradient to 0; 0 if the call is cancelled. New memory, which the system
+/* Set the job's rows of a gradient to 0, unless they go on; 0 if the call is cancelled. New memory, which the system
  * gives page by page as it is written, makes this slow: it is cleared in pieces. */
 static int clear(backward_worker *w, char *x, ptrdiff_t row, ptrdiff_t col, int64_t length) {
     const sa_backward_kernel *kernel = &w->loop->schedule->forward.kernels->backward;
-    int64_t rows = w->accum.rows;
+    int64_t rows = w->loop->schedule->gradients->keys_go_on ? 0 : w->accum.rows;
     for (int64_t r = 0; r < rows; r += SA_SPLIT_N) {
         int64_t left = rows - r;
         kernel->clear(x + r * row, row, col, left < SA_SPLIT_N ? left : SA_SPLIT_N, length);
@@ -150,7 +150,7 @@ static int begin_job(backward_worker *w, const sa_job *job) {
     w->stages_keys = w->kv.layout->stages_keys && job->pass->key_parts == 1 &&
                      needs_grad != SA_GRADIENT_SINKS &&
                      sa_tiles_of_job(s, job) >= sa_kv_min_tiles(p, STAGE_MIN_TILES_BACKWARD);
-    w->stages_grads = w->stages_keys || sa_is_half(p->dtype);
+    w->stages_grads = (w->stages_keys && !g->keys_go_on) || sa_is_half(p->dtype);
     w->dest = w->accum = sa_key_gradients_of(s, job);
     if (needs_grad & SA_GRADIENT_KEY) {
         char *dk = staged_grads(w, SA_KV_DK);

@@ -88,7 +88,11 @@ static void plan_passes(sa_backward_schedule *s) {
     find_broadcast_axes(p, &g->key, 1, &key);
     find_broadcast_axes(p, &g->value, 1, &value);
     int together = same_axes(p, &key, &value);
-    if (together && query.broadcast == 1 && heads_suffice(key.own, s->forward.num_threads)) {
+    if (!g->key.data) {
+        add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
+    } else if (!g->query.data) {
+        add_pass(s, key, SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 1);
+    } else if (together && query.broadcast == 1 && heads_suffice(key.own, s->forward.num_threads)) {
         add_pass(s, key, SA_GRADIENT_QUERY | SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 0);
     } else {
         add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
@@ -182,6 +186,8 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     t->needs_grad = job->pass->needs_grad;
     t->adds_to_query = i > 0 && t->needs_grad == SA_GRADIENT_QUERY;
     t->dq_is_real = d->query_is_real;
+    t->dq_goes_on = d->query_goes_on;
+    t->dq_is_partial = d->query_is_partial;
     t->num_keys = sa_num_keys(p, at.b);
     t->grads = sa_key_gradients_of(s, job);
     t->dout_col = d->out.col;
@@ -196,6 +202,7 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
     char *dmask = of_mask ? sa_row_of(p, of_mask, at.b, head, row) : NULL;
     char *dlse = sa_row_of(p, &d->lse, at.b, head, row);
     static const double zero = 0; /* as a float too */
+    char *state = sa_row_of(p, &d->state, at.b, head, row);
     t->has_dlse = d->lse.data != NULL;
     for (int r = 0; r < t->fwd.rows; ++r, sa_next_row(&s->forward, &at)) {
         t->dout[r] = dout + at.g * d->out.head + at.i * d->out.row;
@@ -205,6 +212,7 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
         /* What lse's gradient holds for padding is nothing to its sink. */
         if (at.i >= sa_used_queries(p, at.b)) t->dlse[r] = (const char *)&zero;
         t->dsink[r] = sinks + at.g;
+        t->state[r] = d->state.data ? state + at.g * d->state.head + at.i * d->state.row : NULL;
     }
     return 1;
 }

@@ -6,7 +6,8 @@
  * where broadcasting makes heads share a gradient, queries and keys have a pass each, whose jobs
  * are parts of rows or of keys; each score is then computed twice: seven products. The gradients of
  * the mask, of the bias and of the sinks have passes of their own. All ways give the same bits:
- * tiles begin at multiples of SA_GRADIENT_TILE_M rows, and each sum has a fixed order. */
+ * tiles begin at multiples of SA_GRADIENT_TILE_M rows, and each sum has a fixed order. Without an
+ * array for the query's gradient, or for those of key and value, their pass is left out. */
 #ifndef SA_BACKWARD_SCHEDULE_H
 #define SA_BACKWARD_SCHEDULE_H
 

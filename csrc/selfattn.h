@@ -137,6 +137,15 @@ typedef struct {
     sa_array query, key, value, mask, bias;
     int query_is_real;
     sa_array sinks;
+    /* Pieces of a larger problem, whose sums go on from one call to the next; all gradients are of
+     * the real type. The query's is a sum over keys, which come in pieces that end at multiples of
+     * SA_SPLIT_N; those of key and value are sums over rows, in pieces of SA_GRADIENT_TILE_M. */
+    int query_goes_on;    /* the array holds the sum so far, which was left unscaled */
+    int query_is_partial; /* leave it unscaled: more keys come */
+    int keys_go_on;       /* the arrays hold the sums so far */
+    /* The states (SA_STATE_HEAD) of the rows over all keys, where these are not all of them: rows
+     * whose lse is large take maximum and sum from there, and do not look for them again. */
+    sa_array state;
 } sa_gradients;
 
 sa_status sa_attention_backward(const sa_problem *problem, const sa_gradients *gradients);

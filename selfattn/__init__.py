@@ -13,8 +13,9 @@ A call travels one way:
 
 `nn` has layers that learn, around these functions; `torch` is all of it for PyTorch's tensors, and
 on it stand `flash_attn`, flash-attn's functions, and `transformers`, for Hugging Face's models;
-`plot` draws attention. Each loads when first asked for. `reference/` is the NumPy truth that all of
-it is tested against. CONTRIBUTING.md walks a call through these rooms.
+`plot` draws attention; `distributed` attends past one machine. Each loads when first asked for.
+`reference/` is the NumPy truth that all of it is tested against. CONTRIBUTING.md walks a call
+through these rooms.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ _LAZY_NAMES = {
     "merge_states_backward": "merging",
     "merge_states_many": "merging",
 }
-_LAZY = ("flash_attn", "nn", "plot", "torch", "transformers")
+_LAZY = ("distributed", "flash_attn", "nn", "plot", "torch", "transformers")
 
 
 def __getattr__(name: str) -> Any:

@@ -59,8 +59,8 @@ cdef extern from "selfattn.h" nogil:
         int num_threads
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
-        sa_array out, lse, query, key, value, mask, bias, sinks
-        int query_is_real
+        sa_array out, lse, query, key, value, mask, bias, sinks, state
+        int query_is_real, query_goes_on, query_is_partial, keys_go_on
     ctypedef struct sa_rows:
         char *data
         Py_ssize_t *stride
@@ -165,6 +165,7 @@ cdef class AttentionProblem:
 
     cdef void keep_arrays(self, cnp.ndarray query, cnp.ndarray key, cnp.ndarray value)
     cdef const int64_t *own(self, cnp.ndarray x)
+    cdef int differentiate_part(self, sa_gradients *g, tuple given, int num_threads) except -1
 
 
 cdef class SumProblem:

@@ -66,6 +66,21 @@ class AttentionProblem:
         num_threads: int,
         grad_lse: np.ndarray | None = None,
     ) -> None: ...
+    def differentiate_rows(
+        self,
+        given: tuple[np.ndarray | None, ...],
+        query: np.ndarray,
+        goes_on: bool,
+        is_partial: bool,
+        num_threads: int,
+    ) -> None: ...
+    def differentiate_keys(
+        self,
+        given: tuple[np.ndarray | None, ...],
+        key: np.ndarray,
+        value: np.ndarray,
+        num_threads: int,
+    ) -> None: ...
     def score(self, out: np.ndarray, num_threads: int) -> None: ...
     def weigh(self, out: np.ndarray, num_threads: int) -> None: ...
 

@@ -476,6 +476,61 @@ cdef class AttentionProblem:
             status = sa_attention_backward(p, &g)
         check(status, raised)
 
+    # Gradients of pieces of a larger problem (`distributed/`): sums that go on from piece to piece.
+
+    def differentiate_rows(
+        self,
+        tuple given,
+        cnp.ndarray query,
+        bint goes_on,
+        bint is_partial,
+        int num_threads,
+    ):
+        """Add these keys' part to the query's gradient, which `goes_on`, unless they are the first.
+
+        It is left unscaled if it `is_partial`, which it is until the last. `given` are grad_out,
+        out, lse, and, or None, grad_lse and the rows' state over all keys.
+        """
+        cdef sa_gradients g
+        memset(&g, 0, sizeof(sa_gradients))
+        fill(&g.query, query, HEAD_ROW_COL, self.problem.batch_axes)
+        g.query_goes_on, g.query_is_partial = goes_on, is_partial
+        if query.size:
+            self.differentiate_part(&g, given, num_threads)
+
+    def differentiate_keys(
+        self,
+        tuple given,
+        cnp.ndarray key,
+        cnp.ndarray value,
+        int num_threads,
+    ):
+        """Add these rows' part to the gradients of key and value; zeros before the first."""
+        cdef sa_gradients g
+        memset(&g, 0, sizeof(sa_gradients))
+        fill(&g.key, key, HEAD_ROW_COL, self.problem.batch_axes)
+        fill(&g.value, value, HEAD_ROW_COL, self.problem.batch_axes)
+        g.keys_go_on = True
+        if key.size or value.size:
+            self.differentiate_part(&g, given, num_threads)
+
+    cdef int differentiate_part(self, sa_gradients *g, tuple given, int num_threads) except -1:
+        cdef PyObject *raised
+        cdef sa_status status
+        cdef sa_problem *p = &self.problem
+        grad_out, out, lse, grad_lse, state = given
+        fill(&g.out, grad_out, HEAD_ROW_COL, p.batch_axes)
+        fill(&p.out, out, HEAD_ROW_COL, p.batch_axes)
+        fill(&p.lse, lse, HEAD_ROW, p.batch_axes)
+        if grad_lse is not None:
+            fill(&g.lse, grad_lse, HEAD_ROW, p.batch_axes)
+        if state is not None:
+            fill(&g.state, state, HEAD_ROW_COL, p.batch_axes)
+        start(p, num_threads, &raised)
+        with nogil:
+            status = sa_attention_backward(p, g)
+        return check(status, raised)
+
     def score(self, cnp.ndarray out, int num_threads):
         """The scores into `out`."""
         solve(&self.problem, sa_scores, out, num_threads)

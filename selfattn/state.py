@@ -192,6 +192,24 @@ class AttentionState:
         _, keys, values, *_ = problem.arrays
         self._no_keys = np.empty_like(keys[..., :0, :]), np.empty_like(values[..., :0, :])
 
+    def skip(self, num_keys: int) -> None:
+        """Pass over keys that no query sees: the next piece begins after them.
+
+        Parameters
+        ----------
+        num_keys : int
+            How many, 0 or more.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For a number that is none or negative.
+        """
+        number = _args.integer("num_keys", num_keys)
+        if number < 0:
+            raise ValueError(f"num_keys: expected 0 or more, got {number}")
+        self._num_keys += number
+
     def result(
         self, out: np.ndarray | None = None, return_lse: bool = False
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
@@ -273,6 +291,13 @@ def _offset(name: str, x: Any) -> int | np.ndarray:
 def _no_ids(state: AttentionState) -> np.ndarray:
     """Ids of no keys, of the dtype of the queries'."""
     return np.empty(0, np.asarray(state._segment_ids).dtype)
+
+
+def heads_of_state(state: AttentionState, shape: tuple[int, ...]) -> np.ndarray:
+    """Each row's maximum, sum and factor; of the shape (..., Hq, L, STATE_HEAD) before any key."""
+    if state._state is None:
+        return empty_state(shape, _args.real_dtype(state._query.dtype))
+    return state._state[..., : _core.STATE_HEAD]
 
 
 def empty_state(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -35,12 +35,21 @@
 
 enum { MAX_VECTORS = SA_GRADIENT_TILE_M / LANES }; /* of a tile */
 
+/* dQ begins with 0, or with what earlier keys gave. */
+static void begin_grad_query(const sa_backward_tile *g, const backward_scratch *x) {
+    const sa_tile *t = &g->fwd;
+    if (!g->dq_goes_on)
+        for (int64_t i = 0; i < t->head_dim * x->row; i += LANES) v_store(x->dq + i, v_zero());
+    for (int i = 0; g->dq_goes_on && i < x->row; i += LANES)
+        gather((const char *const *)g->dq + i, at_most(t->rows - i, LANES), g->dq_col, t->head_dim,
+               1, 0, x->dq + i, x->row);
+}
+
 static int backward_begin(sa_backward_tile *g, void *memory) {
     backward_scratch x = backward_layout(g, memory);
     pack_tile(g, memory, &x);
-    if (needs_grad(g, SA_GRADIENT_QUERY))
-        for (int64_t i = 0; i < g->fwd.head_dim * x.row; i += LANES) v_store(x.dq + i, v_zero());
-    int needs_row_stats = load_lse(&g->fwd, &x);
+    if (needs_grad(g, SA_GRADIENT_QUERY)) begin_grad_query(g, &x);
+    int needs_row_stats = load_lse(g, &x);
     v_zeroupper();
     return needs_row_stats;
 }
@@ -167,7 +176,7 @@ static void backward_finish(const sa_backward_tile *g, void *memory) {
             for (int r = 0; r < LANES && i + r < t->rows; ++r) {
                 char *to = g->dq[i + r] + d * col;
                 vec before = g->adds_to_query ? v_load_strided(to, col, n) : v_zero();
-                vec dq = sum_scaled(square[r], scale, before);
+                vec dq = g->dq_is_partial ? square[r] : sum_scaled(square[r], scale, before);
                 if (ELEM_IS_REAL || g->dq_is_real)
                     v_store_strided(to, col, n, dq);
                 else

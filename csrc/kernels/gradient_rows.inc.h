@@ -5,7 +5,8 @@
  * sink, or -inf, which an overflow may have given. For such rows m and l are recomputed, over this
  * call's keys and bit for bit as in the forward pass. If they give just that lse, the weights come
  * from m and l. If not, the lse covers more keys (the call differentiates a piece of a longer
- * sequence), and the weights come from it all the same. Called by backward.inc.h. */
+ * sequence), and the weights come from it all the same; unless the rows' state over all of these
+ * keys is given, which has their m and l. Called by backward.inc.h. */
 #ifndef SA_KERNELS_GRADIENT_ROWS_INC_H
 #define SA_KERNELS_GRADIENT_ROWS_INC_H
 
@@ -89,7 +90,8 @@ static int lse_is_usable(const sa_tile *t, int r, real lse) {
 }
 
 /* Load each row's lse. Returns whether any row's m and l must be recomputed. */
-static int load_lse(sa_tile *t, const backward_scratch *x) {
+static int load_lse(sa_backward_tile *g, const backward_scratch *x) {
+    sa_tile *t = &g->fwd;
     int any = 0;
     state_clear(x->stats, x->row);
     for (int r = 0; r < x->row; ++r) {
@@ -102,6 +104,9 @@ static int load_lse(sa_tile *t, const backward_scratch *x) {
         } else if (!lse_is_usable(t, r, x->lse[r])) {
             x->recomputed[r] = (real)-0.0;
             any = 1;
+            if (!g->state[r]) continue;
+            x->stats.row_max[r] = read_real(g->state[r]);
+            x->stats.row_sum[r] = read_real(g->state[r] + REAL_SIZE);
         }
     }
     sa_summarize_ranges(t, t->rows);

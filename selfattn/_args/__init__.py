@@ -23,7 +23,7 @@ what was expected and what came. Nothing has been written when it raises. Called
 asks first, and `fast_problem`, which `problems.py` does.
 """
 
-from .arrays import array, compute_into, is_dtype, real_dtype, same_dtype
+from .arrays import array, as_array, compute_into, is_dtype, real_dtype, same_dtype
 from .attention import attend
 from .gradients import (
     Wanted,
@@ -50,6 +50,7 @@ __all__ = [
     "NO_VALUE",
     "Wanted",
     "array",
+    "as_array",
     "attend",
     "attention_problem",
     "axis",

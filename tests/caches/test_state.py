@@ -196,6 +196,23 @@ def test_first_query():
     assert same_bits(got, want[:, 20:])
 
 
+def test_keys_that_no_query_sees():
+    """They need not be there: before the first keys, and between others."""
+    query, key, value = qkv((2, 40, 16), None, 3072)
+    options = {"window_size": (600, 0), "query_offset": 2600, "dropout_p": 0.5}
+    state = selfattn.AttentionState(query, **options)
+    state.skip(1536)
+    state.update(key[:, 1536:2560], value[:, 1536:2560])
+    state.update(key[:, 2560:2700], value[:, 2560:2700])
+    state.skip(0)
+    state.skip(400)
+    assert state.num_keys == 3100
+    assert same_bits(state.result(), at_once(query, key, value, options)[0])
+    for wrong, error in ((-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match=r"^num_keys: expected"):
+            state.skip(wrong)
+
+
 def test_out():
     query, key, value = qkv((2, 3, 16), None, 512)
     state = selfattn.AttentionState(query)

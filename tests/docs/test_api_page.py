@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import selfattn
-from selfattn import nn
+from selfattn import distributed, nn
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -22,6 +22,7 @@ def test_it_has_every_public_name():
             names.add(name)
     assert listed == {
         "selfattn": set(selfattn.__all__) - {"__version__"},
+        "selfattn.distributed": set(distributed.__all__),
         "selfattn.nn": set(nn.__all__),
         "selfattn.plot": set(selfattn.plot.__all__),
     }

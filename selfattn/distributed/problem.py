@@ -1,0 +1,223 @@
+"""What the ranks attend to together: agreed upon, checked, and cut into pieces.
+
+Called by `attention.py` and `backward.py`. The values of options are checked where those of one
+machine are, by `_args`, as of a problem over the keys of all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .. import _args
+from .agreement import check_same, summary, together
+from .layout import Layout, Piece, along, check_lengths, own, pieces
+from .ring import Arrays, Like
+from .transport import Transport
+
+_OF_ROWS = ("attn_mask", "segment_ids")  # options of which each rank has its part
+_OF_KEYS = (*_OF_ROWS, "kv_lengths")  # those that a piece of keys has its part of
+
+
+class RingProblem:
+    """A problem over all ranks, of which this one holds some queries and some keys.
+
+    Parameters
+    ----------
+    comm
+    arrays
+        query, key and value as they were given.
+    options
+        Of `scaled_dot_product_attention`, by their names.
+    layout, block
+        As in `shard`.
+    start
+        What can fail on this rank alone and ought to before data moves: called with the problem.
+    """
+
+    def __init__(
+        self,
+        comm: Transport,
+        arrays: tuple[Any, Any, Any],
+        options: dict[str, Any],
+        layout: Layout,
+        block: int,
+        start: Callable[[RingProblem], None],
+    ) -> None:
+        self.options = options
+        answers = together(comm, lambda: self._describe(arrays, layout, block))
+        rows = [answer.pop("rows") for answer in answers]
+        check_same(answers)
+        seqlen_q, self._seqlen_k = (sum(lengths) for lengths in zip(*rows, strict=True))
+        self.query_pieces = pieces(seqlen_q, comm.ranks, layout, block)
+        self.key_pieces = pieces(self._seqlen_k, comm.ranks, layout, block)
+        check_lengths("query", [lengths[0] for lengths in rows], self.query_pieces)
+        check_lengths("key", [lengths[1] for lengths in rows], self.key_pieces)
+        self.own_queries = own(seqlen_q, comm.ranks, comm.rank, layout, block)
+        self.own_key_pieces = own(self._seqlen_k, comm.ranks, comm.rank, layout, block)
+
+        def check() -> None:
+            self._check()
+            start(self)
+
+        together(comm, check)
+
+    # ------------------------------------------------------------------ together
+
+    def _describe(self, arrays: tuple[Any, Any, Any], layout: Layout, block: int) -> dict[str, Any]:
+        """This rank's words on what all must agree on; `rows` are its own."""
+        names = ("query", "key", "value")
+        self.query, self.key, self.value = (
+            _args.array(name, x) for name, x in zip(names, arrays, strict=True)
+        )
+        local = _args.attention_problem(
+            self.query, self.key, self.value, self.options["enable_gqa"]
+        )
+        self.out_shape, self.lse_shape = local.out_shape, local.lse_shape
+        pieces(0, 1, layout, block)
+        described: dict[str, Any] = {
+            "rows": [self.query.shape[-2], self.key.shape[-2]],
+            "layout": layout,
+            "block": block,
+            "dtype": str(self.query.dtype),
+        }
+        for name, x in zip(names, (self.query, self.key, self.value), strict=True):
+            described[f"{name}'s shape but for its rows"] = [*x.shape[:-2], x.shape[-1]]
+        self.ids: tuple[np.ndarray, np.ndarray] | None = None
+        ids = self.options["segment_ids"]
+        if ids is not None:
+            _args.set_options(local, {"segment_ids": ids})
+            of_both = ids if isinstance(ids, (tuple, list)) else (ids, ids)
+            of_query, of_key = (np.asarray(x) for x in of_both)
+            self.ids = of_query, of_key
+            described["segment_ids"] = [f"{x.dtype} {x.shape[:-1]}" for x in (of_query, of_key)]
+        else:
+            described["segment_ids"] = None
+        mask = self.options["attn_mask"]
+        if mask is not None:
+            mask = self.options["attn_mask"] = _args.as_array("attn_mask", mask)
+        described["attn_mask"] = None
+        if mask is not None:
+            described["attn_mask"] = [str(mask.dtype), *mask.shape[:-2], *mask.shape[-1:]]
+        for name, x in self.options.items():
+            if name not in _OF_ROWS:
+                described[name] = summary(x)
+        return described
+
+    def _check(self) -> None:
+        """Every option, as of one problem over the keys of all ranks, whose rows are not here."""
+        no_rows = [
+            np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-2], self._seqlen_k, x.shape[-1]))
+            for x in (self.key, self.value)
+        ]
+        values = {name: x for name, x in self.options.items() if name != "segment_ids"}
+        _args.attention_problem(self.query, *no_rows, **values)
+
+        self._left, self._right = _sides(self.options["window_size"])
+        if self.options["is_causal"]:
+            self._right = 0
+        offsets = np.asarray(self.options["query_offset"])
+        self._offsets = (int(offsets.min()), int(offsets.max())) if offsets.size else (0, 0)
+        lengths = self.options["kv_lengths"]
+        self._longest = self._seqlen_k if lengths is None else int(np.max(lengths, initial=0))
+
+        like: list[Like] = [(x.shape, x.dtype, -2) for x in (self.key, self.value)]
+        if self.ids is not None:
+            like.append((self.ids[1].shape, self.ids[1].dtype, -1))
+        self.like_keys = like
+        self.own_keys = self.own_arrays(self.own_key_pieces, self.some_keys())
+
+    @staticmethod
+    def own_arrays(
+        own_pieces: list[Piece], arrays: list[tuple[np.ndarray, Like]]
+    ) -> dict[int, Arrays]:
+        """Contiguous arrays of this rank's pieces, which lie behind one another in its shards."""
+        found, begin = {}, 0
+        for piece in own_pieces:
+            end = begin + piece.end - piece.begin
+            found[piece.number] = [
+                np.ascontiguousarray(x[along(x.ndim, axis, (begin, end))])
+                for x, (_, _, axis) in arrays
+            ]
+            begin = end
+        return found
+
+    # ------------------------------------------------------------------ keys that travel
+
+    def some_keys(self) -> list[tuple[np.ndarray, Like]]:
+        """This rank's keys, values and ids of keys, and what those of others are like."""
+        arrays = [self.key, self.value]
+        if self.ids is not None:
+            arrays.append(self.ids[1])
+        return list(zip(arrays, self.like_keys, strict=True))
+
+    def readers_of_keys(self, keys: Piece) -> list[int]:
+        """The ranks whose queries see a piece of keys."""
+        return sorted({q.owner for q in self.query_pieces if self.sees(q, keys)})
+
+    def readers_of_rows(self, queries: Piece) -> list[int]:
+        """The ranks whose keys a piece of queries sees."""
+        return sorted({k.owner for k in self.key_pieces if self.sees(queries, k)})
+
+    def sees(self, queries: Piece, keys: Piece) -> bool:
+        """Whether any of the queries may see any of the keys, by their positions."""
+        if queries.begin == queries.end or keys.begin >= min(keys.end, self._longest):
+            return False
+        first, last = queries.begin + self._offsets[0], queries.end - 1 + self._offsets[1]
+        is_early = self._right >= 0 and keys.begin > last + self._right
+        is_late = self._left >= 0 and keys.end - 1 < first - self._left
+        return not is_early and not is_late
+
+    # ------------------------------------------------------------------ rows that stay
+
+    def rows_of(self, queries: Piece) -> np.ndarray:
+        """The query's rows of a piece of this rank's."""
+        return self.query[along(self.query.ndim, -2, self.span(queries))]
+
+    def options_of_rows(self, queries: Piece) -> dict[str, Any]:
+        """Options of a problem with these queries alone, over all keys."""
+        options = self.options_of_any_rows(queries)
+        if self.ids is not None:
+            options["segment_ids"] = self.ids[0][..., slice(*self.span(queries))]
+        return options
+
+    def options_of_any_rows(self, queries: Piece) -> dict[str, Any]:
+        """The same of queries of any rank; the ids of queries are with them."""
+        options = {name: x for name, x in self.options.items() if name not in _OF_KEYS}
+        options["query_offset"] = _moved(options["query_offset"], queries.begin)
+        return options
+
+    def options_of_keys(self, queries: Piece, begin: int, end: int) -> dict[str, Any]:
+        """Those of keys [begin, end) beside them; the ids of keys travel."""
+        mask = self.options["attn_mask"]
+        if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:  # else it broadcasts
+            mask = mask[along(mask.ndim, -2, self.span(queries))]
+        return self.options_of_any_keys(begin, end, mask)
+
+    def options_of_any_keys(self, begin: int, end: int, mask: Any) -> dict[str, Any]:
+        """The same beside queries of any rank, whose rows of the mask are given."""
+        options: dict[str, Any] = {}
+        lengths = self.options["kv_lengths"]
+        if lengths is not None:
+            options["kv_lengths"] = np.clip(np.asarray(lengths) - begin, 0, end - begin)
+        if mask is not None:
+            if mask.ndim and (mask.shape[-1] > 1 or self._seqlen_k == 1):  # else it broadcasts
+                mask = mask[..., begin:end]
+            options["attn_mask"] = mask
+        return options
+
+    def span(self, queries: Piece) -> tuple[int, int]:
+        """Where they are in this rank's shards."""
+        begin = sum(p.end - p.begin for p in self.own_queries if p.number < queries.number)
+        return begin, begin + queries.end - queries.begin
+
+
+def _sides(window: Any) -> tuple[int, int]:
+    left, right = (-1, -1) if window is None else window
+    return int(left), int(right)
+
+
+def _moved(offset: Any, by: int) -> Any:
+    return offset + by if isinstance(offset, int) else np.asarray(offset) + by
