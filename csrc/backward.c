@@ -125,8 +125,9 @@ static char *staged_grads(const backward_worker *w, sa_kv_array which) {
     return w->stages_grads ? sa_kv_room(&w->kv, which) : NULL;
 }
 
-/* Set the job's rows of a gradient to 0, unless they go on; 0 if the call is cancelled. New memory, which the system
- * gives page by page as it is written, makes this slow: it is cleared in pieces. */
+/* Set the job's rows of a gradient to 0, unless they go on; 0 if the call is cancelled. New memory,
+ * which the system gives page by page as it is written, makes this slow: it is cleared in pieces.
+ */
 static int clear(backward_worker *w, char *x, ptrdiff_t row, ptrdiff_t col, int64_t length) {
     const sa_backward_kernel *kernel = &w->loop->schedule->forward.kernels->backward;
     int64_t rows = w->loop->schedule->gradients->keys_go_on ? 0 : w->accum.rows;
