@@ -170,12 +170,12 @@ typedef struct sa_backward_tile {
     char *dq[SA_MAX_TILE_M], *dmask[SA_MAX_TILE_M]; /* the mask's or the bias's, at key 0 */
     double *dsink[SA_MAX_TILE_M];
     const char *state[SA_MAX_TILE_M]; /* each row's over all keys, or NULL */
-    int adds_to_query;      /* whether dq is added to what is there, or written */
-    int dq_is_real;         /* dq holds reals, not elements: several tiles add to it */
-    int dq_goes_on;         /* dq holds what earlier keys gave, unscaled */
-    int dq_is_partial;      /* more keys come: dq is left unscaled */
-    int64_t num_keys;       /* of its batch entry */
-    sa_key_gradients grads; /* reals */
+    int adds_to_query;                /* whether dq is added to what is there, or written */
+    int dq_is_real;                   /* dq holds reals, not elements: several tiles add to it */
+    int dq_goes_on;                   /* dq holds what earlier keys gave, unscaled */
+    int dq_is_partial;                /* more keys come: dq is left unscaled */
+    int64_t num_keys;                 /* of its batch entry */
+    sa_key_gradients grads;           /* reals */
     ptrdiff_t dout_col, dq_col, dmask_col, dk_col, dv_col;
     int q_finite, dout_finite; /* found by `begin` */
     /* Prefetch targets. */
@@ -190,7 +190,8 @@ typedef struct {
     void (*clear)(char *to, ptrdiff_t row, ptrdiff_t col, int64_t rows, int64_t cols);
     /* Prepare the scratch for a tile: pack its rows. Returns whether the maximum and the sum of
      * some rows must be recomputed (gradient_rows.inc.h): then call row_stats for each split of all
-     * their keys, unless their state is given, and check_row_stats once. The key ranges of rows that see no key become empty. */
+     * their keys, unless their state is given, and check_row_stats once. The key ranges of rows
+     * that see no key become empty. */
     int (*begin)(sa_backward_tile *t, void *scratch);
     void (*row_stats)(const sa_backward_tile *t, void *scratch, int64_t key_begin, int64_t key_end);
     void (*check_row_stats)(sa_backward_tile *t, void *scratch);
