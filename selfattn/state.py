@@ -100,7 +100,7 @@ class AttentionState:
         self._no_keys = (self._query[..., :0, :],) * 2
         # Arrays are checked beside keys, which may have more axes or heads than the query.
         _args.attention_problem(self._query, *self._no_keys, **numbers)
-        arrays = {
+        arrays: dict[str, Any] = {
             name: None if x is None else np.array(_args.array(name, x))
             for name, x in (("alibi_slopes", alibi_slopes), ("sinks", sinks))
         }

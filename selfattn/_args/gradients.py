@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
@@ -101,11 +101,15 @@ def in_own_dtypes(
 ) -> tuple[Any, ...]:
     """What `new_gradients` made, in the dtypes and shapes of what they are the gradients of."""
     query, key, value, *others = gradients
-    others = [_in_dtype_of(of_x, x) for of_x, (x, _) in zip(others, wanted, strict=True)]
-    return _in_dtype_of(query, problem.query), key, value, *others
+    others = [in_dtype_of(of_x, x) for of_x, (x, _) in zip(others, wanted, strict=True)]
+    return in_dtype_of(query, problem.query), key, value, *others
 
 
-def _in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
+@overload
+def in_dtype_of(gradient: np.ndarray, x: Any) -> np.ndarray: ...
+@overload
+def in_dtype_of(gradient: None, x: Any) -> None: ...
+def in_dtype_of(gradient: np.ndarray | None, x: Any) -> np.ndarray | None:
     """The gradient of `x` in its own shape and dtype, rounded to nearest; None stays None."""
     if gradient is None:
         return None
