@@ -90,6 +90,7 @@ def test_no_public_module_is_exempt():
         "selfattn.demo.*",
         "selfattn.reference.*",
         "matplotlib.*",
+        "mpi4py.*",
         "safetensors.*",
         "torch.*",
         "transformers.*",

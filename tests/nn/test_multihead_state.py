@@ -211,7 +211,7 @@ WRONG_CALLS = [
     ((X,), {"enable_gqa": True}, TypeError, "attention_options: .*, got 'enable_gqa'"),
     ((X,), {"is_causal": 2}, ValueError, "is_causal: expected a bool, or 0 or 1, got 2"),
     ((X,), {"kv_lengths": np.array([9, 1, 1])}, ValueError, "kv_lengths: expected values from 0"),
-    ((X,), {"rope": {}, "query_offset": 0.5}, TypeError, "query_offset: expected an int or an"),
+    ((X,), {"rope": {}, "query_offset": 0.5}, TypeError, "query_offset: expected an int, or an"),
     ((X,), {"rope": {}, "query_offset": 2**60}, ValueError, "query_offset: expected values from"),
     ((X,), {"rope": {}, "query_offset": np.ones(2, int)}, ValueError, "query_offset: .* broadcast"),
     ((X,), {"rope": 5}, TypeError, "rope: expected a mapping, got int"),
@@ -237,7 +237,7 @@ def test_wrong_calls_change_nothing(layer, arguments, options, error, message):
         ((X, X[:2]), {}, ValueError, r"context: .* that broadcast with \(3,\), got \(2,\)"),
         (None, {"return_lse": 1}, TypeError, "attention_options: .*, got 'return_lse'"),
         (None, {"dropout_p": 1.5}, ValueError, "dropout_p: expected a probability"),
-        (None, {"rope": {}, "query_offset": "one"}, TypeError, "query_offset: expected an int or"),
+        (None, {"rope": {}, "query_offset": "one"}, TypeError, "query_offset: expected an int, or"),
     ],
 )
 def test_maps_refuse_what_forward_refuses(layer, context, options, error, message):

@@ -70,8 +70,9 @@ def test_signature_is_torchs_to_the_bar():
     assert positional == ["query", "key", "value", "attn_mask", "dropout_p", "is_causal"]
     keyword = [p.name for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert keyword == [
-        "scale", "enable_gqa", "query_offset", "kv_lengths", "window_size", "softcap",
-        "alibi_slopes", "sinks", "segment_ids", "dropout_seed", "return_lse", "out", "num_threads",
+        "scale", "enable_gqa", "attn_bias", "query_offset", "query_lengths", "kv_starts",
+        "kv_lengths", "window_size", "softcap", "alibi_slopes", "sinks", "segment_ids",
+        "dropout_seed", "return_lse", "out", "num_threads",
     ]  # fmt: skip
 
 
