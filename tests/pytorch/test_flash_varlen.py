@@ -180,7 +180,7 @@ def test_errors():
     for starts, error, message in (
         ((CU_Q.tolist(), CU_K), TypeError, "cu_seqlens_q: expected a tensor"),
         ((CU_Q, CU_K[None]), ValueError, "cu_seqlens_k: expected shape"),
-        ((CU_Q, CU_K.float()), TypeError, "cu_seqlens_k: expected an array of ints"),
+        ((CU_Q, CU_K.float()), TypeError, "cu_seqlens_k: expected an array or list of ints"),
         ((CU_Q, CU_K + 1), ValueError, "cu_seqlens_k: expected numbers that start at 0"),
         ((CU_Q.flip(0), CU_K), ValueError, "cu_seqlens_q: expected numbers that start at 0"),
         ((CU_Q[:0], CU_K[:0]), ValueError, "cu_seqlens_q: expected shape"),
