@@ -62,16 +62,20 @@ def truth(minilm_path):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_hidden_states(model, truth, tokenizer, name, side):
-    """As near to float64's as eager attention's are: a rounding more or less, in six layers."""
+    """As near to float64's as eager attention's are, on the whole and where they are farthest.
+
+    One number of some ten thousand may round by two of its last places in one way and by one in
+    the other, in six layers of which attention is a part.
+    """
     expected = hidden_states(truth, tokenizer, SENTENCES, 8, side)
-    largest = {}
+    errors = {}
     for which in ("eager", name):
         model.set_attn_implementation(which)
         found = hidden_states(model, tokenizer, SENTENCES, 8, side)
-        pairs = zip(found, expected, strict=True)
-        largest[which] = max((x - y).abs().max().item() for x, y in pairs)
-    assert largest[name] <= 1.5 * largest["eager"]
-    assert largest["eager"] < 1e-5
+        errors[which] = torch.cat([(x - y).flatten() for x, y in zip(found, expected, strict=True)])
+    assert errors[name].square().mean() <= 1.25 * errors["eager"].square().mean()
+    assert errors[name].abs().max() <= 2 * errors["eager"].abs().max()
+    assert errors["eager"].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("name", NAMES)
