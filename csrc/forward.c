@@ -33,14 +33,6 @@ typedef struct {
     sa_counter *done;      /* for each tile, how many of its splits are done */
 } forward_call;
 
-/* Tiles are large, and threads' stacks may be small: what has one of its own, and is called now and
- * then, takes no stack of its caller's. */
-#if defined(__GNUC__)
-#define APART __attribute__((noinline))
-#else
-#define APART
-#endif
-
 /* A worker's part of the memory. */
 typedef struct {
     forward_call *call;
@@ -143,7 +135,7 @@ static double small_weight(const sa_problem *p) {
 }
 
 /* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. */
-APART static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
+SA_APART static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
     int overflowed = 0;
     sa_finite finite = {0};
@@ -202,7 +194,7 @@ static int total_is_finite(forward_worker *w, sa_tile *row) {
 /* compute_tile where there are states. Where something overflows, the tile is computed row by row,
  * and rows whose sums are not finite once more, with smaller weights; until then the states are as
  * they came. */
-APART static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
+SA_APART static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
     int overflowed = 0, ignored = 0;
     if (!total_of_tile(w, t, &overflowed)) return 0;

@@ -9,6 +9,14 @@
 #include "selfattn.h"
 #include "tuning.h"
 
+/* Threads' stacks may be small, 64 KiB, and tiles are large: a function that needs much stack and
+ * is called now and then takes none of its caller's. */
+#if defined(__GNUC__)
+#define SA_APART __attribute__((noinline))
+#else
+#define SA_APART
+#endif
+
 enum {
     SA_BLOCK_N = 128,       /* keys of one block; blocks start at multiples of it */
     SA_SPLIT_N = 512,       /* keys of one split: partial results are merged at multiples of it */

@@ -23,7 +23,7 @@ enum {
     CHAIN_VECS = CHAINS / LANES,
     /* Elements of a row that may be written by streaming stores. */
     MIN_STREAMED_N = 4 * CHAINS,
-    MAX_STREAMED_N = 1 << 13,
+    MAX_STREAMED_N = (32 << 10) / REAL_SIZE,
 };
 
 typedef struct {
@@ -137,7 +137,7 @@ SA_INLINE void softmax_whole(const int contiguous, const_strided_row x, strided_
 
 /* A row written by streaming stores, which do not read the lines that they replace; only whole
  * vectors at aligned addresses can be stored so. */
-static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
+SA_APART static void softmax_streamed(const_strided_row x, char *out, int64_t n) {
     real weights[MAX_STREAMED_N];
     strided_row between = {(char *)weights, REAL_SIZE};
     softmax_state state = softmax_cleared();
