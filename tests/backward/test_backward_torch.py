@@ -45,7 +45,10 @@ def torch_attention(
     attn_mask=None,
     is_causal=False,
     scale=None,
+    attn_bias=None,
     query_offset=0,
+    query_lengths=None,
+    kv_starts=None,
     kv_lengths=None,
     window_size=(-1, -1),
     softcap=0.0,
@@ -69,9 +72,13 @@ def torch_attention(
         scores = scores + attn_mask
     elif attn_mask is not None:
         seen = seen & attn_mask
+    if attn_bias is not None:
+        scores = scores + attn_bias
     left, right = window_size
     seen = seen & ((j <= i) | (not is_causal))
     seen = seen & ((j >= i - left) | (left < 0)) & ((j <= i + right) | (right < 0))
+    if kv_starts is not None:
+        seen = seen & (j >= torch.from_numpy(kv_starts)[:, None, None, None])
     if kv_lengths is not None:
         seen = seen & (j < torch.from_numpy(kv_lengths)[:, None, None, None])
     if segment_ids is not None:
@@ -81,7 +88,11 @@ def torch_attention(
     if sinks is not None:
         column = sinks[:, None, None].expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, column], -1)
-    return torch.softmax(scores, -1)[..., : key.shape[2]] @ value
+    out = torch.softmax(scores, -1)[..., : key.shape[2]] @ value
+    if query_lengths is not None:
+        is_padding = torch.arange(query.shape[2]) >= torch.from_numpy(query_lengths)[:, None]
+        out = out.masked_fill(is_padding[:, None, :, None], 0)
+    return out
 
 
 def torch_gradients(grad_out, query, key, value, options):
@@ -94,6 +105,8 @@ def torch_gradients(grad_out, query, key, value, options):
         options["sinks"] = inputs["sinks"] = tensor(options["sinks"])
     if more["mask_grad"]:
         inputs["attn_mask"] = options["attn_mask"]
+    if options.get("attn_bias") is not None:
+        options["attn_bias"] = inputs["attn_bias"] = tensor(options["attn_bias"])
     arrays = (inputs.pop(name) for name in ("query", "key", "value"))
     query, key, value = arrays
     out = torch_attention(query, key, value, **options)
@@ -122,6 +135,9 @@ def test_beside_autograd(isa, dtype, kind, rows):
         options = options | {"attn_mask": np.where(mask == -np.inf, dtype(-3), mask)}
         if mask.dtype == bool:
             options["attn_mask"] = mask
+    bias = options.get("attn_bias")
+    if bias is not None:
+        options = options | {"attn_bias": np.where(bias == -np.inf, dtype(-3), bias)}
     if "segment_ids" in options:
         options["segment_ids"][1][:, :3] = [0, 1, 2]
     grad_out = grad_of(*arrays)
