@@ -135,6 +135,7 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
                 if (fetch == PREFETCH_LINE && j == 0) SA_PREFETCH(prefetch_at);
             }
             if (fetch == PREFETCH_INT8) b_scale += p->b_scale_k;
+            (void)b_scale;
             if (fetch == PREFETCH_LINE || is_decoding(fetch))
                 prefetch_at += (uintptr_t)prefetch_step;
             SA_UNROLL
