@@ -166,7 +166,7 @@ core = Extension(
         for pattern in ("*.h", "*.def", "simd/*.h", "kernels/*.h", "instance.c")
         for path in Path("csrc").glob(pattern)
     )
-    + sorted(str(path) for path in Path("selfattn").glob("*.pxd")),
+    + sorted(str(path) for path in Path("selfattn").glob("*.px[di]")),
 )
 
 setup(

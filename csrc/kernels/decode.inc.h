@@ -27,15 +27,13 @@
 #include "dropout.inc.h"
 #include "bias.inc.h"
 
-/* Memory is read in this order: K of a block, its V, K of the next block. What comes DECODE_AHEAD
+/* Memory is read in this order: K of a block, its V, K of the next block. What comes READ_AHEAD
  * rows later is prefetched into L1, throughout: a processor's own prefetcher follows rows of K less
  * well, since squares of them are loaded, and does not see that V comes next. */
 enum {
-    DECODE_ROWS = LANES / 2,   /* with more rows, prefill.inc.h is faster */
-    DECODE_AHEAD = SA_CHUNK_N, /* rows that are prefetched before their turn: see below */
-    DECODE_PANEL_K = 128,      /* rows of a panel of K: the longest part of a sum over head_dim */
+    DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
+    DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
     CHUNK_UNIT = SQUARE_K < 8 ? SQUARE_K : 8, /* chunks of head_dim end at multiples of it */
-    MOST_SQUARE_ROWS = LANES == 16 ? 8 : 4,   /* that a square is multiplied by at a time */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
@@ -225,7 +223,7 @@ static void decode_scores(const sa_tile *t, const decode_scratch *x, const block
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
         int64_t key = keys->block + at;
-        int ahead = at + DECODE_AHEAD, past = ahead - keys->end;
+        int ahead = at + READ_AHEAD, past = ahead - keys->end;
         uintptr_t next = past < 0 ? row_address(k, keys->block + ahead)
                                   : row_address(v, keys->block + keys->begin + past);
         uintptr_t prefetch_offset = next - row_address(k, key);

@@ -100,13 +100,15 @@ typedef struct {
     int64_t end, first, last;
 } page_order;
 
-enum { COPY_AHEAD = 32 }; /* rows that are prefetched before their turn */
+/* Where memory bounds, the row is prefetched that comes so many rows later: as ukernel_prefetching
+ * does, a chunk ahead. */
+enum { READ_AHEAD = SA_CHUNK_N };
 
-/* Where the row is that comes COPY_AHEAD rows after `key`. */
+/* Where the row is that comes READ_AHEAD rows after `key`. */
 SA_INLINE const char *row_ahead(const page_order *order, int64_t key) {
-    int64_t past = key + COPY_AHEAD - order->end, count = 1;
+    int64_t past = key + READ_AHEAD - order->end, count = 1;
     const char *scale;
-    if (past < 0) return run_of_rows(order->x, key + COPY_AHEAD, &count, &scale);
+    if (past < 0) return run_of_rows(order->x, key + READ_AHEAD, &count, &scale);
     past += order->first;
     return run_of_rows(order->after, past < order->last ? past : order->last, &count, &scale);
 }

@@ -220,7 +220,7 @@ def test_install_is_small():
         for path in folder.rglob("*")
         # A source folder holds the bridge's sources besides, and other interpreters' cores.
         if path.is_file() and "__pycache__" not in path.parts
-        if path.suffix not in (".c", ".pyx", ".pxd")
+        if path.suffix not in (".c", ".pyx", ".pxd", ".pxi")
         if path.suffix not in (".so", ".pyd") or path == Path(_core.__file__)
     ]
     sizes = {path.name: path.stat().st_size for path in files}
