@@ -53,7 +53,7 @@ def test_names_of_files(page):
 
 def words_of_sources():
     """Every word of the files that are not documents."""
-    kinds = {".py", ".pyx", ".pxd", ".c", ".h", ".def", ".toml"}
+    kinds = {".py", ".pyx", ".pxd", ".pxi", ".c", ".h", ".def", ".toml"}
     files = [path for folder in FOLDERS for path in folder.rglob("*")] + [*ROOT.glob("*.*")]
     sources = [path for path in files if path.suffix in kinds and path.name != "_core.c"]
     return {word for path in sources for word in re.findall(r"\w+", path.read_text("utf-8"))}
