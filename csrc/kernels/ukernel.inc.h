@@ -94,7 +94,6 @@ SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_
  * live integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
 SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch,
                              const ukernel_args *p, const char *a, real *c, const real *beta) {
-    const beta_kind kind = is_decoding(fetch) ? BETA_OF_ROW : p->kind;
     uintptr_t prefetch_at = p->prefetch_at;
     ptrdiff_t prefetch_step = p->prefetch_step;
     const char *b = p->b, *b_scale = p->b_scale, *third[6]; /* every third row of A */
@@ -150,6 +149,7 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
         }
         chunk = p->chunk;
         const int first = left + count == p->k, last = left == 0;
+        const beta_kind kind = is_decoding(fetch) ? BETA_OF_ROW : p->kind;
         real *c_at = c, *const sums = p->sums;
         ptrdiff_t c_row = p->c_row;
         SA_OPAQUE(c_row);
