@@ -7,6 +7,7 @@
 enum {
     /* ---- caches, in bytes */
     CACHE_LINE = 64,
+    L1_PREFETCH = 32 << 10,        /* decoding: of a block, prefetched while one is read */
     L2_BUDGET = 1 << 20,           /* keys and values of a head beyond this come from outside L2 */
     L2_PREFETCH_HEAD = 256 << 10,  /* a head's keys and values up to this are prefetched ahead */
     L2_PREFETCH_GRADS = 256 << 10, /* of keys' gradients, prefetched beside a head's own data */

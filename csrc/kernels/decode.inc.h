@@ -27,9 +27,6 @@
 #include "dropout.inc.h"
 #include "bias.inc.h"
 
-/* Memory is read in this order: K of a block, its V, K of the next block. What comes READ_AHEAD
- * rows later is prefetched into L1, throughout: a processor's own prefetcher follows rows of K less
- * well, since squares of them are loaded, and does not see that V comes next. */
 enum {
     DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
     DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
@@ -170,6 +167,29 @@ SA_INLINE void decode_squares(const int M, const int is_int8, const sa_tile *t, 
     }
 }
 
+/* Each number of rows in a function of its own: within one, gcc would spill more. */
+typedef void decode_squares_of_rows(const sa_tile *t, const real *q, const char *const *rows,
+                                    vec scale, uintptr_t prefetch_offset, real *s);
+#define SQUARES(name, M, is_int8)                                                             \
+    static SA_APART void name##_##M(const sa_tile *t, const real *q, const char *const *rows, \
+                                    vec scale, uintptr_t prefetch_offset, real *s) {          \
+        decode_squares(M, is_int8, t, q, rows, scale, prefetch_offset, s);                    \
+    }
+#define SQUARES_OF(name, is_int8) \
+    SQUARES(name, 1, is_int8)     \
+    SQUARES(name, 2, is_int8)     \
+    SQUARES(name, 3, is_int8)     \
+    SQUARES(name, 4, is_int8)     \
+    static decode_squares_of_rows *const name[] = {name##_1, name##_2, name##_3, name##_4};
+SQUARES_OF(squares_of_elements, 0)
+#if SA_REAL_BITS == 32 && SA_ELEM_IS_REAL
+SQUARES_OF(squares_of_int8, 1)
+#else
+#define squares_of_int8 squares_of_elements
+#endif
+#undef SQUARES
+#undef SQUARES_OF
+
 /* decode_squares for any number of keys and rows, and any strides: K goes through a panel. */
 static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_key_rows *k,
                           const char *const *rows, int count, uintptr_t prefetch_offset, real *s) {
@@ -198,56 +218,98 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_ke
     }
 }
 
-SA_INLINE uintptr_t row_address(const sa_key_rows *x, int64_t key) {
-    return (uintptr_t)x->at + (uintptr_t)key * (uintptr_t)x->row;
-}
-
 /* Whether rows of K are read as squares: of so many bytes in a row. */
 SA_INLINE int has_squares(const sa_key_rows *k, ptrdiff_t size, int64_t head_dim) {
     return k->col == size && head_dim > 0 && head_dim * size % (LANES * REAL_SIZE) == 0 &&
            head_dim % 8 == 0;
 }
 
-/* Whether int8 is read in registers, both K and V; else blocks of it are staged as reals. */
+/* Whether int8 is read in registers, both K and V; else blocks of it are staged as reals. All else
+ * is read where it lies, a row's address at a time. */
 static int decode_reads_int8(const sa_tile *t) {
     return HAS_INT8 && t->k.scale && has_squares(&t->k, 1, t->head_dim) && t->v.col == 1 &&
            t->head_dim_v % LANES == 0;
 }
 
+/* How far ahead rows are prefetched: a block, where L1 has room for its K and V, else a chunk. */
+static int rows_ahead(const sa_tile *t) {
+    int64_t size = t->k.scale ? 1 : ELEM_SIZE, bytes = (t->head_dim + t->head_dim_v) * size;
+    return bytes * SA_BLOCK_N <= L1_PREFETCH ? SA_BLOCK_N : SA_CHUNK_N;
+}
+
+/* Memory is read in this order: K of a block, its V, K of the next block. */
+static const row_run *find_runs_of_keys(const sa_tile *t, const block_keys *keys, row_run *runs) {
+    int64_t begin = keys->block + keys->begin, end = keys->block + keys->end;
+    const reading_order order = {
+        .x = keys->k,
+        .end = end,
+        .after = keys->v,
+        .first = begin,
+        .after_end = end,
+        .rows_ahead = rows_ahead(t),
+    };
+    return find_runs(&order, begin, runs);
+}
+
+static const row_run *find_runs_of_values(const sa_tile *t, const block_keys *keys, row_run *runs) {
+    const reading_order order = {
+        .x = keys->v,
+        .end = keys->block + keys->end,
+        .after = &t->k,
+        .first = keys->block + SA_BLOCK_N,
+        .after_end = t->end,
+        .rows_ahead = rows_ahead(t),
+    };
+    return find_runs(&order, keys->block + keys->begin, runs);
+}
+
+/* Where `count` rows of more than one run are, the first at row `used` of it; and, of int8, their
+ * scales. */
+static SA_APART vec rows_of_runs(const sa_key_rows *x, const row_run *run, int used, int count,
+                                 const char *rows[LANES]) {
+    real scales[2 * LANES] = {0};
+    for (int j = 0, n; j < count; j += n, used = 0, ++run) {
+        n = at_most(run->count - used, count - j);
+        for (int i = 0; i < n; ++i) rows[j + i] = run->at + (used + i) * x->row;
+        if (HAS_INT8 && x->scale)
+            v_store(scales + j, v_load_strided(run->scale + used * x->scale_row, x->scale_row, n));
+    }
+    for (int j = count; j < LANES; ++j) rows[j] = rows[count - 1];
+    return v_load(scales);
+}
+
 /* S, LANES keys at a time. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
-    const sa_key_rows *k = keys->k, *v = keys->v;
+    const sa_key_rows *k = keys->k;
+    row_run runs[SA_BLOCK_N];
+    const row_run *run = find_runs_of_keys(t, keys, runs);
+    int used = 0; /* rows of the run */
     int is_int8 = HAS_INT8 && k->scale;
     int are_squares = is_int8 || has_squares(k, ELEM_SIZE, t->head_dim);
     for (int at = keys->begin; at < keys->end; at += LANES) {
         const char *rows[LANES];
         int count = at_most(keys->end - at, LANES);
-        int64_t key = keys->block + at;
-        int ahead = at + READ_AHEAD, past = ahead - keys->end;
-        uintptr_t next = past < 0 ? row_address(k, keys->block + ahead)
-                                  : row_address(v, keys->block + keys->begin + past);
-        uintptr_t prefetch_offset = next - row_address(k, key);
-        real *s = x->s + at;
-        /* Past the last key, its row once more: the scores are masked. */
-        for (int j = 0; j < LANES; ++j) rows[j] = k->at + (key + at_most(j, count - 1)) * k->row;
+        const char *from = run->at + used * k->row;
+        uintptr_t prefetch_offset =
+            run->ahead + (uintptr_t)(used * run->ahead_row) - (uintptr_t)from;
         vec scale = v_set(1);
-        if (is_int8) scale = v_load_strided(k->scale + key * k->scale_row, k->scale_row, count);
+        if (used + count <= run->count) {
+            /* Past the last key, its row once more: the scores are masked. */
+            for (int j = 0; j < LANES; ++j) rows[j] = from + at_most(j, count - 1) * k->row;
+            if (is_int8)
+                scale = v_load_strided(run->scale + used * k->scale_row, k->scale_row, count);
+        } else {
+            scale = rows_of_runs(k, run, used, count, rows);
+        }
+        for (used += count; used > 0 && used >= run->count; ++run) used -= (int)run->count;
+        real *s = x->s + at;
         if (!are_squares) decode_panels(t, x, k, rows, count, prefetch_offset, s);
         for (int r = 0; are_squares && r < t->rows; r += SQUARE_ROWS) {
             const real *q = x->q + r * t->head_dim;
             real *to = s + r * DECODE_S_ROW;
-#define SQUARES(M)                                                                    \
-    case M:                                                                           \
-        is_int8 ? decode_squares(M, HAS_INT8, t, q, rows, scale, prefetch_offset, to) \
-                : decode_squares(M, 0, t, q, rows, scale, prefetch_offset, to);       \
-        break;
-            switch (at_most(t->rows - r, SQUARE_ROWS)) {
-                SQUARES(1)
-                SQUARES(2)
-                SQUARES(3)
-                SQUARES(4)
-            }
-#undef SQUARES
+            decode_squares_of_rows *const *of_rows =
+                is_int8 ? squares_of_int8 : squares_of_elements;
+            of_rows[at_most(t->rows - r, SQUARE_ROWS) - 1](t, q, rows, scale, prefetch_offset, to);
         }
     }
 }
@@ -367,8 +429,8 @@ static void decode_shrink(const sa_tile *t, const decode_scratch *x, const block
 static void decode_values(const sa_tile *t, const decode_scratch *x, const block_keys *keys,
                           split_state state) {
     int begin = keys->begin, count = keys->end - begin;
-    const sa_key_rows *k = keys->k, *rows = keys->v;
-    const char *v = rows->at + (keys->block + begin) * rows->row;
+    const sa_key_rows *v = keys->v;
+    row_run runs[SA_BLOCK_N];
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -377,34 +439,33 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         .a = (const char *)(x->s + begin),
         .a_row = DECODE_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
-        .b_k = rows->row,
+        .b_k = v->row,
+        .runs = find_runs_of_values(t, keys, runs),
+        .scale_row = v->scale_row,
         .c_row = decode_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
         .beta = x->rescale,
         .sums = x->sums,
-        .prefetch_step = k->row,
     };
     int64_t e = 0;
-    int is_int8 = HAS_INT8 && rows->scale;
-    int whole = is_int8 || (rows->col == ELEM_SIZE && keys->v_is_finite);
-    if (is_int8) {
-        p.b_scale = rows->scale + (keys->block + begin) * rows->scale_row;
-        p.b_scale_k = rows->scale_row;
-    }
+    int is_int8 = HAS_INT8 && v->scale;
+    int whole = is_int8 || (v->col == ELEM_SIZE && keys->v_is_finite);
     for (int n; whole && (n = at_most((t->head_dim_v - e) / LANES, NR_MAX)) > 0; e += n * LANES) {
-        p.b = v + e * rows->col;
+        p.first_byte = e * v->col;
         p.c = state.o + e;
-        p.prefetch_at = keys->next_k + (uintptr_t)(e * k->col);
         is_int8 ? ukernel_int8(n, &p) : ukernel_prefetching(n, &p);
     }
-    /* The last elements, and a V that is not finite or not contiguous, go through a panel. */
+    /* The last elements, and a V that is not finite or not contiguous, go through the panel. */
     p.b = (const char *)x->v_panel;
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
-        for (int j = 0; j < count; ++j)
-            v_store(x->v_panel + j * LANES,
-                    s_load_strided(v + j * rows->row + e * rows->col, rows->col, width));
+        for (int j = 0; j < count; ++j) {
+            const char *scale;
+            int64_t one = 1;
+            const char *row = run_of_rows(v, keys->block + begin + j, &one, &scale);
+            v_store(x->v_panel + j * LANES, s_load_strided(row + e * v->col, v->col, width));
+        }
         p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }
@@ -420,7 +481,7 @@ static void decode_split(const sa_tile *t, void *memory, int64_t key_begin, int6
         block_keys keys;
         if (!find_block_keys(t, block, &keys)) continue;
         sa_key_rows k, v;
-        read_block(t, decode_reads_int8(t), &keys, &k, &v);
+        if (t->k.scale && !decode_reads_int8(t)) read_block(t, &keys, &k, &v);
         check_v_finite(t, &keys);
         decode_scores(t, &x, &keys);
         decode_bias_and_mask(t, &x, &keys);

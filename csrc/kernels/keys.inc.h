@@ -18,6 +18,7 @@
 #include "simd.inc.h"
 #include "elem.inc.h"
 #include "pack.inc.h"
+#include "rows.inc.h"
 #include "mask.inc.h"
 #include "ukernel.inc.h"
 
@@ -66,19 +67,6 @@ static void stage_int8_rows(const char *from, ptrdiff_t row, const char *scale, 
 #endif
 }
 
-/* Rows [key, key + *count) of x lie in one page: where the first one is, and its scale. */
-SA_INLINE const char *run_of_rows(const sa_key_rows *x, int64_t key, int64_t *count,
-                                  const char **scale) {
-    int64_t page = 0;
-    if (x->pages) {
-        page = x->pages[key / x->page_size];
-        key %= x->page_size;
-        if (*count > x->page_size - key) *count = x->page_size - key;
-    }
-    *scale = x->scale ? x->scale + page * x->scale_page + key * x->scale_row : NULL;
-    return x->at + page * x->page + key * x->row;
-}
-
 /* Rows [begin, end) as contiguous rows of reals. */
 static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length,
                            real *to) {
@@ -93,107 +81,51 @@ static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int
     }
 }
 
-/* Rows of pages in the order in which they are read: those of `x` before `end`, then those of
- * `after` from `first` on, of which `last` is the last one. */
-typedef struct {
-    const sa_key_rows *x, *after;
-    int64_t end, first, last;
-} page_order;
-
-/* Where memory bounds, the row is prefetched that comes so many rows later: as ukernel_prefetching
- * does, a chunk ahead. */
-enum { READ_AHEAD = SA_CHUNK_N };
-
-/* Where the row is that comes READ_AHEAD rows after `key`. */
-SA_INLINE const char *row_ahead(const page_order *order, int64_t key) {
-    int64_t past = key + READ_AHEAD - order->end, count = 1;
-    const char *scale;
-    if (past < 0) return run_of_rows(order->x, key + READ_AHEAD, &count, &scale);
-    past += order->first;
-    return run_of_rows(order->after, past < order->last ? past : order->last, &count, &scale);
-}
-
-/* Rows [begin, order->end) as they are, but contiguous, each of `bytes`; and their scales. */
-static void copy_key_rows(const page_order *order, int64_t begin, int64_t bytes, char *to,
-                          float *scales) {
-    const sa_key_rows *x = order->x;
-    ptrdiff_t size = x->scale ? 1 : ELEM_SIZE;
-    int64_t end = order->end;
+/* Rows [begin, end) as they are, but contiguous, each of `bytes`. */
+static void copy_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t bytes,
+                          char *to) {
     for (int64_t n; begin < end; begin += n) {
-        const char *scale, *from, *ahead = row_ahead(order, begin);
+        const char *scale, *from;
         n = end - begin;
         from = run_of_rows(x, begin, &n, &scale);
-        for (int64_t r = 0; r < n; ++r, from += x->row, ahead += x->row, to += bytes) {
-            int64_t at = 0;
-            for (; x->col == size && at + CACHE_LINE <= bytes; at += CACHE_LINE) {
-                SA_PREFETCH_NEAREST(ahead + at);
-                memcpy(to + at, from + at, CACHE_LINE);
-            }
-            for (; at < bytes; at += size) memcpy(to + at, from + at / size * x->col, (size_t)size);
-            if (scale) memcpy(scales++, scale + r * x->scale_row, sizeof *scales);
+        for (int64_t r = 0; r < n; ++r, from += x->row, to += bytes) {
+            if (x->col == ELEM_SIZE)
+                memcpy(to, from, (size_t)bytes);
+            else
+                for (int64_t at = 0; at < bytes; at += ELEM_SIZE)
+                    memcpy(to + at, from + at / ELEM_SIZE * x->col, ELEM_SIZE);
         }
     }
 }
 
-/* A block's rows [begin, order->end): these themselves; or the page that holds them all; or a copy
- * of them in `room`. `copy` describes the last two. */
-SA_INLINE const sa_key_rows *rows_of_block(const page_order *order, int64_t begin, int64_t length,
-                                           char *room, sa_key_rows *copy) {
-    const sa_key_rows *x = order->x;
-    if (!x->pages) return x;
-    *copy = (sa_key_rows){.row = x->row, .col = x->col, .scale_row = x->scale_row};
-    if (x->page_size % SA_BLOCK_N == 0) {
+/* A block's rows [begin, end) as the products of keys and values can read them: these themselves;
+ * or the page that holds them all; or a copy of them in `room`, of int8 of what they stand for.
+ * `copy` describes the last two. */
+SA_INLINE const sa_key_rows *rows_of_block(const sa_key_rows *x, int64_t begin, int64_t end,
+                                           int64_t length, char *room, sa_key_rows *copy) {
+    if (!x->pages && !x->scale) return x;
+    if (!x->scale && x->page_size % SA_BLOCK_N == 0) {
         int64_t page = begin / x->page_size, first = page * x->page_size;
+        *copy = (sa_key_rows){.row = x->row, .col = x->col};
         copy->at = x->at + x->pages[page] * x->page - first * x->row;
-        if (x->scale)
-            copy->scale = x->scale + x->pages[page] * x->scale_page - first * x->scale_row;
         return copy;
     }
-    copy->col = x->scale ? 1 : ELEM_SIZE;
+    *copy = (sa_key_rows){.col = x->scale ? REAL_SIZE : ELEM_SIZE};
     copy->row = length * copy->col;
-    float *scales = (float *)(room + SA_BLOCK_N * length * REAL_SIZE);
-    copy_key_rows(order, begin, copy->row, room, scales);
     copy->at = room - begin * copy->row;
-    if (x->scale) {
-        copy->scale_row = sizeof *scales;
-        copy->scale = (const char *)scales - begin * copy->scale_row;
-    }
+    if (x->scale)
+        stage_key_rows(x, begin, end, length, (real *)room);
+    else
+        copy_key_rows(x, begin, end, copy->row, room);
     return copy;
 }
 
-/* The same, of int8 a copy of what they stand for. */
-SA_INLINE const sa_key_rows *reals_of_block(const page_order *order, int64_t begin, int64_t length,
-                                            char *room, sa_key_rows *copy) {
-    if (!order->x->scale) return rows_of_block(order, begin, length, room, copy);
-    stage_key_rows(order->x, begin, order->end, length, (real *)room);
-    *copy = (sa_key_rows){.row = length * REAL_SIZE, .col = REAL_SIZE};
-    copy->at = room - begin * copy->row;
-    return copy;
-}
-
-/* Find, or copy, the rows of a block's keys and values; and where those of the next one are. Where
- * `reads_int8`, int8 stays as it is. */
-SA_INLINE void read_block(const sa_tile *t, int reads_int8, block_keys *keys, sa_key_rows *k,
-                          sa_key_rows *v) {
+/* Find, or copy, the rows of a block's keys and values. */
+SA_INLINE void read_block(const sa_tile *t, block_keys *keys, sa_key_rows *k, sa_key_rows *v) {
     int64_t begin = keys->block + keys->begin, end = keys->block + keys->end;
-    int64_t next = keys->block + SA_BLOCK_N, count = 1;
-    const char *scale;
-    if (!t->k.pages && !t->k.scale) {
-        keys->next_k = (uintptr_t)t->k.at + (uintptr_t)next * (uintptr_t)t->k.row;
-        return;
-    }
-    if (next >= t->end) next = begin; /* any row will do */
-    page_order of_k = {.x = &t->k, .end = end, .after = &t->v, .first = begin, .last = end - 1};
-    page_order of_v = {.x = &t->v, .end = end, .after = &t->k, .first = next, .last = t->end - 1};
     char *room_for_v = t->room + sa_block_room(t->head_dim, REAL_SIZE);
-    keys->next_k = (uintptr_t)run_of_rows(&t->k, next, &count, &scale);
-    if (reads_int8) {
-        keys->k = rows_of_block(&of_k, begin, t->head_dim, t->room, k);
-        keys->v = rows_of_block(&of_v, begin, t->head_dim_v, room_for_v, v);
-    } else {
-        keys->k = reals_of_block(&of_k, begin, t->head_dim, t->room, k);
-        keys->v = reals_of_block(&of_v, begin, t->head_dim_v, room_for_v, v);
-    }
+    keys->k = rows_of_block(&t->k, begin, end, t->head_dim, t->room, k);
+    keys->v = rows_of_block(&t->v, begin, end, t->head_dim_v, room_for_v, v);
 }
 
 /* Whether the products can read these rows in place. */

@@ -27,7 +27,6 @@ typedef struct {
     sa_class mask_class;      /* of the block by mask and segments */
     int v_is_finite;          /* whether 0 * V is 0; also set where no key is masked */
     const sa_key_rows *k, *v; /* where they are read from: the tile's, or as read_block says */
-    uintptr_t next_k;         /* prefetch target: the next block's first key, or any address */
 } block_keys;
 
 SA_INLINE int has_keys(const block_keys *keys) { return keys->begin < keys->end; }
@@ -193,7 +192,6 @@ static int find_block_keys(const sa_tile *t, int64_t block, block_keys *keys) {
     keys->v_is_finite = 1;
     keys->k = &t->k;
     keys->v = &t->v;
-    keys->next_k = 0;
     keys->range_class = sa_block_class(t, block, &keys->begin, &keys->end);
     keys->full_begin = keys->full_end = keys->begin;
     if (keys->range_class == SA_EMPTY) return 0;

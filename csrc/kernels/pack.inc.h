@@ -11,6 +11,7 @@
 #include "../kernels.h"
 #include "simd.inc.h"
 #include "elem.inc.h"
+#include "rows.inc.h"
 
 SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LANES; }
 
@@ -135,13 +136,18 @@ static int known_finite(sa_finite *known, const sa_key_rows *x, int64_t begin, i
     return 1;
 }
 
-/* The same of a tile's values; what is in a block's room is not there for long. Caches hold no int8
- * that stands for anything else. */
+/* The same of a tile's values. Pages, and what is in a block's room, are looked at each time: an
+ * address does not tell which rows these are. Caches hold no int8 that stands for anything else. */
 static int values_finite(const sa_tile *t, const sa_key_rows *v, int64_t begin, int64_t end) {
     if (v->scale) return 1;
-    if (v != &t->v)
-        return rows_finite(v->at + begin * v->row, 0, v->row, v->col, end - begin, t->head_dim_v);
-    return known_finite(t->finite, v, begin, end, t->head_dim_v);
+    if (v == &t->v && !v->pages) return known_finite(t->finite, v, begin, end, t->head_dim_v);
+    for (int64_t n; begin < end; begin += n) {
+        const char *scale, *from;
+        n = end - begin;
+        from = run_of_rows(v, begin, &n, &scale);
+        if (!rows_finite(from, 0, v->row, v->col, n, t->head_dim_v)) return 0;
+    }
+    return 1;
 }
 
 #endif

@@ -340,7 +340,7 @@ static int prefill_block(const sa_tile *t, const prefill_scratch *x, split_state
     block_keys keys;
     if (!find_block_keys(t, block, &keys)) return is_begun;
     sa_key_rows k, v;
-    read_block(t, 0, &keys, &k, &v);
+    read_block(t, &keys, &k, &v);
     check_v_finite(t, &keys);
     prefetch_queue prefetch;
     prefill_prefetch(t, block, &prefetch);

@@ -14,6 +14,7 @@
 #include "simd.inc.h"
 #include "elem.inc.h"
 #include "prefetch.inc.h"
+#include "rows.inc.h"
 
 typedef enum {
     BETA_ZERO,    /* C is only written */
@@ -39,10 +40,11 @@ typedef struct {
     real factor;
     real *sums;               /* SUMS_ROOM elements; unused by BETA_ZERO and BETA_ONE */
     prefetch_queue *prefetch; /* a line of it is prefetched with each k; may be NULL */
-    uintptr_t prefetch_at;    /* of ukernel_prefetching: what is read after B's last row */
-    ptrdiff_t prefetch_step;
-    const char *b_scale; /* of ukernel_int8: a float for each row of B */
-    ptrdiff_t b_scale_k;
+    /* Of ukernel_prefetching and ukernel_int8, in place of b: the runs in which B's rows lie, and
+     * the byte of a row at which B begins. */
+    const row_run *runs;
+    ptrdiff_t first_byte;
+    ptrdiff_t scale_row; /* of ukernel_int8: between the scales of two rows */
 } ukernel_args;
 
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
@@ -70,10 +72,10 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 
 typedef enum {
     PREFETCH_NONE,
-    PREFETCH_LINE,  /* with each k, a line of the queue */
-    PREFETCH_ROW,   /* with each k, a row of n vectors of elements, as B's rows are then: those of
-                       the next chunk, at last those at prefetch_at */
-    PREFETCH_INT8,  /* the same, where B's rows are int8, each times a scale */
+    PREFETCH_LINE, /* with each k, a line of the queue */
+    PREFETCH_ROW,  /* with each k, n vectors of elements, as B's are then: those of the row that its
+                      run says */
+    PREFETCH_INT8, /* the same, where B's rows are int8, each times a scale */
     PREFETCH_STRIP, /* at the start of each chunk, the next strip's A for the same k */
 } prefetch_kind;
 
@@ -94,9 +96,11 @@ SA_INLINE void prefetch_strip(const int M, uintptr_t row, ptrdiff_t step, int64_
  * live integers: gcc 12 spills them to XMM registers, whose reloads queue behind the FMAs. */
 SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch,
                              const ukernel_args *p, const char *a, real *c, const real *beta) {
-    uintptr_t prefetch_at = p->prefetch_at;
-    ptrdiff_t prefetch_step = p->prefetch_step;
-    const char *b = p->b, *b_scale = p->b_scale, *third[6]; /* every third row of A */
+    uintptr_t prefetch_at = 0;
+    ptrdiff_t prefetch_step = 0;
+    const char *b = p->b, *b_scale = NULL, *third[6]; /* every third row of A */
+    const row_run *run = p->runs;
+    int64_t in_run = 0; /* rows of it that are left */
     SA_UNROLL
     for (int i = 0; i < M; i += 3) third[i / 3] = a + i * p->a_row;
     int64_t left = p->k, chunk = p->chunk - p->phase;
@@ -111,42 +115,53 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
         ptrdiff_t a_row = p->a_row, a_k = p->a_k, b_k = p->b_k;
         left -= count;
         if (fetch == PREFETCH_LINE) prefetch_at = prefetch_next(p->prefetch, count, &prefetch_step);
-        if (is_decoding(fetch)) {
-            prefetch_at = left > 0 ? (uintptr_t)b + (uintptr_t)(count * b_k) : p->prefetch_at;
-            prefetch_step = left > 0 ? b_k : p->prefetch_step;
-        }
         if (fetch == PREFETCH_STRIP)
             prefetch_strip(M, (uintptr_t)third[0] + (uintptr_t)(M * a_row), a_row, count);
-        for (int64_t k = 0; k < count; ++k) {
-            vec bk[NR_MAX];
-            SA_UNROLL
-            for (int j = 0; j < n; ++j) {
-                const int offset = j * LANES * (fetch == PREFETCH_INT8 ? 1 : ELEM_SIZE);
-#if SA_REAL_BITS == 32
-                if (fetch == PREFETCH_INT8)
-                    bk[j] = v_mul(v_load_int8(b + offset), v_broadcast(b_scale));
-                else
-#endif
-                    bk[j] = fetch == PREFETCH_ROW ? s_load(b + offset)
-                                                  : v_load(b + j * (int)sizeof(vec));
-                if (is_decoding(fetch) && offset % CACHE_LINE == 0)
-                    SA_PREFETCH_NEAREST(prefetch_at + (uintptr_t)offset);
-                if (fetch == PREFETCH_LINE && j == 0) SA_PREFETCH(prefetch_at);
+        int64_t k = 0;
+        do { /* once; where B lies in runs, for each of the chunk's */
+            int64_t end = count;
+            if (is_decoding(fetch)) {
+                if (in_run == 0) {
+                    b = run->at + p->first_byte;
+                    b_scale = run->scale;
+                    prefetch_at = run->ahead + (uintptr_t)p->first_byte;
+                    prefetch_step = run->ahead_row;
+                    in_run = run++->count;
+                }
+                if (end > k + in_run) end = k + in_run;
+                in_run -= end - k;
             }
-            if (fetch == PREFETCH_INT8) b_scale += p->b_scale_k;
-            (void)b_scale;
-            if (fetch == PREFETCH_LINE || is_decoding(fetch))
-                prefetch_at += (uintptr_t)prefetch_step;
-            SA_UNROLL
-            for (int i = 0; i < M; ++i) {
-                vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
+            for (; k < end; ++k) {
+                vec bk[NR_MAX];
                 SA_UNROLL
-                for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
+                for (int j = 0; j < n; ++j) {
+                    const int offset = j * LANES * (fetch == PREFETCH_INT8 ? 1 : ELEM_SIZE);
+#if SA_REAL_BITS == 32
+                    if (fetch == PREFETCH_INT8)
+                        bk[j] = v_mul(v_load_int8(b + offset), v_broadcast(b_scale));
+                    else
+#endif
+                        bk[j] = fetch == PREFETCH_ROW ? s_load(b + offset)
+                                                      : v_load(b + j * (int)sizeof(vec));
+                    if (is_decoding(fetch) && offset % CACHE_LINE == 0)
+                        SA_PREFETCH_NEAREST(prefetch_at + (uintptr_t)offset);
+                    if (fetch == PREFETCH_LINE && j == 0) SA_PREFETCH(prefetch_at);
+                }
+                if (fetch == PREFETCH_INT8) b_scale += p->scale_row;
+                (void)b_scale;
+                if (fetch == PREFETCH_LINE || is_decoding(fetch))
+                    prefetch_at += (uintptr_t)prefetch_step;
+                SA_UNROLL
+                for (int i = 0; i < M; ++i) {
+                    vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
+                    SA_UNROLL
+                    for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
+                }
+                SA_UNROLL
+                for (int i = 0; i < M; i += 3) third[i / 3] += a_k;
+                b += b_k;
             }
-            SA_UNROLL
-            for (int i = 0; i < M; i += 3) third[i / 3] += a_k;
-            b += b_k;
-        }
+        } while (is_decoding(fetch) && k < count);
         chunk = p->chunk;
         const int first = left + count == p->k, last = left == 0;
         const beta_kind kind = is_decoding(fetch) ? BETA_OF_ROW : p->kind;
@@ -275,9 +290,8 @@ static void ukernel_in_parts(int n, ukernel_args *p) {
     } while (left > 0);
 }
 
-/* ukernel for a B of elements in the caller's array, read once: prefetches n vectors of elements
- * with each k, those of the next chunk of B; with the last chunk the first at p->prefetch_at, the
- * next ones p->prefetch_step bytes apart. p->kind must be BETA_OF_ROW. */
+/* ukernel for a B of elements in the caller's array, or in pages, read once: with each k, it
+ * prefetches n vectors of the row that its run says. p->kind must be BETA_OF_ROW. */
 static void ukernel_prefetching(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {prefetching_1, prefetching_2,
                                                              prefetching_3, prefetching_4};
@@ -294,8 +308,7 @@ static void int8_4(const ukernel_args *p) { ukernel_rows(4, PREFETCH_INT8, p); }
 #define int8_4 NULL
 #endif
 
-/* ukernel_prefetching for a B of int8, whose row k is multiplied by the float at p->b_scale + k *
- * p->b_scale_k. */
+/* ukernel_prefetching for a B of int8, each row of which is multiplied by its scale. */
 static void ukernel_int8(int n, const ukernel_args *p) {
     static void (*const of_width[])(const ukernel_args *) = {int8_1, int8_2, int8_3, int8_4};
     of_width[n - 1](p);

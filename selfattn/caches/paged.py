@@ -29,8 +29,8 @@ class PagedKVCache:
     Parameters
     ----------
     num_blocks, block_size : int
-        Pages in the pool, and positions in each; pages of 128 positions, or a multiple, are read
-        in place, all others a copy at a time.
+        Pages in the pool, and positions in each. A few queries read pages of any size in place;
+        for more of them a block of 128 positions is copied at a time, unless a page holds it.
     num_heads_kv, head_dim : int
         Heads of keys, and the length E of a key.
     head_dim_v : int, optional

@@ -2,8 +2,8 @@
 
 Faults 13 and 21. Each array, and in a second round each row of each array, stands directly against
 a page that may not be touched, at its end and then at its start; a stray access kills the child
-process that makes the calls (guard.py, guard_backward.py). Bytes around the outputs hold a pattern
-that must stay.
+process that makes the calls (guard.py, guard_backward.py, guard_caches.py). Bytes around the
+outputs hold a pattern that must stay.
 """
 
 import signal
@@ -54,4 +54,10 @@ def test_no_stray_access(isa, dtype, program, tmp_path):
 def test_no_stray_access_in_half_types(isa, half, program, step, tmp_path):
     """Every eighth of those shapes; all of them in the long run."""
     done = run(isa, np.dtype(half).name, str(step), cwd=tmp_path, program=program)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "int8"])
+def test_no_stray_access_in_caches(isa, name, tmp_path):
+    done = run(isa, name, cwd=tmp_path, program="guard_caches.py")
     assert done.returncode == 0, done.stderr[-2000:]
