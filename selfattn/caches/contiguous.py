@@ -158,8 +158,10 @@ class KVCache:
         query: Array,
         *,
         attn_mask: Array | None = None,
+        attn_bias: Array | None = None,
         is_causal: bool = True,
         lengths: Ints | None = None,
+        kv_starts: Ints | None = None,
         scale: Number | None = None,
         window_size: Window | None = (-1, -1),
         softcap: Number | None = 0.0,
@@ -184,8 +186,10 @@ class KVCache:
         lengths : int array, shape (batch,), optional
             How many of the L queries each sequence has, as `append` was given: these are at its
             last positions, and results of the others are 0.
-        attn_mask, segment_ids
+        attn_mask, attn_bias, segment_ids
             Over the keys of the longest sequence, S of them.
+        kv_starts : int array, shape (batch,), optional
+            Where each sequence begins: what it holds before is padding, which no query sees.
         scale, window_size, softcap, alibi_slopes, sinks, dropout_p, dropout_seed
             As `scaled_dot_product_attention` has them.
         return_lse, out, num_threads
@@ -206,9 +210,11 @@ class KVCache:
         batch, heads, _, head_dim = self._keys.rows.shape
         options = {
             "attn_mask": attn_mask,
+            "attn_bias": attn_bias,
             "dropout_p": dropout_p,
             "is_causal": is_causal,
             "scale": scale,
+            "kv_starts": kv_starts,
             "window_size": window_size,
             "softcap": softcap,
             "alibi_slopes": alibi_slopes,

@@ -201,8 +201,10 @@ class PagedKVCache:
         query: Array,
         *,
         attn_mask: Array | None = None,
+        attn_bias: Array | None = None,
         is_causal: bool = True,
         lengths: Ints | None = None,
+        kv_starts: Ints | None = None,
         scale: Number | None = None,
         window_size: Window | None = (-1, -1),
         softcap: Number | None = 0.0,
@@ -239,9 +241,11 @@ class PagedKVCache:
         heads, head_dim = self._keys.rows.shape[1], self._keys.rows.shape[3]
         options = {
             "attn_mask": attn_mask,
+            "attn_bias": attn_bias,
             "dropout_p": dropout_p,
             "is_causal": is_causal,
             "scale": scale,
+            "kv_starts": kv_starts,
             "window_size": window_size,
             "softcap": softcap,
             "alibi_slopes": alibi_slopes,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import selfattn
 from support.arrays import normal, same_bits
-from support.option_arrays import bool_mask, runs, slopes
+from support.option_arrays import bool_mask, float_mask, runs, slopes
 from support.strategies import repeatable
 
 HEADS_KV, E, EV = 2, 16, 12
@@ -206,6 +206,8 @@ OPTIONS = {
     "numbers": {"scale": 0.3, "softcap": 2.0, "sinks": slopes(4)},
     "alibi": {"alibi_slopes": slopes(4)},
     "mask": {"attn_mask": bool_mask(4, 1, 300)},
+    "mask and bias": {"attn_mask": bool_mask(300), "attn_bias": float_mask(3, 4, 5, 300)},
+    "starts": {"kv_starts": np.array([140, 3, 7])},
     "segments": {"segment_ids": (np.zeros(5, int), runs(300, 100, 200) % 2)},
     "dropout": {"dropout_p": 0.4, "dropout_seed": 7},
 }
