@@ -23,6 +23,7 @@ class Call(NamedTuple):
     dtype: np.dtype  # the query's own, and so the result's
     lengths: np.ndarray  # of each entry, how many keys it has
     queries: np.ndarray  # and how many of the L queries
+    short: list[int]  # entries with fewer than L
     options: dict[str, Any]  # of the problem
     num_threads: int
 
@@ -63,24 +64,26 @@ def call_of(
         query = query.astype(np.float32, copy=False)
     elif own != dtype:
         raise TypeError(f"query: expected {dtype}, the cache's dtype, got {own}")
+    short = []
     if queries is None:
         queries = np.full(batch, query.shape[2], np.int64)
     else:
         queries = _args.per_batch("lengths", queries, (batch,), 0, query.shape[2])
+        short = np.flatnonzero(queries < query.shape[2]).tolist()
     threads = _args.num_threads(num_threads)
-    return Call(query, own, lengths, queries, options, threads)
+    return Call(query, own, lengths, queries, short, options, threads)
 
 
 def set_options(problem: AttentionProblem, call: Call, first_key: int | np.ndarray = 0) -> None:
     """Those of the call, where an entry's keys begin at position `first_key`."""
-    _args.set_options(
-        problem,
-        call.options
-        | {
-            "query_offset": call.offsets - first_key,
-            "kv_lengths": np.maximum(call.lengths - first_key, 0),
-        },
-    )
+    _args.set_options(problem, call.options)
+    if 0 in problem.lse_shape:
+        return
+    offsets = np.ascontiguousarray(call.offsets - first_key)
+    lengths = np.maximum(call.lengths - first_key, 0)
+    problem.set_query_offset(offsets if (offsets != offsets[0]).any() else int(offsets[0]))
+    if (lengths != problem.scores_shape[-1]).any():
+        problem.set_kv_lengths(lengths)
 
 
 def attend(
@@ -108,7 +111,7 @@ def attend(
         if not is_own:
             with np.errstate(all="ignore"):
                 target[...] = result  # rounded once
-        for b in np.flatnonzero(call.queries < call.query.shape[2]):
+        for b in call.short:
             target[b, :, call.queries[b] :] = 0
             if lse is not None:
                 lse[b, :, call.queries[b] :] = -np.inf

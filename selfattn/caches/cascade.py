@@ -37,12 +37,12 @@ class Prefix(NamedTuple):
 
 def prefixes(call: Call, tables: list[np.ndarray], size: int) -> list[Prefix]:
     """Those that are worth it; none where options look at positions."""
+    if len(tables) < 2 or call.query.size == 0:
+        return []
     defaults = {row.name: row.default for row in _args.options_of("scaled_dot_product_attention")}
     others = [name for name in call.options if name not in ALIKE]
     values = tuple(call.options[name] for name in others)
     if _core.nondefault(tuple(others), tuple(defaults[name] for name in others), values):
-        return []
-    if call.query.size == 0:
         return []
     beginnings: dict[int, list[int]] = {}
     for b, table in enumerate(tables):
