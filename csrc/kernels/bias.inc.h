@@ -4,7 +4,8 @@
  *     s = s - slope |position - key|                                    ALiBi
  *
  * (Gemma 2's report, 2024, section 2; Press et al., "Train short, test long", 2022.) Float masks
- * are added after that, with the masking (mask.inc.h). Called by prefill.inc.h and decode.inc.h. */
+ * are added after that, with the masking (mask.inc.h). Called by prefill.inc.h and
+ * decode_weights.inc.h. */
 #ifndef SA_KERNELS_BIAS_INC_H
 #define SA_KERNELS_BIAS_INC_H
 

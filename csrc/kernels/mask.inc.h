@@ -5,7 +5,7 @@
  *     B[r, j] = -inf   where the mask or the bias is, and where segments differ
  *
  * so that -inf masks a key, and 0 leaves its score unchanged. visibility.h has the other kind of
- * mask, ranges of keys. Called by prefill.inc.h and decode.inc.h; where lanes are queries, B is
+ * mask, ranges of keys. Called by both ways of the forward pass; where lanes are queries, B is
  * transposed. */
 #ifndef SA_KERNELS_MASK_INC_H
 #define SA_KERNELS_MASK_INC_H

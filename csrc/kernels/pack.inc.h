@@ -18,7 +18,7 @@ SA_INLINE int64_t whole_vectors(int64_t n) { return (n + LANES - 1) / LANES * LA
 SA_INLINE int at_most(int64_t n, int most) { return n < most ? (int)n : most; }
 
 /* Rows that a transposed square is multiplied by at a time: it, their sums and the sums of their
- * chunks fit the registers; and columns of a square of elements. Used by decode.inc.h and
+ * chunks fit the registers; and columns of a square of elements. Used by decode_scores.inc.h and
  * project_gemv.inc.h. */
 enum { SQUARE_ROWS = 4, SQUARE_K = LANES * PER_LANE };
 

@@ -1,5 +1,4 @@
-/* Where rows of keys and values are, in one array or in pages; and, where memory bounds, which of
- * them are prefetched. Used by what reads them: keys.inc.h, decode.inc.h and the micro-kernel. */
+/* Where rows of keys and values are, in one array or in pages. */
 #ifndef SA_KERNELS_ROWS_INC_H
 #define SA_KERNELS_ROWS_INC_H
 
@@ -19,16 +18,6 @@ SA_INLINE const char *run_of_rows(const sa_key_rows *x, int64_t key, int64_t *co
     return x->at + page * x->page + key * x->row;
 }
 
-/* What decoding reads: rows of x before `end`, then those of `after`, [first, after_end). What
- * comes `rows_ahead` rows later is prefetched into L1, throughout: a processor's own prefetcher
- * follows rows of K less well, since squares of them are loaded, and sees neither that V comes next
- * nor where the next page is. */
-typedef struct {
-    const sa_key_rows *x, *after;
-    int64_t end, first, after_end;
-    int rows_ahead;
-} reading_order;
-
 /* `count` rows, one after the other, from `at` on, and their scales; and where the rows are that
  * are prefetched with them, `ahead_row` bytes apart. */
 typedef struct {
@@ -37,69 +26,5 @@ typedef struct {
     ptrdiff_t ahead_row;
     int64_t count;
 } row_run;
-
-/* A row of x, on its way to the last one: row `row` of page pages[page]. */
-typedef struct {
-    const sa_key_rows *x;
-    int64_t page, row, last_page;
-} row_cursor;
-
-SA_INLINE row_cursor cursor_at(const sa_key_rows *x, int64_t key, int64_t end) {
-    if (!x->pages) return (row_cursor){x, .row = key};
-    if (key >= end) key = end - 1;
-    int64_t size = x->page_size, page = key / size;
-    return (row_cursor){x, page, .row = key - page * size, .last_page = (end - 1) / size};
-}
-
-SA_INLINE const char *cursor_row(const row_cursor *c) {
-    const sa_key_rows *x = c->x;
-    return x->at + (x->pages ? x->pages[c->page] * x->page : 0) + c->row * x->row;
-}
-
-SA_INLINE const char *cursor_scale(const row_cursor *c) {
-    const sa_key_rows *x = c->x;
-    if (!x->scale) return NULL;
-    return x->scale + (x->pages ? x->pages[c->page] * x->scale_page : 0) + c->row * x->scale_row;
-}
-
-/* How many of `count` rows from here on lie one after the other. */
-SA_INLINE int64_t cursor_run(const row_cursor *c, int64_t count) {
-    int64_t left = c->x->page_size - c->row;
-    return c->x->pages && left < count ? left : count;
-}
-
-/* Go on, within the page or to the next one; past the last one, stay in it. */
-SA_INLINE void cursor_add(row_cursor *c, int64_t count) {
-    c->row += count;
-    if (!c->x->pages || c->row < c->x->page_size) return;
-    c->row = 0;
-    if (c->page < c->last_page) ++c->page;
-}
-
-/* The runs of rows [begin, order->end), at most SA_BLOCK_N. */
-static const row_run *find_runs(const reading_order *order, int64_t begin,
-                                row_run runs[SA_BLOCK_N]) {
-    const int64_t end = order->end;
-    int64_t left = end - begin, before = left - order->rows_ahead; /* with the row ahead in x */
-    row_cursor at = cursor_at(order->x, begin, end), ahead;
-    ahead = before > 0 ? cursor_at(order->x, begin + order->rows_ahead, end)
-                       : cursor_at(order->after, order->first, order->after_end);
-    for (row_run *run = runs; left > 0; ++run) {
-        int64_t n = cursor_run(&at, cursor_run(&ahead, before > 0 ? before : left));
-        *run = (row_run){
-            .at = cursor_row(&at),
-            .scale = cursor_scale(&at),
-            .ahead = (uintptr_t)cursor_row(&ahead),
-            .ahead_row = ahead.x->row,
-            .count = n,
-        };
-        left -= n;
-        before -= n;
-        cursor_add(&at, n);
-        cursor_add(&ahead, n);
-        if (before == 0) ahead = cursor_at(order->after, order->first, order->after_end);
-    }
-    return runs;
-}
 
 #endif

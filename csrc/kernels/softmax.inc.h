@@ -6,7 +6,7 @@
  * where u is the scoring's scale_log2. The maximum is subtracted before anything is multiplied, so
  * a score may be any finite number. A score of -inf has weight 0. A sum over keys runs in four
  * chains, key mod 4, added as (0 + 1) + (2 + 3): the same order whether the lanes are queries
- * (softmax_column) or keys (decode_softmax in decode.inc.h). */
+ * (softmax_column) or keys (decode_softmax in decode_weights.inc.h). */
 #ifndef SA_KERNELS_SOFTMAX_INC_H
 #define SA_KERNELS_SOFTMAX_INC_H
 
