@@ -14,32 +14,46 @@
 #include "prefill.inc.h"
 #include "decode.inc.h"
 
-/* Row r's state becomes m, l, and O at `o` and every `step` from there. */
-static void take_state(const sa_tile *t, int r, split_state to, ptrdiff_t step) {
+/* Row r's maximum and sum; returns what its values' sums are multiplied by. */
+static real take_head(const sa_tile *t, int r, split_state to) {
     const real *from = (const real *)t->state[r];
-    real factor = (real)(t->weight_factor / (double)from[2]);
     to.row_max[r] = from[0] * (real)t->scoring.state_scale;
     to.row_sum[r] = from[1];
-    for (int64_t e = 0; e < t->head_dim_v; ++e) to.o[e * step] = from[SA_STATE_HEAD + e] * factor;
+    return (real)(t->weight_factor / (double)from[2]);
 }
 
-static void give_state(const sa_tile *t, int r, const_split_state from, ptrdiff_t step) {
+static void give_head(const sa_tile *t, int r, const_split_state from) {
     real *to = (real *)t->state[r];
     to[0] = from.row_max[r];
     to[1] = from.row_sum[r];
     to[2] = (real)t->weight_factor;
-    for (int64_t e = 0; e < t->head_dim_v; ++e) to[SA_STATE_HEAD + e] = from.o[e * step];
 }
 
+/* Row r's values' sums, n elements from e on. */
+static char *values_of(const sa_tile *t, int r, int64_t e) {
+    return t->state[r] + (SA_STATE_HEAD + e) * REAL_SIZE;
+}
+
+/* In memory a row is a row; here rows are in the lanes. */
 static void prefill_take_states(const sa_tile *t, void *memory) {
     split_state total = prefill_state(t, memory);
     int row = lane_vectors(t->rows) * LANES;
     state_clear(total, row);
-    state_clear_values(total, row, t->head_dim_v);
-    for (int r = 0; r < t->rows; ++r) {
-        split_state of_row = total;
-        of_row.o += r;
-        take_state(t, r, of_row, row);
+    for (int first = 0; first < t->rows; first += LANES) {
+        int count = at_most(t->rows - first, LANES);
+        real factors[LANES] = {0};
+        for (int r = 0; r < count; ++r) factors[r] = take_head(t, first + r, total);
+        vec factor = v_load(factors);
+        for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
+            int n = at_most(t->head_dim_v - e, LANES);
+            vec square[LANES];
+            for (int r = 0; r < LANES; ++r)
+                square[r] = r < count ? v_load_strided(values_of(t, first + r, e), REAL_SIZE, n)
+                                      : v_zero();
+            v_transpose(square);
+            for (int i = 0; i < n; ++i)
+                v_store(total.o + (e + i) * row + first, v_mul(square[i], factor));
+        }
     }
     v_zeroupper();
 }
@@ -47,10 +61,18 @@ static void prefill_take_states(const sa_tile *t, void *memory) {
 static void prefill_give_states(const sa_tile *t, const void *memory) {
     const_split_state total = prefill_const_state(t, memory);
     int row = lane_vectors(t->rows) * LANES;
-    for (int r = 0; r < t->rows; ++r) {
-        const_split_state of_row = total;
-        of_row.o += r;
-        give_state(t, r, of_row, row);
+    for (int first = 0; first < t->rows; first += LANES) {
+        int count = at_most(t->rows - first, LANES);
+        for (int r = 0; r < count; ++r) give_head(t, first + r, total);
+        for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
+            int n = at_most(t->head_dim_v - e, LANES);
+            vec square[LANES];
+            for (int i = 0; i < LANES; ++i)
+                square[i] = i < n ? v_load(total.o + (e + i) * row + first) : v_zero();
+            v_transpose(square);
+            for (int r = 0; r < count; ++r)
+                v_store_strided(values_of(t, first + r, e), REAL_SIZE, n, square[r]);
+        }
     }
     v_zeroupper();
 }
@@ -59,10 +81,10 @@ static void decode_take_states(const sa_tile *t, void *memory) {
     split_state total = decode_state(memory);
     state_clear(total, LANES);
     for (int r = 0; r < t->rows; ++r) {
-        split_state of_row = total;
-        of_row.o += r * decode_o_row(t->head_dim_v);
-        take_state(t, r, of_row, 1);
-        for (int64_t e = t->head_dim_v; e < decode_o_row(t->head_dim_v); ++e) of_row.o[e] = 0;
+        const real *from = (const real *)values_of(t, r, 0);
+        real *o = total.o + r * decode_o_row(t->head_dim_v), factor = take_head(t, r, total);
+        for (int64_t e = 0; e < t->head_dim_v; ++e) o[e] = from[e] * factor;
+        for (int64_t e = t->head_dim_v; e < decode_o_row(t->head_dim_v); ++e) o[e] = 0;
     }
     v_zeroupper();
 }
@@ -70,9 +92,10 @@ static void decode_take_states(const sa_tile *t, void *memory) {
 static void decode_give_states(const sa_tile *t, const void *memory) {
     const_split_state total = decode_const_state(memory);
     for (int r = 0; r < t->rows; ++r) {
-        const_split_state of_row = total;
-        of_row.o += r * decode_o_row(t->head_dim_v);
-        give_state(t, r, of_row, 1);
+        real *to = (real *)values_of(t, r, 0);
+        const real *o = total.o + r * decode_o_row(t->head_dim_v);
+        give_head(t, r, total);
+        for (int64_t e = 0; e < t->head_dim_v; ++e) to[e] = o[e];
     }
     v_zeroupper();
 }
