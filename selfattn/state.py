@@ -67,6 +67,8 @@ class AttentionState:
     True
     """
 
+    _copies = True  # the query, and the state before each update
+
     def __init__(
         self,
         query: Array,
@@ -86,7 +88,9 @@ class AttentionState:
         first_query: int = 0,
         num_threads: int | None = None,
     ) -> None:
-        self._query = np.array(_args.array("query", query))
+        self._query = _args.array("query", query)
+        if self._copies:
+            self._query = np.array(self._query)
         numbers = {
             "dropout_p": dropout_p,
             "is_causal": is_causal,
@@ -171,23 +175,24 @@ class AttentionState:
         )
         shape = (*problem.lse_shape, _core.STATE_HEAD + problem.out_shape[-1])
         if self._state is None:
-            state = empty_state(shape, _args.real_dtype(self._query.dtype))
+            target = empty_state(shape, _args.real_dtype(self._query.dtype))
         elif self._state.shape != shape:
             first = (*self._state.shape[:-1], self._state.shape[-1] - _core.STATE_HEAD)
             raise ValueError(
                 f"key: expected, with value, what makes a result of shape {first}, as the first "
                 f"piece, got {problem.out_shape}"
             )
-        else:
-            state = self._state
-        # Into a copy: an update that is interrupted leaves the state as it was.
-        target = np.empty_like(state) if self._spare is None else self._spare
-        self._spare = None
-        np.copyto(target, state)
+        elif not self._copies or not problem.scores_shape[-1]:
+            target = self._state
+        else:  # into a copy: an update that is interrupted leaves the state as it was
+            target = np.empty_like(self._state) if self._spare is None else self._spare
+            self._spare = None
+            np.copyto(target, self._state)
         threads = _args.num_threads(self._num_threads)
-        is_natural = problem.update(target, self._is_natural, threads)
-        self._spare = self._state
-        self._state, self._is_natural = target, is_natural
+        if problem.scores_shape[-1]:  # else there is nothing to add
+            self._is_natural = problem.update(target, self._is_natural, threads)
+        if self._state is not target:
+            self._spare, self._state = self._state, target
         self._num_keys += problem.scores_shape[-1]
         _, keys, values, *_ = problem.arrays
         self._no_keys = np.empty_like(keys[..., :0, :]), np.empty_like(values[..., :0, :])
@@ -276,6 +281,15 @@ class AttentionState:
         )
         problem.set_place(self._first_query, self._num_keys)
         return problem
+
+
+class BorrowingState(AttentionState):
+    """One whose maker leaves the query as it is, and drops the state when an update fails.
+
+    Made by `distributed/`.
+    """
+
+    _copies = False
 
 
 def _offset(name: str, x: Any) -> int | np.ndarray:
