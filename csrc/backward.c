@@ -111,6 +111,7 @@ static int next_step(backward_worker *w, job_pos *at, int64_t for_others, job_st
         int64_t i = take_job(w->loop);
         if (i >= s->jobs) return 0;
         *at = (job_pos){.job = sa_job_of(s, i)};
+        at->i = at->job.pass->first;
         at->tile = at->job.tile_begin;
         step->begins_job = 1;
         if (!next_tile(w, at, &step->t)) step->t.fwd.rows = 0;
@@ -165,7 +166,7 @@ static int begin_job(backward_worker *w, const sa_job *job) {
         if (!clear(w, w->accum.value, w->accum.value_row, dv ? size : g->value.col, p->head_dim_v))
             return 0;
     }
-    for (int64_t i = 0; i < s->forward.group; ++i) w->sinks[i] = 0;
+    sa_begin_sinks(s, job, w->sinks);
     return 1;
 }
 

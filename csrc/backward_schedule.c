@@ -88,21 +88,20 @@ static void plan_passes(sa_backward_schedule *s) {
     find_broadcast_axes(p, &g->key, 1, &key);
     find_broadcast_axes(p, &g->value, 1, &value);
     int together = same_axes(p, &key, &value);
-    if (!g->key.data) {
-        add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
-    } else if (!g->query.data) {
-        add_pass(s, key, SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 1);
-    } else if (together && query.broadcast == 1 && heads_suffice(key.own, s->forward.num_threads)) {
+    if (g->query.data && g->key.data && together && query.broadcast == 1 &&
+        heads_suffice(key.own, s->forward.num_threads)) {
         add_pass(s, key, SA_GRADIENT_QUERY | SA_GRADIENT_KEY | SA_GRADIENT_VALUE, 0, 0);
     } else {
-        add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
-        add_pass(s, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
-        if (!together) add_pass(s, value, SA_GRADIENT_VALUE, 0, 1);
+        if (g->query.data) add_pass(s, query, SA_GRADIENT_QUERY, 1, 0);
+        if (g->key.data)
+            add_pass(s, key, SA_GRADIENT_KEY | (together ? SA_GRADIENT_VALUE : 0), 0, 1);
+        if (g->key.data && !together) add_pass(s, value, SA_GRADIENT_VALUE, 0, 1);
     }
     add_mask_pass(s, &g->mask);
     add_mask_pass(s, &g->bias);
     if (g->sinks.data) {
         find_broadcast_axes(p, &g->sinks, 0, &sinks);
+        if (g->sinks_go_on) sinks.first = g->sinks_entry, sinks.broadcast = g->sinks_entry + 1;
         add_pass(s, sinks, SA_GRADIENT_SINKS, 0, 0);
     }
 }
@@ -242,11 +241,32 @@ sa_key_gradients sa_key_gradients_of(const sa_backward_schedule *s, const sa_job
     };
 }
 
-void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const double *sinks) {
+/* ------------------------------------------------------------------ sinks */
+
+/* Where the sum of a sink is, the g-th of the job's group, and its dtype. */
+static char *sink_of(const sa_backward_schedule *s, const sa_job *job, int64_t g,
+                     sa_dtype *dtype) {
     const sa_problem *p = s->forward.problem;
-    int64_t b, head_kv, group = s->forward.group;
+    int64_t b, head_kv;
     find_entry(p, job, 0, &b, &head_kv);
-    for (int64_t g = 0; g < group; ++g)
-        sa_store_scalar(sa_real_dtype(p->dtype),
-                        sa_row_of(p, &s->gradients->sinks, b, head_kv * group + g, 0), sinks[g]);
+    *dtype = s->gradients->sinks_go_on ? SA_f64 : sa_real_dtype(p->dtype);
+    return sa_row_of(p, &s->gradients->sinks, b, head_kv * s->forward.group + g, 0);
+}
+
+void sa_begin_sinks(const sa_backward_schedule *s, const sa_job *job, double *sinks) {
+    sa_dtype dtype;
+    for (int64_t g = 0; g < s->forward.group; ++g) {
+        sinks[g] = 0;
+        if (!(job->pass->needs_grad & SA_GRADIENT_SINKS) || !s->gradients->sinks_go_on) continue;
+        char *sink = sink_of(s, job, g, &dtype);
+        sinks[g] = sa_load_scalar(dtype, sink);
+    }
+}
+
+void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const double *sinks) {
+    sa_dtype dtype;
+    for (int64_t g = 0; g < s->forward.group; ++g) {
+        char *sink = sink_of(s, job, g, &dtype);
+        sa_store_scalar(dtype, sink, sinks[g]);
+    }
 }

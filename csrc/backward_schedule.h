@@ -7,7 +7,7 @@
  * are parts of rows or of keys; each score is then computed twice: seven products. The gradients of
  * the mask, of the bias and of the sinks have passes of their own. All ways give the same bits:
  * tiles begin at multiples of SA_GRADIENT_TILE_M rows, and each sum has a fixed order. Without an
- * array for the query's gradient, or for those of key and value, their pass is left out. */
+ * array for the query's gradient, or for those of key and value, their passes are left out. */
 #ifndef SA_BACKWARD_SCHEDULE_H
 #define SA_BACKWARD_SCHEDULE_H
 
@@ -24,6 +24,7 @@ typedef struct {
     const sa_array *of_mask; /* SA_GRADIENT_MASK: the gradient, of the mask or of the bias */
     int is_broadcast[SA_MAX_BATCH_AXES + 1];
     int64_t own, broadcast; /* entries of the own axes, and of the broadcast ones */
+    int64_t first;          /* of the broadcast ones; those before it are of other calls */
     int64_t tiles_of_job, keys_of_job;
     int64_t row_parts, key_parts;
     int64_t jobs;
@@ -61,9 +62,11 @@ int sa_fill_backward_tile(const sa_backward_schedule *s, const sa_job *job, int6
 /* How many tiles the job has of its first batch entry. */
 int64_t sa_tiles_of_job(const sa_backward_schedule *s, const sa_job *job);
 
+/* Begin the sums of a group's sinks, and store them. */
+void sa_begin_sinks(const sa_backward_schedule *s, const sa_job *job, double *sinks);
+void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const double *sinks);
+
 /* The rows of key's and value's gradients that the job owns. */
 sa_key_gradients sa_key_gradients_of(const sa_backward_schedule *s, const sa_job *job);
-
-void sa_write_sinks(const sa_backward_schedule *s, const sa_job *job, const double *sinks);
 
 #endif

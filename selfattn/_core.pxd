@@ -60,7 +60,8 @@ cdef extern from "selfattn.h" nogil:
         sa_interrupt interrupt
     ctypedef struct sa_gradients:
         sa_array out, lse, query, key, value, mask, bias, sinks, state
-        int query_is_real, query_goes_on, query_is_partial, keys_go_on
+        int query_is_real, query_goes_on, query_is_partial, keys_go_on, sinks_go_on
+        int64_t sinks_entry
     ctypedef struct sa_rows:
         char *data
         Py_ssize_t *stride

@@ -72,6 +72,8 @@ class AttentionProblem:
         query: np.ndarray,
         goes_on: bool,
         is_partial: bool,
+        mask: np.ndarray | None,
+        bias: np.ndarray | None,
         num_threads: int,
     ) -> None: ...
     def differentiate_keys(
@@ -80,6 +82,9 @@ class AttentionProblem:
         key: np.ndarray,
         value: np.ndarray,
         num_threads: int,
+    ) -> None: ...
+    def differentiate_sinks(
+        self, given: tuple[np.ndarray | None, ...], sums: np.ndarray, entry: int
     ) -> None: ...
     def score(self, out: np.ndarray, num_threads: int) -> None: ...
     def weigh(self, out: np.ndarray, num_threads: int) -> None: ...

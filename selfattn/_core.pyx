@@ -478,16 +478,23 @@ cdef class AttentionProblem:
         cnp.ndarray query,
         bint goes_on,
         bint is_partial,
+        cnp.ndarray mask,
+        cnp.ndarray bias,
         int num_threads,
     ):
         """Add these keys' part to the query's gradient, which `goes_on`, unless they are the first.
 
         It is left unscaled if it `is_partial`, which it is until the last. `given` are grad_out,
-        out, lse, and, or None, grad_lse and the rows' state over all keys.
+        out, lse, and, or None, grad_lse and the rows' state over all keys. The gradients of these
+        rows and keys of mask and bias, or None, are added to zeros.
         """
         cdef sa_gradients g
         memset(&g, 0, sizeof(sa_gradients))
         fill(&g.query, query, HEAD_ROW_COL, self.problem.batch_axes)
+        if mask is not None:
+            fill(&g.mask, mask, HEAD_ROW_COL, self.problem.batch_axes)
+        if bias is not None:
+            fill(&g.bias, bias, HEAD_ROW_COL, self.problem.batch_axes)
         g.query_goes_on, g.query_is_partial = goes_on, is_partial
         if query.size:
             self.differentiate_part(&g, given, num_threads)
@@ -507,6 +514,18 @@ cdef class AttentionProblem:
         g.keys_go_on = True
         if key.size or value.size:
             self.differentiate_part(&g, given, num_threads)
+
+    def differentiate_sinks(self, tuple given, cnp.ndarray sums, int64_t entry):
+        """Add the rows of a batch entry to the sums of the sinks' gradients, doubles of (Hq,).
+
+        Of keys only their positions are looked at, all of them; `given` has the rows' state.
+        """
+        cdef sa_gradients g
+        memset(&g, 0, sizeof(sa_gradients))
+        fill(&g.sinks, sums, HEAD, self.problem.batch_axes)
+        g.sinks_go_on, g.sinks_entry = True, entry
+        if self.problem.seqlen_q:
+            self.differentiate_part(&g, given, 1)
 
     cdef int differentiate_part(self, sa_gradients *g, tuple given, int num_threads) except -1:
         """The gradients of which `g` says where they go; `given` as for `differentiate_rows`."""
