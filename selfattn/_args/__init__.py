@@ -33,6 +33,7 @@ from .gradients import (
     in_own_dtypes,
     lse_gradient,
     new_gradients,
+    option_gradients,
 )
 from .merging import new_merged, pair_of_states, states
 from .numbers import integer, size
@@ -71,6 +72,7 @@ __all__ = [
     "new_merged",
     "nondefault",
     "num_threads",
+    "option_gradients",
     "options_of",
     "pair_of_states",
     "per_batch",

@@ -70,9 +70,21 @@ def new_gradients(problem: AttentionProblem, wanted: Wanted) -> tuple[Any, ...]:
     in reals: those of mask, sinks and bias, which are zeros, and of a query that is broadcast.
     `in_own_dtypes` gives them their own.
     """
+    real = real_dtype(problem.query.dtype)
+    of_options = option_gradients(real, wanted)
+    # Nothing is written where there are no rows of scores, and of rows that are of no sequence.
+    has_gaps = any(x is not None and x.has_gaps for x in (problem.queries, problem.keys))
+    new = np.zeros if has_gaps or 0 in problem.lse_shape else np.empty
+    query, key, value = (_like(x, new, x.dtype) for x in problem.arrays[:3])
+    if math.prod(query.shape[:-1]) < math.prod(problem.lse_shape):
+        query = _like(problem.query, new, real)
+    return query, key, value, *of_options
+
+
+def option_gradients(real: np.dtype, wanted: Wanted) -> tuple[Any, ...]:
+    """Zeros for those of mask, sinks and bias that are asked for."""
     of_mask = of_sinks = of_bias = None
     (attn_mask, mask_grad), (sinks, sinks_grad), (attn_bias, bias_grad) = wanted
-    real = real_dtype(problem.query.dtype)
     if options.flag("mask_grad", mask_grad):
         mask = None if attn_mask is None else as_array("attn_mask", attn_mask)
         if mask is None or mask.dtype == bool:
@@ -87,13 +99,7 @@ def new_gradients(problem: AttentionProblem, wanted: Wanted) -> tuple[Any, ...]:
         if attn_bias is None:
             raise ValueError("bias_grad: expected an attn_bias, got none")
         of_bias = np.zeros(as_array("attn_bias", attn_bias).shape, real)
-    # Nothing is written where there are no rows of scores, and of rows that are of no sequence.
-    has_gaps = any(x is not None and x.has_gaps for x in (problem.queries, problem.keys))
-    new = np.zeros if has_gaps or 0 in problem.lse_shape else np.empty
-    query, key, value = (_like(x, new, x.dtype) for x in problem.arrays[:3])
-    if math.prod(query.shape[:-1]) < math.prod(problem.lse_shape):
-        query = _like(problem.query, new, real)
-    return query, key, value, of_mask, of_sinks, of_bias
+    return of_mask, of_sinks, of_bias
 
 
 def in_own_dtypes(

@@ -14,8 +14,8 @@ import numpy as np
 
 from .transport import Transport, as_bytes, wait_all
 
-_LENGTH, _WORDS = 0, 1  # tags; those of pieces begin behind them
-TAGS = 2
+_LENGTH, _WORDS, SUMS = 0, 1, 2  # tags; those of pieces begin behind them
+TAGS = 3
 _SHARED = {"TypeError": TypeError, "ValueError": ValueError}
 
 

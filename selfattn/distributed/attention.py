@@ -1,7 +1,7 @@
 """Attention of a sequence whose positions are on many ranks, with the bits of one machine.
 
 Called by users. `problem.py` makes sure that all ranks ask for the same, `ring.py` has keys and
-values travel, and each rank folds them, in their order, into an `AttentionState`.
+values travel, and each rank folds them, in their order, into its rows (`row_pieces.py`).
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import numpy as np
 
 from .. import _args
-from ..state import AttentionState
-from .layout import BLOCK, Layout, Piece, along
+from .layout import BLOCK, Layout, Piece
 from .problem import RingProblem
 from .ring import Arrays, travel
+from .row_pieces import RowPiece
 from .transport import transport_of
 
 if TYPE_CHECKING:
     from .._typing import Array, Ints, Number, Window
-
-# Keys of a piece that are attended to between two looks at the messages: a multiple of 512.
-KEYS_AT_ONCE = 2048
 
 
 # Whether lse is returned too is known where `return_lse` is, to type checkers too.
@@ -38,7 +35,10 @@ def ring_attention(
     is_causal: bool = ...,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -65,7 +65,10 @@ def ring_attention(
     is_causal: bool = ...,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -92,7 +95,10 @@ def ring_attention(
     is_causal: bool = ...,
     scale: Number | None = ...,
     enable_gqa: bool = ...,
+    attn_bias: Array | None = ...,
     query_offset: Ints = ...,
+    query_lengths: Ints | None = ...,
+    kv_starts: Ints | None = ...,
     kv_lengths: Ints | None = ...,
     window_size: Window | None = ...,
     softcap: Number | None = ...,
@@ -118,7 +124,10 @@ def ring_attention(
     is_causal: bool = False,
     scale: Number | None = None,
     enable_gqa: bool = False,
+    attn_bias: Array | None = None,
     query_offset: Ints = 0,
+    query_lengths: Ints | None = None,
+    kv_starts: Ints | None = None,
     kv_lengths: Ints | None = None,
     window_size: Window | None = (-1, -1),
     softcap: Number | None = 0.0,
@@ -147,9 +156,9 @@ def ring_attention(
     comm
         A communicator of mpi4py; a process group of torch.distributed on the CPU; or a transport,
         such as `run_ranks` makes.
-    attn_mask : array that broadcasts to (..., Hq, L, all keys), optional
+    attn_mask, attn_bias : array that broadcasts to (..., Hq, L, all keys), optional
         This rank's rows, in the order of its queries, over the keys of all ranks. All ranks have
-        a mask of the same dtype, or none.
+        a mask of the same dtype, or none; and so of the bias.
     segment_ids : int array, or two, optional
         This rank's queries' ids, (..., L), and its keys' ids, (..., S); one array is both.
     layout : {"contiguous", "zigzag"}
@@ -157,8 +166,8 @@ def ring_attention(
         As they were given to `shard`.
     return_lse : bool
         Return the natural log of each row's sum of exponentials too.
-    dropout_p, is_causal, scale, enable_gqa, query_offset, kv_lengths, window_size, softcap, \
-alibi_slopes, sinks, dropout_seed, num_threads
+    dropout_p, is_causal, scale, enable_gqa, query_offset, query_lengths, kv_starts, kv_lengths, \
+window_size, softcap, alibi_slopes, sinks, dropout_seed, num_threads
         As `scaled_dot_product_attention` takes them for the whole: lengths, offsets and seeds are
         those of one call. All but `num_threads` are the same on all ranks.
 
@@ -180,8 +189,8 @@ alibi_slopes, sinks, dropout_seed, num_threads
     Notes
     -----
     A rank holds its shards, the pieces of two others (one that is read and passed on, one that
-    arrives), and its result with three more numbers a row, twice. Pieces of keys that none of a
-    rank's queries sees do not come to it, unless a later rank does not see them otherwise.
+    arrives), its queries' state, which is a result and three more numbers a row, and its result.
+    Pieces of keys that none of a rank's queries sees do not come to it.
 
     Examples
     --------
@@ -207,7 +216,10 @@ alibi_slopes, sinks, dropout_seed, num_threads
         "is_causal": is_causal,
         "scale": scale,
         "enable_gqa": enable_gqa,
+        "attn_bias": attn_bias,
         "query_offset": query_offset,
+        "query_lengths": query_lengths,
+        "kv_starts": kv_starts,
         "kv_lengths": kv_lengths,
         "window_size": window_size,
         "softcap": softcap,
@@ -217,12 +229,12 @@ alibi_slopes, sinks, dropout_seed, num_threads
         "dropout_seed": dropout_seed,
     }
     transport = transport_of(comm)
-    states: list[_Rows] = []
+    states: list[RowPiece] = []
 
     def start(problem: RingProblem) -> None:
         _args.flag("return_lse", return_lse)
         threads = _args.num_threads(num_threads)
-        states.extend(_Rows(problem, piece, threads) for piece in problem.own_queries)
+        states.extend(RowPiece(problem, piece, threads) for piece in problem.own_queries)
 
     problem = RingProblem(transport, (query, key, value), options, layout, block, start)
 
@@ -238,52 +250,6 @@ alibi_slopes, sinks, dropout_seed, num_threads
         problem.like_keys,
         visit,
     )
-    results = [rows.state.result(return_lse=True) for rows in states]
-    out = _joined([out for out, _ in results], -2)
-    return (out, _joined([lse for _, lse in results], -1)) if return_lse else out
-
-
-class _Rows:
-    """A piece of this rank's queries, and attention over the keys so far."""
-
-    def __init__(self, problem: RingProblem, piece: Piece, num_threads: int) -> None:
-        self._problem, self._piece = problem, piece
-        self.state = AttentionState(
-            problem.rows_of(piece),
-            **problem.options_of_rows(piece),
-            first_query=piece.begin,
-            num_threads=num_threads,
-        )
-        # No keys, of the right shape: for queries that see none.
-        empty = [x[along(x.ndim, axis, (0, 0))] for x, (_, _, axis) in problem.some_keys()]
-        self._update(empty, 0, 0)
-
-    def attend(self, piece: Piece, arrays: Arrays, move_on: Callable[[], None]) -> None:
-        """Add a piece of keys, if any of these queries sees any of it."""
-        if not self._problem.sees(self._piece, piece):
-            return
-        self.state.skip(piece.begin - self.state.num_keys)
-        like = self._problem.like_keys
-        for begin in range(piece.begin, piece.end, KEYS_AT_ONCE):
-            end = min(begin + KEYS_AT_ONCE, piece.end)
-            span = (begin - piece.begin, end - piece.begin)
-            self._update(
-                [
-                    x[along(x.ndim, axis, span)]
-                    for x, (_, _, axis) in zip(arrays, like, strict=True)
-                ],
-                begin,
-                end,
-            )
-            move_on()
-
-    def _update(self, arrays: Arrays, begin: int, end: int) -> None:
-        key, value, *ids = arrays
-        options = self._problem.options_of_keys(self._piece, begin, end)
-        if ids:
-            options["segment_ids"] = ids[0]
-        self.state.update(key, value, **options)
-
-
-def _joined(pieces: list[np.ndarray], axis: int) -> np.ndarray:
-    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis)
+    out = np.empty(problem.out_shape, problem.query.dtype)
+    lse = [rows.write_result(out) for rows in states]
+    return (out, np.concatenate(lse, -1)) if return_lse else out

@@ -17,8 +17,12 @@ from .layout import Layout, Piece, along, check_lengths, own, pieces
 from .ring import Arrays, Like
 from .transport import Transport
 
-_OF_ROWS = ("attn_mask", "segment_ids")  # options of which each rank has its part
-_OF_KEYS = (*_OF_ROWS, "kv_lengths")  # those that a piece of keys has its part of
+Masks = dict[str, np.ndarray]  # by the names of `MASKS`
+
+MASKS = ("attn_mask", "attn_bias")
+_OF_ROWS = (*MASKS, "segment_ids")  # options of which each rank has its part
+_BOUNDS = ("kv_starts", "kv_lengths")
+_OF_KEYS = (*_OF_ROWS, *_BOUNDS)  # those that a piece of keys has its part of
 
 
 class RingProblem:
@@ -50,13 +54,14 @@ class RingProblem:
         answers = together(comm, lambda: self._describe(arrays, layout, block))
         rows = [answer.pop("rows") for answer in answers]
         check_same(answers)
-        seqlen_q, self._seqlen_k = (sum(lengths) for lengths in zip(*rows, strict=True))
+        seqlen_q, self.seqlen_k = (sum(lengths) for lengths in zip(*rows, strict=True))
+        self._seqlen_q = seqlen_q
         self.query_pieces = pieces(seqlen_q, comm.ranks, layout, block)
-        self.key_pieces = pieces(self._seqlen_k, comm.ranks, layout, block)
+        self.key_pieces = pieces(self.seqlen_k, comm.ranks, layout, block)
         check_lengths("query", [lengths[0] for lengths in rows], self.query_pieces)
         check_lengths("key", [lengths[1] for lengths in rows], self.key_pieces)
         self.own_queries = own(seqlen_q, comm.ranks, comm.rank, layout, block)
-        self.own_key_pieces = own(self._seqlen_k, comm.ranks, comm.rank, layout, block)
+        self.own_key_pieces = own(self.seqlen_k, comm.ranks, comm.rank, layout, block)
 
         def check() -> None:
             self._check()
@@ -95,12 +100,11 @@ class RingProblem:
             described["segment_ids"] = [f"{x.dtype} {x.shape[:-1]}" for x in (of_query, of_key)]
         else:
             described["segment_ids"] = None
-        mask = self.options["attn_mask"]
-        if mask is not None:
-            mask = self.options["attn_mask"] = _args.as_array("attn_mask", mask)
-        described["attn_mask"] = None
-        if mask is not None:
-            described["attn_mask"] = [str(mask.dtype), *mask.shape[:-2], *mask.shape[-1:]]
+        for name in MASKS:
+            described[name] = mask = self.options[name]
+            if mask is not None:
+                mask = self.options[name] = _args.as_array(name, mask)
+                described[name] = [str(mask.dtype), *mask.shape[:-2], *mask.shape[-1:]]
         for name, x in self.options.items():
             if name not in _OF_ROWS:
                 described[name] = summary(x)
@@ -108,20 +112,26 @@ class RingProblem:
 
     def _check(self) -> None:
         """Every option, as of one problem over the keys of all ranks, whose rows are not here."""
-        no_rows = [
-            np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-2], self._seqlen_k, x.shape[-1]))
-            for x in (self.key, self.value)
-        ]
-        values = {name: x for name, x in self.options.items() if name != "segment_ids"}
-        _args.attention_problem(self.query, *no_rows, **values)
+        grouped = self.options["enable_gqa"]
+        no_keys = self.no_keys(self.query.dtype)
+        query_lengths = self.options["query_lengths"]  # of all queries
+        all_queries = _zeros(self.query, self._seqlen_q, self.query.dtype)
+        _args.attention_problem(all_queries, *no_keys, grouped, query_lengths=query_lengths)
+        apart = ("segment_ids", "query_lengths")  # the ids have been checked
+        values = {name: x for name, x in self.options.items() if name not in apart}
+        _args.attention_problem(self.query, *no_keys, **values)
 
         self._left, self._right = _sides(self.options["window_size"])
         if self.options["is_causal"]:
             self._right = 0
         offsets = np.asarray(self.options["query_offset"])
         self._offsets = (int(offsets.min()), int(offsets.max())) if offsets.size else (0, 0)
-        lengths = self.options["kv_lengths"]
-        self._longest = self._seqlen_k if lengths is None else int(np.max(lengths, initial=0))
+        lengths, starts = self.options["kv_lengths"], self.options["kv_starts"]
+        self._end_k = self.seqlen_k if lengths is None else int(np.max(lengths, initial=0))
+        self._begin_k = 0 if starts is None else int(np.min(starts, initial=self.seqlen_k))
+        self._end_q = (
+            self._seqlen_q if query_lengths is None else int(np.max(query_lengths, initial=0))
+        )
 
         like: list[Like] = [(x.shape, x.dtype, -2) for x in (self.key, self.value)]
         if self.ids is not None:
@@ -163,7 +173,9 @@ class RingProblem:
 
     def sees(self, queries: Piece, keys: Piece) -> bool:
         """Whether any of the queries may see any of the keys, by their positions."""
-        if queries.begin == queries.end or keys.begin >= min(keys.end, self._longest):
+        if queries.begin >= min(queries.end, self._end_q):
+            return False
+        if max(keys.begin, self._begin_k) >= min(keys.end, self._end_k):
             return False
         first, last = queries.begin + self._offsets[0], queries.end - 1 + self._offsets[1]
         is_early = self._right >= 0 and keys.begin > last + self._right
@@ -187,31 +199,60 @@ class RingProblem:
         """The same of queries of any rank; the ids of queries are with them."""
         options = {name: x for name, x in self.options.items() if name not in _OF_KEYS}
         options["query_offset"] = _moved(options["query_offset"], queries.begin)
+        options["query_lengths"] = _within(options["query_lengths"], queries.begin, queries.end)
         return options
+
+    def masks_of_rows(self, queries: Piece) -> Masks:
+        """Their rows of the mask and of the bias, over all keys."""
+        span = self.span(queries)
+        return {
+            name: mask[along(mask.ndim, -2, span)] if has_rows(mask) else mask
+            for name, mask in self.masks().items()
+        }
+
+    def masks(self) -> Masks:
+        """The mask and the bias, those that there are."""
+        return {name: self.options[name] for name in MASKS if self.options[name] is not None}
 
     def options_of_keys(self, queries: Piece, begin: int, end: int) -> dict[str, Any]:
         """Those of keys [begin, end) beside them; the ids of keys travel."""
-        mask = self.options["attn_mask"]
-        if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:  # else it broadcasts
-            mask = mask[along(mask.ndim, -2, self.span(queries))]
-        return self.options_of_any_keys(begin, end, mask)
+        return self.options_of_any_keys(begin, end, self.masks_of_rows(queries))
 
-    def options_of_any_keys(self, begin: int, end: int, mask: Any) -> dict[str, Any]:
-        """The same beside queries of any rank, whose rows of the mask are given."""
-        options: dict[str, Any] = {}
-        lengths = self.options["kv_lengths"]
-        if lengths is not None:
-            options["kv_lengths"] = np.clip(np.asarray(lengths) - begin, 0, end - begin)
-        if mask is not None:
-            if mask.ndim and (mask.shape[-1] > 1 or self._seqlen_k == 1):  # else it broadcasts
-                mask = mask[..., begin:end]
-            options["attn_mask"] = mask
+    def options_of_any_keys(self, begin: int, end: int, masks: Masks) -> dict[str, Any]:
+        """The same beside queries of any rank, whose rows of the masks are given."""
+        options: dict[str, Any] = {
+            name: _within(self.options[name], begin, end) for name in _BOUNDS
+        }
+        for name, mask in masks.items():
+            has_columns = mask.ndim and (mask.shape[-1] > 1 or self.seqlen_k == 1)
+            options[name] = mask[..., begin:end] if has_columns else mask
         return options
+
+    def no_keys(self, dtype: np.dtype) -> list[np.ndarray]:
+        """Zeros for the keys and values of all ranks, where only their positions are asked for."""
+        return [_zeros(x, self.seqlen_k, dtype) for x in (self.key, self.value)]
 
     def span(self, queries: Piece) -> tuple[int, int]:
         """Where they are in this rank's shards."""
         begin = sum(p.end - p.begin for p in self.own_queries if p.number < queries.number)
         return begin, begin + queries.end - queries.begin
+
+
+def has_rows(mask: np.ndarray) -> bool:
+    """Whether it has rows of this rank's queries; else it broadcasts."""
+    return mask.ndim > 1 and mask.shape[-2] > 1
+
+
+def _zeros(x: np.ndarray, rows: int, dtype: np.dtype) -> np.ndarray:
+    """Like x, with so many rows, in no memory."""
+    return np.broadcast_to(np.zeros((), dtype), (*x.shape[:-2], rows, x.shape[-1]))
+
+
+def _within(positions: Any, begin: int, end: int) -> np.ndarray | None:
+    """Of each batch entry a position in a piece, of those in the whole."""
+    if positions is None:
+        return None
+    return np.clip(np.asarray(positions) - begin, 0, end - begin)
 
 
 def _sides(window: Any) -> tuple[int, int]:

@@ -16,6 +16,13 @@ from support.arrays import DTYPES, HALF_DTYPES, qkv, same_bits
 from support.option_arrays import bool_mask, float_mask, runs, slopes
 
 SEQLEN, HEADS = 3700, 4
+RANKS = (
+    (1, "zigzag"),
+    (2, "contiguous"),
+    (3, "zigzag"),
+    (4, "contiguous"),
+    (7, "zigzag"),
+)
 OFFSETS = np.array([0, -500])
 IDS = runs(SEQLEN, 600, 500)
 OPTIONS = {
@@ -25,6 +32,14 @@ OPTIONS = {
     "lengths": {"kv_lengths": np.array([SEQLEN - 1, 900]), "sinks": slopes(HEADS)},
     "bools": {"attn_mask": bool_mask(HEADS, 1, SEQLEN)},
     "floats": {"attn_mask": float_mask(2, 1, SEQLEN, SEQLEN), "is_causal": True},
+    "bias": {"attn_mask": bool_mask(HEADS, 1, SEQLEN), "attn_bias": float_mask(SEQLEN, SEQLEN)},
+    "padding": {
+        "kv_starts": np.array([300, 2100]),
+        "kv_lengths": np.array([SEQLEN, 2900]),
+        "query_lengths": np.array([SEQLEN - 1, 1200]),
+        "window_size": (1500, 700),
+        "alibi_slopes": slopes(HEADS),
+    },
     "alibi": {"alibi_slopes": slopes(HEADS), "is_causal": True},
     "softcap": {"softcap": 2.0, "scale": 3.0},
     "segments": {"segment_ids": IDS, "window_size": (-1, 100)},
@@ -39,9 +54,9 @@ def in_shards(comm, arrays, options, layout, block=512):
         return distributed.shard(x, comm.ranks, comm.rank, axis, layout, block)
 
     options = dict(options)
-    mask = options.get("attn_mask")
-    if mask is not None and mask.shape[-2] > 1:
-        options["attn_mask"] = shard(mask)
+    for name in {"attn_mask", "attn_bias"} & options.keys():
+        if options[name].shape[-2] > 1:
+            options[name] = shard(options[name])
     if "segment_ids" in options:
         options["segment_ids"] = shard(options["segment_ids"], -1)
     return distributed.ring_attention(
@@ -75,7 +90,7 @@ def at_once(arrays, options):
 def test_bits_of_one_call(name):
     arrays = qkv((2, HEADS, SEQLEN, 16), 2, SEQLEN, 12)
     want = at_once(arrays, OPTIONS[name])
-    for ranks, layout in ((1, "zigzag"), (2, "contiguous"), (3, "zigzag"), (7, "contiguous")):
+    for ranks, layout in RANKS:
         got = ring(ranks, arrays, OPTIONS[name], layout)
         assert same_bits(got, want), (ranks, layout)
 
@@ -138,6 +153,8 @@ def test_what_travels():
     assert of({"is_causal": True}) == [1, 2, 3, 0]
     assert of({"is_causal": True, "window_size": (1000, 0)}) == [1, 1, 1, 0]
     assert of({"kv_lengths": 1024}) == [1, 1, 1, 0]
+    assert of({"kv_starts": 3000}) == [2, 2, 1, 1]
+    assert of({"query_lengths": 1000}) == [0, 1, 1, 1]
 
 
 def failures(ranks, function):
@@ -194,6 +211,8 @@ def test_options_are_checked_over_all_keys():
     for wrong, message in (
         ({"attn_mask": mask[:, 1:]}, "rank 0: attn_mask: expected"),
         ({"kv_lengths": 3073}, "rank 0: kv_lengths: expected values from 0 to 3072"),
+        ({"query_lengths": 3073}, "rank 0: query_lengths: expected values from 0 to 3072"),
+        ({"attn_bias": mask}, "rank 0: attn_bias: expected floats"),
         ({"scale": "x"}, "rank 0: scale: "),
     ):
         errors = failures(3, lambda comm, wrong=wrong: of_rank(comm, 0, {}, **wrong))
@@ -234,23 +253,16 @@ def test_what_is_no_communicator():
         distributed.ring_attention(*qkv((1, 8, 4), None, 8), comm=3)
 
 
-NOT_TAKEN = ("attn_bias", "bias_grad", "kv_starts", "query_lengths")  # docs/distributed.md
-
-
 @pytest.mark.parametrize(
-    ("function", "less"),
-    [
-        ("scaled_dot_product_attention", {"out", *NOT_TAKEN}),
-        ("scaled_dot_product_attention_backward", {"mask_grad", "sinks_grad", *NOT_TAKEN}),
-    ],
+    "function", ["scaled_dot_product_attention", "scaled_dot_product_attention_backward"]
 )
-def test_options_are_those_of_attention(function, less):
+def test_options_are_those_of_attention(function):
     ring = getattr(distributed, function.replace("scaled_dot_product", "ring"))
     parameters = inspect.signature(ring).parameters.values()
     options = {p.name for p in parameters if p.kind == p.KEYWORD_ONLY}
-    assert options - {"layout", "block"} == {row.name for row in table.options_of(function)} - set(
-        less
-    )
+    assert options - {"layout", "block"} == {row.name for row in table.options_of(function)} - {
+        "out"
+    }
 
 
 def test_the_demo(monkeypatch, capsys):

@@ -41,7 +41,7 @@ def at_once(given, options, with_grad_lse=True):
     grad_lse = grad_lse if with_grad_lse else None
     return selfattn.scaled_dot_product_attention_backward(
         *arrays, grad_lse=grad_lse, enable_gqa=True, **options
-    )[:3]
+    )
 
 
 def in_shards(comm, given, options, layout, with_grad_lse):
@@ -49,10 +49,12 @@ def in_shards(comm, given, options, layout, with_grad_lse):
         return distributed.shard(x, comm.ranks, comm.rank, axis, layout)
 
     options = dict(options)
-    mask = options.get("attn_mask")
-    if mask is not None and mask.shape[-2] > 1:
-        options["attn_mask"] = shard(mask)
-    if "segment_ids" in options:
+    for name in {"attn_mask", "attn_bias"} & options.keys():
+        if options[name].shape[-2] > 1:
+            options[name] = shard(options[name])
+    if isinstance(options.get("segment_ids"), tuple):
+        options["segment_ids"] = tuple(shard(ids, -1) for ids in options["segment_ids"])
+    elif "segment_ids" in options:
         options["segment_ids"] = shard(options["segment_ids"], -1)
     *arrays, lse, grad_lse = given
     return distributed.ring_attention_backward(
@@ -68,6 +70,7 @@ def in_shards(comm, given, options, layout, with_grad_lse):
 
 
 def ring(ranks, given, options, layout, with_grad_lse=True):
+    """query's, key's and value's gradients of the whole."""
     shards = distributed.run_ranks(ranks, in_shards, given, options, layout, with_grad_lse)
     return [distributed.unshard([s[i] for s in shards], layout=layout) for i in range(3)]
 
@@ -76,7 +79,7 @@ def ring(ranks, given, options, layout, with_grad_lse=True):
 def test_bits_of_one_call(name):
     options = OPTIONS[name]
     given = inputs((2, HEADS, SEQLEN, 8), None, SEQLEN, 6, options)
-    want = at_once(given, options)
+    want = at_once(given, options)[:3]
     for ranks, layout in ((2, "zigzag"), (3, "contiguous")):
         for got, gradient, which in zip(
             ring(ranks, given, options, layout), want, "qkv", strict=True
@@ -88,7 +91,7 @@ def test_bits_of_one_call(name):
 def test_dtypes_and_groups(dtype):
     options = {"is_causal": True, "query_offset": 100}
     given = inputs((4, SEQLEN, 16), 2, SEQLEN, 8, options, dtype)
-    want = at_once(given, options, with_grad_lse=False)
+    want = at_once(given, options, with_grad_lse=False)[:3]
     for ranks, layout in ((1, "zigzag"), (2, "contiguous"), (4, "zigzag"), (7, "contiguous")):
         got = ring(ranks, given, options, layout, with_grad_lse=False)
         assert all(map(same_bits, got, want)), (ranks, layout)
@@ -98,9 +101,63 @@ def test_dtypes_and_groups(dtype):
 def test_shards_without_positions(seqlen_q, seqlen_k):
     for options in ({"is_causal": True, "query_offset": -700}, {"kv_lengths": 0}):
         given = inputs((1, seqlen_q, 8), None, seqlen_k, 5, options)
-        want = at_once(given, options)
+        want = at_once(given, options)[:3]
         for layout in ("contiguous", "zigzag"):
             assert all(map(same_bits, ring(3, given, options, layout), want)), (options, layout)
+
+
+SHORT, KEYS = 1700, 3100  # two blocks and three, of which some ranks have none
+SEEN = np.add.outer(np.arange(SHORT), np.arange(KEYS)) % 7 > 2  # by each query some keys
+SEEN[100:200] = False
+WANTED = {
+    "sinks": {
+        "sinks": slopes(4),
+        "is_causal": True,
+        "query_offset": OFFSETS,
+        "dropout_p": 0.2,
+    },
+    "large sinks": {
+        "sinks": 60 * slopes(4),
+        "scale": 20.0,
+        "segment_ids": (runs(SHORT, 900, 500), runs(KEYS, 1000, 1900)),
+        "attn_mask": SEEN,
+        "query_lengths": np.array([SHORT, 1600]),
+        "kv_starts": np.array([100, 0]),
+    },
+    "mask": {
+        "attn_mask": float_mask(SHORT, KEYS),
+        "attn_bias": float_mask(2, 1, SHORT, KEYS),
+        "kv_lengths": np.array([KEYS - 1, 1900]),
+        "query_lengths": np.array([SHORT, 1600]),
+        "sinks": slopes(4),
+        "softcap": 3.0,
+    },
+}
+RANKS = ((1, "zigzag"), (2, "zigzag"), (3, "contiguous"), (4, "zigzag"), (7, "contiguous"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, np.float32) for name in WANTED), ("sinks", HALF_DTYPES[0]), ("sinks", np.float64)],
+)
+def test_gradients_of_options(name, dtype):
+    """Of mask and bias each rank has its rows; of sinks all ranks have the whole."""
+    options = WANTED[name] | {"sinks": WANTED[name]["sinks"].astype(dtype)}
+    given = inputs((2, 4, SHORT, 8), 2, KEYS, 6, options, dtype)
+    options["sinks_grad"] = True
+    if name == "mask":
+        options |= {"mask_grad": True, "bias_grad": True}
+    want = at_once(given, options)
+    for ranks, layout in RANKS:
+        shards = distributed.run_ranks(ranks, in_shards, given, options, layout, True)
+        assert all(same_bits(of_rank.sinks, want.sinks) for of_rank in shards), (ranks, layout)
+        for which, gradient in want._asdict().items():
+            parts = [getattr(of_rank, which) for of_rank in shards]
+            if gradient is None:
+                assert parts == [None] * ranks
+            elif which != "sinks":
+                got = distributed.unshard(parts, layout=layout)
+                assert same_bits(got, gradient), (ranks, layout, which)
 
 
 def test_errors():
@@ -124,5 +181,35 @@ def test_errors():
         ({3: given[3][:1]}, "ValueError: rank 0: key: expected, with value, query's axes"),
     ):
         errors = distributed.run_ranks(2, attempt, changed)
+        assert len(set(errors)) == 1
+        assert errors[0].startswith(message)
+
+
+def test_errors_of_wanted_gradients():
+    *given, _ = inputs((2, 1536, 8), None, 1536, 8, {})
+    rows = np.zeros((1536, 3072), "f4")
+
+    def attempt(comm, of_rank):
+        try:
+            distributed.ring_attention_backward(*given, comm, **of_rank(comm.rank))
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    for of_rank, message in (
+        (
+            lambda rank: {"attn_mask": rows[:1], "mask_grad": True},
+            "ValueError: rank 0: mask_grad: expected one of shape (..., 1536, 3072), this rank's",
+        ),
+        (
+            lambda rank: {"attn_bias": rows, "bias_grad": rank == 0},
+            "ValueError: bias_grad: expected the same on all ranks, got True on rank 0 and False",
+        ),
+        (lambda rank: {"sinks_grad": True}, "ValueError: rank 0: sinks_grad: expected sinks"),
+        (
+            lambda rank: {"attn_mask": rows > 0, "mask_grad": True},
+            "ValueError: rank 0: mask_grad: expected an attn_mask of floats, got one of bools",
+        ),
+    ):
+        errors = distributed.run_ranks(2, attempt, of_rank)
         assert len(set(errors)) == 1
         assert errors[0].startswith(message)
