@@ -21,8 +21,7 @@ import numpy as np
 import selfattn
 from selfattn import distributed
 
-LENGTH, HEADS, HEAD_DIM, REPEATS = 24576, 1, 64, 2
-BLOCK = distributed.FORWARD_BLOCK
+LENGTH, HEADS, HEAD_DIM, REPEATS = 49152, 1, 64, 2
 RANKS = (1, 2, 4, 8)
 NETWORKS = (10, 25, 100)  # Gb/s
 
@@ -49,7 +48,7 @@ def rank_of_mpi(layout, is_causal):
 
     world = MPI.COMM_WORLD
     comm = distributed.MeasuredTransport(world)
-    shards = [distributed.shard(x, comm.ranks, comm.rank, -2, layout, BLOCK) for x in inputs()]
+    shards = [distributed.shard(x, comm.ranks, comm.rank, -2, layout) for x in inputs()]
     kept = []
 
     def attend():

@@ -197,6 +197,8 @@ static int total_is_finite(forward_worker *w, sa_tile *row) {
 SA_APART static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
     int overflowed = 0, ignored = 0;
+    int as_they_came = t->begin >= t->end && t->scoring.state_scale == 1;
+    if (as_they_came && s->problem->state_use == SA_STATE_UPDATE) return 1; /* no row sees a key */
     if (!total_of_tile(w, t, &overflowed)) return 0;
     if (!overflowed) {
         write_tile(s, t, w->total);

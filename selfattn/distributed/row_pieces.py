@@ -15,7 +15,7 @@ from .problem import RingProblem
 from .ring import Arrays
 
 # Keys of a piece that are attended to between two looks at the messages: a multiple of 512.
-KEYS_AT_ONCE = 2048
+KEYS_AT_ONCE = 3072
 
 
 class RowPiece:
