@@ -1,6 +1,6 @@
 """What all ranks do together: they tell one another a few words, and fail as one.
 
-Called by `attention.py`, `backward.py` and `ring.py`.
+Called by `problem.py`, `backward.py`, `ring.py` and `sinks_gradient.py`.
 """
 
 from __future__ import annotations

@@ -228,9 +228,9 @@ class RingProblem:
             options[name] = mask[..., begin:end] if has_columns else mask
         return options
 
-    def no_keys(self, dtype: np.dtype) -> list[np.ndarray]:
+    def no_keys(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Zeros for the keys and values of all ranks, where only their positions are asked for."""
-        return [_zeros(x, self.seqlen_k, dtype) for x in (self.key, self.value)]
+        return _zeros(self.key, self.seqlen_k, dtype), _zeros(self.value, self.seqlen_k, dtype)
 
     def span(self, queries: Piece) -> tuple[int, int]:
         """Where they are in this rank's shards."""
@@ -252,7 +252,8 @@ def _within(positions: Any, begin: int, end: int) -> np.ndarray | None:
     """Of each batch entry a position in a piece, of those in the whole."""
     if positions is None:
         return None
-    return np.clip(np.asarray(positions) - begin, 0, end - begin)
+    within: np.ndarray = np.clip(np.asarray(positions) - begin, 0, end - begin)
+    return within
 
 
 def _sides(window: Any) -> tuple[int, int]:

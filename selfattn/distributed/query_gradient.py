@@ -60,15 +60,13 @@ class QueryGradient:
                 options | more,
                 (queries.begin, begin),
             )
-            of_masks = (
-                self._of_mask(name, span, begin, end) for name in ("attn_mask", "attn_bias")
-            )
             part.differentiate_rows(
                 given.given(rows, state),
                 self.query[along(self.query.ndim, -2, span)],
                 queries.number in self._begun,
                 keys.number < last or end < keys.end,
-                *of_masks,
+                self._of_mask("attn_mask", span, begin, end),
+                self._of_mask("attn_bias", span, begin, end),
                 given.threads,
             )
             self._begun.add(queries.number)

@@ -22,7 +22,7 @@ Arrays = list[np.ndarray]
 # Of an array of a piece: shape, dtype, the axis of its rows, None if pieces are of one shape.
 Like = tuple[tuple[int, ...], np.dtype, int | None]
 
-_ARRAYS = 8  # of a piece, at most: the tags of one piece
+_ARRAYS = 9  # of a piece, at most: the tags of one piece
 
 
 def travel(

@@ -47,9 +47,7 @@ def sinks_gradient(comm: Transport, problem: RingProblem, given: RowsGiven) -> n
     elif owners:
         comm.receive(as_bytes(sums), owners[-1], SUMS).wait()
     settle(comm, failure)
-    in_reals = _args.in_dtype_of(
-        sums, np.empty(sums.shape, given.real)
-    )  # as one machine stores them
+    in_reals = _args.in_dtype_of(sums, np.empty(sums.shape, given.real))  # as one machine has them
     return _args.in_dtype_of(in_reals, problem.options["sinks"])
 
 
@@ -74,5 +72,6 @@ class _Adder:
         options = problem.options_of_any_rows(piece) | problem.options_of_any_keys(
             0, problem.seqlen_k, problem.masks_of_rows(piece)
         )
-        part = given.problem_of(rows[0], *problem.no_keys(given.real), options, (piece.begin, 0))
+        key, value = problem.no_keys(given.real)
+        part = given.problem_of(rows[0], key, value, options, (piece.begin, 0))
         return part, given.given(rows, state)

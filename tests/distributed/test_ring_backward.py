@@ -5,6 +5,7 @@ import pytest
 
 import selfattn
 from selfattn import distributed
+from selfattn.distributed import sinks_gradient
 from support.arrays import DTYPES, HALF_DTYPES, normal, qkv, same_bits
 from support.option_arrays import bool_mask, float_mask, runs, slopes
 
@@ -125,6 +126,7 @@ WANTED = {
         "kv_starts": np.array([100, 0]),
     },
     "mask": {
+        "segment_ids": (runs(SHORT, 900, 500), runs(KEYS, 1000, 1900)),
         "attn_mask": float_mask(SHORT, KEYS),
         "attn_bias": float_mask(2, 1, SHORT, KEYS),
         "kv_lengths": np.array([KEYS - 1, 1900]),
@@ -158,6 +160,29 @@ def test_gradients_of_options(name, dtype):
             elif which != "sinks":
                 got = distributed.unshard(parts, layout=layout)
                 assert same_bits(got, gradient), (ranks, layout, which)
+
+
+def test_a_rank_that_fails_at_its_sinks(monkeypatch):
+    """It passes on the others' sums; then all raise."""
+    inner = sinks_gradient._Adder.__call__
+
+    def add(self, sums, entry, piece):
+        if piece.owner == 1:
+            raise MemoryError("none left")
+        inner(self, sums, entry, piece)
+
+    monkeypatch.setattr(sinks_gradient._Adder, "__call__", add)
+    options = {"sinks": slopes(2)}
+    given = inputs((2, 3100, 4), None, 1536, 4, options)
+
+    def attempt(comm):
+        try:
+            in_shards(comm, given, options | {"sinks_grad": True}, "contiguous", False)
+        except Exception as error:
+            return type(error)
+
+    errors = distributed.run_ranks(3, attempt)
+    assert errors == [distributed.RankError, MemoryError, distributed.RankError]
 
 
 def test_errors():
