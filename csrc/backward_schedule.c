@@ -244,8 +244,7 @@ sa_key_gradients sa_key_gradients_of(const sa_backward_schedule *s, const sa_job
 /* ------------------------------------------------------------------ sinks */
 
 /* Where the sum of a sink is, the g-th of the job's group, and its dtype. */
-static char *sink_of(const sa_backward_schedule *s, const sa_job *job, int64_t g,
-                     sa_dtype *dtype) {
+static char *sink_of(const sa_backward_schedule *s, const sa_job *job, int64_t g, sa_dtype *dtype) {
     const sa_problem *p = s->forward.problem;
     int64_t b, head_kv;
     find_entry(p, job, 0, &b, &head_kv);

@@ -143,8 +143,8 @@ typedef struct {
     int query_goes_on;    /* the array holds the sum so far, which was left unscaled */
     int query_is_partial; /* leave it unscaled: more keys come */
     int keys_go_on;       /* the arrays hold the sums so far */
-    /* The sinks' is a sum over batch entries and, of each, over rows. Where it goes on, `sinks` holds
-     * doubles, the sums so far, to which the rows of this one batch entry are added. */
+    /* The sinks' is a sum over batch entries and, of each, over rows. Where it goes on, `sinks`
+     * holds doubles, the sums so far, to which the rows of this one batch entry are added. */
     int sinks_go_on;
     int64_t sinks_entry;
     /* The states (SA_STATE_HEAD) of the rows over all keys, where these are not all of them: rows

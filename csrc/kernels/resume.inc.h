@@ -48,8 +48,8 @@ static void prefill_take_states(const sa_tile *t, void *memory) {
             int n = at_most(t->head_dim_v - e, LANES);
             vec square[LANES];
             for (int r = 0; r < LANES; ++r)
-                square[r] = r < count ? v_load_strided(values_of(t, first + r, e), REAL_SIZE, n)
-                                      : v_zero();
+                square[r] =
+                    r < count ? v_load_strided(values_of(t, first + r, e), REAL_SIZE, n) : v_zero();
             v_transpose(square);
             for (int i = 0; i < n; ++i)
                 v_store(total.o + (e + i) * row + first, v_mul(square[i], factor));

@@ -34,6 +34,24 @@ for layout in ("contiguous", "zigzag"):
     assert mpi.run(ranks, SETUP + code).split() == ["True"] * 6
 
 
+def test_gradients_of_one_call():
+    code = """
+sinks = np.array([1, -1], "f4")
+mine = [distributed.shard(x, comm.size, comm.rank) for x in (*arrays, arrays[0])]
+def gradients(forward, backward, qkv, grad_out, *more):
+    out, lse = forward(*qkv, *more, sinks=sinks, return_lse=True)
+    return backward(grad_out, *qkv, out, lse, *more, sinks=sinks, sinks_grad=True)
+ring = distributed.ring_attention, distributed.ring_attention_backward
+got = comm.gather(tuple(gradients(*ring, mine[:3], mine[3], comm)))
+if comm.rank == 0:
+    call = selfattn.scaled_dot_product_attention, selfattn.scaled_dot_product_attention_backward
+    want = gradients(*call, arrays, arrays[0])
+    print(*(np.array_equal(distributed.unshard([x[i] for x in got]), want[i]) for i in range(3)))
+    print(*(np.array_equal(x[4], want.sinks) for x in got))
+"""
+    assert mpi.run(3, SETUP + code).split() == ["True"] * 6
+
+
 def test_errors_on_all_ranks():
     code = """
 try:
