@@ -22,9 +22,10 @@
 #include "dropout.inc.h"
 #include "prefill.inc.h"
 #include "gradient_scratch.inc.h"
+#include "gradient_rows.inc.h"
 
-/* The most visible keys of a block for which D is computed as the sum of P dP: find_delta. */
-enum { DELTA_MAX_KEYS = 16 };
+/* The most visible keys of a block that are few: weights_of_few. */
+enum { FEW_KEYS = 16 };
 
 /* dP of vectors [first, first + n). */
 static void grad_weights(const sa_backward_tile *g, const backward_scratch *x,
@@ -120,6 +121,8 @@ SA_INLINE void drop(const row_weights *w, int64_t key, vec *p, vec *dp) {
 
 SA_INLINE vec unless_masked(vec mark, vec x) { return v_select(v_negative(mark), v_zero(), x); }
 
+SA_INLINE int has_few(const block_keys *keys) { return keys->end - keys->begin <= FEW_KEYS; }
+
 /* How many of the block's keys are visible to each row of vector i. */
 static vec count_visible(const backward_scratch *x, const block_keys *keys, int i) {
     vec visible = v_set((real)(keys->end - keys->begin));
@@ -131,52 +134,69 @@ static vec count_visible(const backward_scratch *x, const block_keys *keys, int 
     return visible;
 }
 
-/* D of the rows in vector i. With few keys, dP - D is a small difference, dominated by the
- * roundings of `out` and of the two sums over e. If at most DELTA_MAX_KEYS keys of the block are
- * visible to a row and their P add up to 1, no other key has weight, neither one of another block
- * nor one of another call that lse covers. Then D is the sum of P dP over these keys instead: its
- * roundings are dP's own, which cancel in dP - D. A row with a single key keeps delta, which equals
- * dP. */
-static vec find_delta(const sa_tile *t, const backward_scratch *x, const row_weights *w,
-                      const block_keys *keys, int i) {
-    vec delta = v_load(x->delta + i * LANES);
-    if (!is_partial(keys) && keys->end - keys->begin > DELTA_MAX_KEYS) return delta;
+/* Which rows of vector i see between 1 and FEW_KEYS keys of the block. */
+static vmask see_few(const backward_scratch *x, const block_keys *keys, int i) {
     vec visible = count_visible(x, keys, i);
-    vmask in_limit = v_both(v_lt(v_zero(), visible), v_le(visible, v_set(DELTA_MAX_KEYS)));
-    if (!v_lane_bits(in_limit)) return delta;
-    vec sum = v_zero(), max_p = v_zero(), sum_of_dp = v_zero();
-    ptrdiff_t at = keys->begin * x->row + i * LANES;
-    for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
-        vec p = weights_of_scores(w->any_recomputed, w, v_load(x->tile.s + at)), kept_p = p;
-        vec dp = v_load(x->ds + at);
-        if (t->scoring.has_dropout) drop(w, keys->block + j, &kept_p, &dp);
-        if (is_partial(keys)) {
-            vec mark = v_load(x->marks + at);
-            p = unless_masked(mark, p), dp = unless_masked(mark, dp);
-        }
-        sum = v_add(sum, p);
-        max_p = v_max(p, max_p);
-        sum_of_dp = v_fma(p, dp, sum_of_dp);
-    }
-    vec off = v_sub(sum, v_set(1));
-    vmask is_whole = v_le(v_max(off, v_sub(v_zero(), off)), v_set(8 * REAL_EPSILON));
-    vmask is_single = v_eq(max_p, sum);
-    vec best = v_select(v_both(is_whole, in_limit), sum_of_dp, delta);
-    return v_select(is_single, delta, best);
+    return v_both(v_lt(v_zero(), visible), v_le(visible, v_set(FEW_KEYS)));
 }
 
-/* Vector i: S and dP become P and dS. `fast_path`, a constant: no mask, softcap, dropout, gradient
- * of lse or recomputed row. */
-SA_INLINE void weights_column(const int fast_path, const sa_backward_tile *g,
+SA_INLINE vec absolute(vec x) { return v_max(x, v_sub(v_zero(), x)); }
+
+/* Which rows' weights add up to 1, but for the roundings of the sum and of lse. They are not asked
+ * where their ranges end: a mask that says the same must give the same bits. */
+static vmask are_whole(const row_weights *w, vec sum) {
+    vec of_sum = v_set(8 * REAL_EPSILON), lse = absolute(w->lse);
+    vec of_both = v_fma(lse, v_set(REAL_EPSILON / 2), of_sum);
+    return v_le(absolute(v_sub(sum, v_set(1))),
+                v_select(v_le(lse, v_set(MAX_LSE)), of_both, of_sum));
+}
+
+/* Vector i: S becomes P. Returns D of its rows.
+ *
+ * Of rows that see few keys, dP - D is a small difference. With D of `out`, it is dominated by the
+ * roundings of `out` and of the two sums over e; with D the sum of P dP, by that of lse, by which
+ * all P of the row are too large or too small alike, and D with them. So where the few keys have
+ * all of the row's weight, neither another block nor another call that lse covers any, P is divided
+ * by its sum and D is the sum of P dP: its roundings are dP's own, which cancel. Of a row with a
+ * single key, D is dP. */
+static vec weights_of_few(const sa_tile *t, const backward_scratch *x, const row_weights *w,
+                          const block_keys *keys, vmask few, int i) {
+    ptrdiff_t begin = keys->begin * x->row + i * LANES, at = begin;
+    vec sum = v_zero();
+    if (t->has_sinks) sum = v_exp(v_sub(sinks_of_rows(t, i * LANES), w->lse));
+    for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
+        vec p = weights_of_scores(w->any_recomputed, w, v_load(x->tile.s + at));
+        if (is_partial(keys)) p = unless_masked(v_load(x->marks + at), p);
+        v_store(x->tile.s + at, p);
+        sum = v_add(sum, p);
+    }
+    vmask is_whole = v_both(few, are_whole(w, sum));
+    vec divisor = v_select(is_whole, sum, v_set(1));
+    if (t->has_sinks && w->any_recomputed) /* the sink's share is that of a rounded lse */
+        divisor = v_select(w->recomputed, v_set(1), divisor);
+    vec delta = v_zero();
+    at = begin;
+    for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
+        vec p = v_div(v_load(x->tile.s + at), divisor), kept_p = p, dp = v_load(x->ds + at);
+        if (t->scoring.has_dropout) drop(w, keys->block + j, &kept_p, &dp);
+        if (is_partial(keys)) dp = unless_masked(v_load(x->marks + at), dp);
+        v_store(x->tile.s + at, p);
+        delta = v_fma(p, dp, delta);
+    }
+    return v_select(is_whole, delta, v_load(x->delta + i * LANES));
+}
+
+/* Vector i: S and dP become P and dS. Constants: `fast_path`, no mask, softcap, dropout, gradient
+ * of lse, recomputed row or row with few keys; `has_weights`, S is P already. */
+SA_INLINE void weights_column(const int fast_path, const int has_weights, const sa_backward_tile *g,
                               const backward_scratch *x, const row_weights *w,
-                              const block_keys *keys, int has_dcap, int i) {
+                              const block_keys *keys, int has_dcap, vec delta, int i) {
     const sa_tile *t = &g->fwd;
     int masks = !fast_path && is_partial(keys), drops = !fast_path && t->scoring.has_dropout;
     ptrdiff_t at = keys->begin * x->row + i * LANES;
-    vec delta = find_delta(t, x, w, keys, i);
     for (int j = keys->begin; j < keys->end; ++j, at += x->row) {
-        vec p = weights_of_scores(!fast_path && w->any_recomputed, w, v_load(x->tile.s + at));
-        vec dp = v_load(x->ds + at);
+        vec p = v_load(x->tile.s + at), dp = v_load(x->ds + at);
+        if (!has_weights) p = weights_of_scores(!fast_path && w->any_recomputed, w, p);
         if (masks) p = unless_masked(v_load(x->marks + at), p);
         vec kept_p = p;
         if (drops) drop(w, keys->block + j, &kept_p, &dp);
@@ -190,6 +210,13 @@ SA_INLINE void weights_column(const int fast_path, const sa_backward_tile *g,
     }
 }
 
+SA_APART static void few_column(const sa_backward_tile *g, const backward_scratch *x,
+                                const row_weights *w, const block_keys *keys, int has_dcap,
+                                vmask few, int i) {
+    vec delta = weights_of_few(&g->fwd, x, w, keys, few, i);
+    weights_column(0, 1, g, x, w, keys, has_dcap, delta, i);
+}
+
 /* A function of its own: inlined where much else is live, gcc 12 keeps the loop's count in a vector
  * register, which costs the backward pass 5 to 8 %. */
 SA_APART static void weights_of_vector(const sa_backward_tile *g, const backward_scratch *x,
@@ -199,10 +226,18 @@ SA_APART static void weights_of_vector(const sa_backward_tile *g, const backward
     prefill_bias_and_mask_dcap(t, &x->tile, keys, has_dcap ? x->dcap : NULL, i);
     if (is_partial(keys)) mark_masked(x, keys, i);
     row_weights w = weights_of_rows(t, x, i);
+    if (is_partial(keys) || has_few(keys)) {
+        vmask few = see_few(x, keys, i);
+        if (v_lane_bits(few)) {
+            few_column(g, x, &w, keys, has_dcap, few, i);
+            return;
+        }
+    }
+    vec delta = v_load(x->delta + i * LANES);
     if (is_partial(keys) || has_dcap || t->scoring.has_dropout || w.any_recomputed || g->has_dlse)
-        weights_column(0, g, x, &w, keys, has_dcap, i);
+        weights_column(0, 0, g, x, &w, keys, has_dcap, delta, i);
     else
-        weights_column(1, g, x, &w, keys, 0, i);
+        weights_column(1, 0, g, x, &w, keys, 0, delta, i);
 }
 
 #endif
