@@ -112,9 +112,42 @@ def dlpack_uint16(capsule: object) -> np.ndarray: ...
 class TensorMemory:
     def __init__(self, tensor_type: type, is_lazy: Callable[[Any], bool]) -> None: ...
     def array(self, x: object) -> np.ndarray | None: ...
+    def are_alike(self, *tensors: object) -> bool: ...
+    # Of whatever library's: a tensor.
+    def new(self, like: object, shape: Sequence[int]) -> Any: ...
+
+class TensorCalls(TensorMemory):
     def problem(
         self, query: object, key: object, value: object, is_grouped: bool
     ) -> AttentionProblem | None: ...
+    def attention(
+        self,
+        query: object,
+        key: object,
+        value: object,
+        is_grouped: bool,
+        is_causal: bool,
+        with_lse: bool,
+        num_threads: int,
+    ) -> tuple[Any, Any] | None: ...
+    def attention_gradients(
+        self,
+        query: object,
+        key: object,
+        value: object,
+        is_grouped: bool,
+        is_causal: bool,
+        results: tuple[object, ...],
+        num_threads: int,
+    ) -> tuple[Any, Any, Any] | None: ...
+    def project_gradients(
+        self,
+        grad_out: object,
+        x: object,
+        weight: object,
+        wanted: tuple[bool, ...],
+        num_threads: int,
+    ) -> tuple[Any, Any, Any] | None: ...
     def project(
         self, x: object, weight: object, bias: object, get_num_threads: Callable[[], int]
     ) -> Any: ...
@@ -131,9 +164,6 @@ class TensorMemory:
         gradients: tuple[object, ...],
         num_threads: int,
     ) -> bool: ...
-    def are_alike(self, *tensors: object) -> bool: ...
-    # Of whatever library's: a tensor.
-    def new(self, like: object, shape: Sequence[int]) -> Any: ...
 
 def broadcasts(x: np.ndarray, shape: tuple[int, ...]) -> bool: ...
 def may_overlap(out: np.ndarray, arrays: Iterable[np.ndarray]) -> bool: ...

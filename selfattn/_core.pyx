@@ -6,13 +6,14 @@ No policy: `_args` has validated what comes here. Two functions validate for it,
 it takes, arguments of the usual kind, which `_fast_path.pxd` recognises: `fast_problem` makes their
 problem, `fast_path` does the whole of a call that sets no option.
 
-    _core.pyx        calls, problems of attention, the fast path
-    _tensors.pxi     arrays of other libraries
-    _rows.pxi        problems of rows: softmax, merges, rotations, projections
-    _machine.pxi     cores, limits, kernel sets
-    _core.pxd        declarations: the C library, the extension types
-    _fast_path.pxd   what the fast path accepts
-    _exchange.pxd    DLPack's table of C functions, by which tensors are read without Python
+    _core.pyx           calls, problems of attention, the fast path
+    _tensors.pxi        arrays of other libraries
+    _tensor_calls.pxi   calls on their tensors
+    _rows.pxi           problems of rows: softmax, merges, rotations, projections
+    _machine.pxi        cores, limits, kernel sets
+    _core.pxd           declarations: the C library, the extension types
+    _fast_path.pxd      what the fast path accepts
+    _exchange.pxd       DLPack's table of C functions, by which tensors are read without Python
 """
 
 import _thread
@@ -30,7 +31,23 @@ from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 from libc.stdlib cimport getenv
 from libc.string cimport memset
 
-from ._exchange cimport DL_FLOAT, ON_CPU, DLOwned, DLTable, DLView, is_number, type_of
+from ._exchange cimport (
+    DL_BFLOAT,
+    DL_FLOAT,
+    ON_CPU,
+    DLOwned,
+    DLTable,
+    DLView,
+    are_of_one_dtype,
+    are_usual_operands,
+    is_in_c_order,
+    is_number,
+    memory_of,
+    real_bits,
+    size_of,
+    step_of,
+    type_of,
+)
 from ._fast_path cimport (
     are_defaults,
     are_fast_operands,
@@ -656,4 +673,5 @@ def nondefault(tuple names, tuple defaults, tuple values):
 
 include "_tensors.pxi"
 include "_rows.pxi"
+include "_tensor_calls.pxi"
 include "_machine.pxi"

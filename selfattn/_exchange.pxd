@@ -79,3 +79,63 @@ cdef inline int type_of(const DLView *x, int bfloat16_type) noexcept:
             else cnp.NPY_NOTYPE
         )
     return cnp.NPY_NOTYPE  # whatever else there is takes the way of NumPy's own conversions
+
+
+cdef inline bint are_of_one_dtype(const DLView *a, const DLView *b) noexcept:
+    return a.code == b.code and a.bits == b.bits
+
+
+cdef inline uint8_t real_bits(const DLView *x) noexcept:
+    """The bits of the numbers that numbers of its dtype are computed in."""
+    return 64 if x.bits == 64 else 32
+
+
+cdef inline int64_t size_of(const DLView *x) noexcept:
+    """The number of its elements."""
+    cdef int64_t size = 1
+    cdef int i
+    for i in range(x.ndim):
+        size *= x.shape[i]
+    return size
+
+
+cdef inline char *memory_of(const DLView *x) noexcept:
+    return <char *>x.data + x.byte_offset
+
+
+cdef inline Py_ssize_t step_of(const DLView *x, int axis) noexcept:
+    """Bytes from one element to the next; 0 along an axis of one."""
+    return 0 if x.shape[axis] == 1 else x.strides[axis] * (x.bits // 8)
+
+
+cdef inline bint is_in_c_order(const DLView *x) noexcept:
+    """Whether its elements lie one after the other, in the order of its axes."""
+    cdef int64_t step = 1
+    cdef int i
+    if size_of(x) == 0:
+        return True
+    for i in range(x.ndim - 1, -1, -1):
+        if x.shape[i] != 1 and x.strides[i] != step:
+            return False
+        step *= x.shape[i]
+    return True
+
+
+cdef inline bint are_usual_operands(
+    const DLView *q, const DLView *k, const DLView *v, bint is_grouped
+) noexcept:
+    """`are_fast_operands` of tensors whose dtypes the kernels take."""
+    cdef int i, axes = q.ndim
+    if axes < 3 or k.ndim != axes or v.ndim != axes:
+        return False
+    if not (are_of_one_dtype(q, k) and are_of_one_dtype(q, v)):
+        return False
+    if k.shape[axes - 1] != q.shape[axes - 1] or v.shape[axes - 2] != k.shape[axes - 2]:
+        return False
+    for i in range(axes - 2):
+        if v.shape[i] != k.shape[i]:
+            return False
+        if k.shape[i] != q.shape[i]:
+            if not is_grouped or i < axes - 3 or k.shape[i] == 0 or q.shape[i] % k.shape[i] != 0:
+                return False
+    return True

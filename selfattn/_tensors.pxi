@@ -65,7 +65,8 @@ cdef class TensorMemory:
     """Tensors of another library as arrays, and new ones, in less time than its own methods take.
 
     By the table that its type of tensors offers (`_exchange.pxd`). `is_lazy(x)` tells of a tensor
-    whose memory does not hold its numbers, such as a view of negated ones.
+    whose memory does not hold its numbers, such as a view of negated ones. `_tensor_calls.pxi` has
+    calls of the kernels on such tensors.
     """
     cdef DLTable *table
     cdef object tensor_type, is_lazy
@@ -112,82 +113,6 @@ cdef class TensorMemory:
         cnp.set_array_base(y, x)
         return y
 
-    def problem(self, query, key, value, bint is_grouped):
-        """`fast_problem` of tensors: None of any but the usual ones."""
-        query, key, value = self.array(query), self.array(key), self.array(value)
-        return fast_problem(query, key, value, True, is_grouped)
-
-    def attend(self, AttentionProblem problem not None, out, bint with_lse, int num_threads):
-        """`problem.attend` into the tensor `out`; returns a new one of lse, or None."""
-        cdef cnp.ndarray target = self.array(out), lse = None
-        if target is None:
-            raise TypeError(f"expected a result in the memory of the CPU, got {type(out)}")
-        new = None
-        if with_lse:
-            new = self.new_real(out, problem.lse_shape)
-            lse = self.array(new)
-        problem.attend(target, lse, num_threads)
-        return new
-
-    def differentiate(
-        self,
-        AttentionProblem problem not None,
-        grad_out,
-        out,
-        lse,
-        grad_lse,
-        tuple gradients,
-        int num_threads,
-    ):
-        """`problem.differentiate` of tensors, where none of its inputs is broadcast; else False.
-
-        `gradients` are those of query, key and value, new tensors of their shapes; `grad_lse` may
-        be None.
-        """
-        cdef cnp.ndarray query = problem.query
-        cdef cnp.ndarray of_out = self.array(grad_out), result = self.array(out)
-        cdef cnp.ndarray rows = self.array(lse), of_lse = None
-        cdef int kind = cnp.PyArray_TYPE(query)
-        cdef int real = cnp.NPY_FLOAT64 if kind == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
-        cdef tuple shape = problem.out_shape
-        if grad_lse is not None:
-            of_lse = self.array(grad_lse)
-            if not is_array(of_lse, real, problem.lse_shape):
-                return False
-        if not (
-            is_array(of_out, kind, shape)
-            and is_array(result, kind, shape)
-            and is_array(rows, real, problem.lse_shape)
-            and is_array(query, kind, (*problem.lse_shape, problem.problem.head_dim))
-            and cnp.PyArray_SIZE(rows) != 0
-        ):
-            return False
-        of_query, of_key, of_value = [self.array(x) for x in gradients]
-        if of_query is None or of_key is None or of_value is None:
-            return False
-        arrays = (of_query, of_key, of_value, None, None, None)
-        problem.differentiate(of_out, result, rows, arrays, num_threads, of_lse)
-        return True
-
-    def project(self, x, weight, bias, get_num_threads):
-        """x @ weight.T + bias, which may be None, as a new tensor; None where they do not fit."""
-        cdef cnp.ndarray rows = self.array(x), matrix = self.array(weight), offset = None
-        cdef int i, last, kind
-        if rows is None or matrix is None:
-            return None
-        last, kind = cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_TYPE(rows)
-        if not is_fast_array(rows, bfloat16_type) or last < 0 or cnp.PyArray_NDIM(matrix) != 2:
-            return None
-        if not is_array(matrix, kind, (matrix.shape[0], rows.shape[last])):
-            return None
-        if bias is not None:
-            offset = self.array(bias)
-            if not is_array(offset, kind, (matrix.shape[0],)):
-                return None
-        new = self.new(x, [*[rows.shape[i] for i in range(last)], matrix.shape[0]])
-        project(rows, matrix, offset, self.array(new), get_num_threads())
-        return new
-
     def are_alike(self, *tensors):
         """Whether all are in the memory of the CPU, and of one dtype that the kernels take."""
         cdef DLView view
@@ -208,6 +133,14 @@ cdef class TensorMemory:
         cdef DLView view
         return self.allocated(&view, shape) if self.look(like, &view) else None
 
+    cdef object new_like(self, like):
+        """The same of a tensor's own shape."""
+        cdef DLView view
+        if not self.look(like, &view):
+            raise TypeError(f"expected a tensor on the CPU, got {type(like)}")
+        view.strides = NULL
+        return self.made(&view)
+
     cdef object new_real(self, like, shape):
         """The same of the dtype that numbers of like's dtype are computed in."""
         cdef DLView view
@@ -217,8 +150,6 @@ cdef class TensorMemory:
         return self.allocated(&view, shape)
 
     cdef object allocated(self, DLView *view, shape):
-        cdef DLOwned *made = NULL
-        cdef void *tensor = NULL
         cdef int64_t lengths[SA_MAX_BATCH_AXES + 3]
         cdef int i
         if len(shape) > SA_MAX_BATCH_AXES + 3:
@@ -226,6 +157,11 @@ cdef class TensorMemory:
         view.ndim, view.shape, view.strides = <int>len(shape), lengths, NULL
         for i in range(view.ndim):
             lengths[i] = shape[i]
+        return self.made(view)
+
+    cdef object made(self, DLView *view):
+        cdef DLOwned *made = NULL
+        cdef void *tensor = NULL
         self.table.allocate(view, &made, NULL, set_error)
         self.table.to_object(made, &tensor)
         x = <object>tensor
@@ -246,3 +182,54 @@ cdef bint is_array(cnp.ndarray x, int kind, tuple shape):
 
 cdef void set_error(void *context, const char *kind, const char *message) noexcept:
     PyErr_SetString(RuntimeError, message)
+
+
+# What the kernels see of a tensor, of which nobody makes an array.
+
+cdef inline sa_dtype dtype_of_tensor(const DLView *x) noexcept:
+    """The kernels' dtype of numbers that `is_number` accepts."""
+    if x.code == DL_BFLOAT:
+        return SA_bf16
+    return SA_f32 if x.bits == 32 else SA_f64 if x.bits == 64 else SA_f16
+
+
+cdef void fill_rows_of_tensor(sa_rows *a, const DLView *x) noexcept:
+    """`fill_rows` of a tensor whose last axis is the columns."""
+    cdef int i
+    a.data = memory_of(x)
+    for i in range(x.ndim - 1):
+        a.stride[i] = step_of(x, i)
+    a.col = step_of(x, x.ndim - 1)
+
+
+cdef void fill_tensor(sa_array *a, const DLView *x, Axes axes, int batch_axes) noexcept:
+    """`fill` of a tensor that has all axes."""
+    cdef int i, last = x.ndim - 1
+    a.data = memory_of(x)
+    a.col = 0
+    if axes == HEAD_ROW_COL:
+        a.col = step_of(x, last)
+        last -= 1
+    a.row, a.head = step_of(x, last), step_of(x, last - 1)
+    for i in range(batch_axes):
+        a.batch[i] = step_of(x, i)
+
+
+cdef void fill_problem_of_tensors(
+    sa_problem *p, const DLView *q, const DLView *k, const DLView *v, bint is_causal
+) noexcept:
+    """`fill_fast` of tensors."""
+    cdef int i, axes = q.ndim
+    memset(p, 0, sizeof(sa_problem))
+    p.dtype = dtype_of_tensor(q)
+    p.batch_axes = axes - 3
+    for i in range(axes - 3):
+        p.batch_shape[i] = q.shape[i]
+    p.num_heads_q, p.num_heads_kv = q.shape[axes - 3], k.shape[axes - 3]
+    p.seqlen_q, p.seqlen_k = q.shape[axes - 2], k.shape[axes - 2]
+    p.head_dim, p.head_dim_v = k.shape[axes - 1], v.shape[axes - 1]
+    p.scale = NAN
+    p.window_left, p.window_right = -1, 0 if is_causal else -1
+    fill_tensor(&p.query, q, HEAD_ROW_COL, p.batch_axes)
+    fill_tensor(&p.key, k, HEAD_ROW_COL, p.batch_axes)
+    fill_tensor(&p.value, v, HEAD_ROW_COL, p.batch_axes)

@@ -34,7 +34,9 @@ def register(
 ) -> Callable[..., Any]:
     """Register the derivative of the operator `name`.
 
-    inputs                          places of the arguments that have a gradient; else all of them
+    inputs                          places of the arguments that have a gradient; else all of them.
+                                    Each tensor of a list is an input of its own; None is left out
+                                    where no other input follows
     save(ctx, arguments, results)   keeps what backward needs
     backward(ctx, *gradients)       the gradients of the inputs
     constants                       {place of an argument: its name}: it must not require grad
@@ -45,6 +47,7 @@ def register(
     Without `backward` the operator's results cannot be differentiated, and trying it raises.
     """
     operator = getattr(torch.ops.selfattn, name).default
+    has_lists = any(isinstance(x.type, _C.ListType) for x in operator._schema.arguments)
 
     def below(keyset: Any, arguments: tuple[Any, ...]) -> Any:
         with _C._AutoDispatchBelowAutograd():
@@ -66,7 +69,7 @@ def register(
             raise NotImplementedError(
                 f"selfattn: second derivatives are not built: {name} cannot be differentiated"
             )
-        return (None, None, *backward(ctx, *gradients))
+        return (None, None, *backward(ctx, *gradients))[: len(ctx.needs_input_grad)]
 
     function: Any = type(
         f"selfattn_{name}",
@@ -74,8 +77,10 @@ def register(
         {"forward": staticmethod(forward), "backward": staticmethod(differentiate)},
     )
 
+    constant_places = tuple((constants or {}).items())
+
     def refuse(arguments: tuple[Any, ...]) -> None:
-        for place, of_name in (constants or {}).items():
+        for place, of_name in constant_places:
             if place < len(arguments) and _requires_grad(arguments[place]):
                 raise NotImplementedError(
                     f"{of_name}: its gradient is not built; expected a tensor that does not "
@@ -86,10 +91,11 @@ def register(
         # PyTorch looks at each argument of its own, in both directions: options go as one. Inputs
         # that the dispatcher leaves out, since they are the default, are None.
         refuse(arguments)
-        if inputs is None:
-            return function.apply(keyset, arguments, *arguments)
         n = len(arguments)
-        return function.apply(keyset, arguments, *[arguments[i] if i < n else None for i in inputs])
+        chosen = arguments if inputs is None else [arguments[i] if i < n else None for i in inputs]
+        while chosen and chosen[-1] is None:
+            chosen = chosen[:-1]
+        return function.apply(keyset, arguments, *(_flat(chosen) if has_lists else chosen))
 
     def at_once(arguments: tuple[Any, ...]) -> Any:
         return apply(None, arguments)
@@ -97,7 +103,7 @@ def register(
     def kernel(keyset: Any, *arguments: Any) -> Any:
         if _forward_ad._current_level >= 0:
             _refuse_tangents(name, arguments)
-        if not (torch.is_grad_enabled() and _C._any_requires_grad(*arguments)):
+        if not (torch.is_grad_enabled() and _C._any_requires_grad(*_flat(arguments))):
             return below(keyset, arguments)
         if not _is_transformed():
             return apply(keyset, arguments)
@@ -108,6 +114,11 @@ def register(
     return at_once
 
 
+def _flat(arguments: Any) -> list[Any]:
+    """The arguments with the elements of lists in the place of these."""
+    return [y for x in arguments for y in (x if isinstance(x, list) else [x])]
+
+
 def has_tangent(x: Any) -> bool:
     """Whether it is a tensor that carries a tangent, of a dual level that is entered."""
     if _forward_ad._current_level < 0 or not isinstance(x, torch.Tensor):
@@ -116,7 +127,7 @@ def has_tangent(x: Any) -> bool:
 
 
 def _refuse_tangents(name: str, arguments: tuple[Any, ...]) -> None:
-    if any(map(has_tangent, arguments)):
+    if any(map(has_tangent, _flat(arguments))):
         raise NotImplementedError(
             f"selfattn: forward-mode derivatives (jvp, dual tensors) of {name} are not built; "
             "reverse mode (backward, grad, vjp) is"

@@ -41,12 +41,13 @@ def is_plain(*tensors: Any) -> bool:
 def is_final(*gradients: Any) -> bool:
     """Whether what these are gradients of may be differentiated at once: nobody will see that.
 
-    Autograd's `is_grads_batched` gives tensors of many gradients, by its older kind of vmap.
+    None counts as one. Autograd's `is_grads_batched` gives tensors of many gradients, by its older
+    kind of vmap.
     """
     return (
         not torch.is_grad_enabled()
         and is_plain(*gradients)
-        and not any(map(_is_batched, gradients))
+        and not any(x is not None and _is_batched(x) for x in gradients)
     )
 
 

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from .._args import flag
-from . import eager, kernels, operators, options
+from . import eager, kernels, operators, options, usual
 
 Number = Any  # a float or an int, or what torch.compile puts in its place
 Ints = Any  # an int or an int tensor
+Sequences = Any  # an int tensor, or a pair of them
 
 
 def scaled_dot_product_attention(
@@ -104,7 +105,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, given: Any, return_lse: bo
     if eager.is_plain(query, key, value):
         return attend_at_once(query, key, value, given, return_lse)
     if not torch.compiler.is_compiling():
-        _check(given, query=query, key=key, value=value)
+        check(given, query=query, key=key, value=value)
     out, lse = operators.attention(query, key, value, *given)
     return (out, lse) if return_lse else out
 
@@ -114,7 +115,10 @@ def attend_at_once(
 ) -> Any:
     """The same of what is plain (`eager.py`)."""
     if eager.wants_grad(query, key, value, *given):
-        out, lse = operators.attention_at_once((query, key, value, *given))
+        results = usual.attend(query, key, value, given)
+        if results is None:
+            results = operators.attention_at_once((query, key, value, *given))
+        out, lse = results
     else:
         out, lse = kernels.attend(query, key, value, given, return_lse)
     return (out, lse) if return_lse else out
@@ -124,8 +128,8 @@ def varlen_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
+    cu_seqlens_q: Sequences,
+    cu_seqlens_k: Sequences,
     attn_mask: Tensor | None = None,
     dropout_p: Number = 0.0,
     is_causal: bool = False,
@@ -154,12 +158,16 @@ def varlen_attention(
     Parameters
     ----------
     query, key, value : tensor, shapes (total_q, Hq, E), (total_k, Hkv, E), (total_k, Hkv, Ev)
-    cu_seqlens_q, cu_seqlens_k : int tensor, shape (B + 1,)
-        Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`.
+    cu_seqlens_q, cu_seqlens_k : int tensor, shape (B + 1,); or a pair, each of shape (B,)
+        Sequence b is rows `cu_seqlens[b]` to `cu_seqlens[b + 1]`. A pair (starts, lengths) says the
+        same of rows anywhere: sequence b is `lengths[b]` rows from `starts[b]` on, in any order and
+        with gaps. Sequences of keys may share rows where no gradients are asked for, those of
+        queries never.
 
     Returns
     -------
     out : tensor, shape (total_q, Hq, Ev)
+        A query of no sequence gets 0.
     lse : tensor, shape (Hq, total_q)
         Only with `return_lse`. It has gradients as `out` has.
 
@@ -172,17 +180,40 @@ def varlen_attention(
     >>> alone = selfattn.torch.scaled_dot_product_attention(*[query[2:, 0]] * 3)
     >>> torch.equal(out[2:, 0], alone)
     True
+    >>> keys = torch.tensor([0, 0]), torch.tensor([3, 5])  # both read the first three keys
+    >>> shared = selfattn.torch.varlen_attention(query, query, query, starts, keys)
+    >>> one = torch.tensor([0, 5])
+    >>> whole = selfattn.torch.varlen_attention(query, query, query, one, one)
+    >>> torch.equal(shared[2:], whole[2:])
+    True
     """
     given = options.of_call(
         attn_mask, dropout_p, is_causal, scale, enable_gqa, attn_bias, query_offset, query_lengths,
         kv_starts, kv_lengths, window_size, softcap, alibi_slopes, sinks, segment_ids, dropout_seed,
         num_threads,
     )  # fmt: skip
-    starts = {"cu_seqlens_q": cu_seqlens_q, "cu_seqlens_k": cu_seqlens_k}
+    starts_q, lengths_q = _sequences("cu_seqlens_q", cu_seqlens_q)
+    starts_k, lengths_k = _sequences("cu_seqlens_k", cu_seqlens_k)
     if not torch.compiler.is_compiling():
-        _check(given, query=query, key=key, value=value, **starts)
-    out, lse = operators.varlen(query, key, value, *starts.values(), *given)
+        check(given, query=query, key=key, value=value)
+        check((), cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
+        for name, x in (("cu_seqlens_q", lengths_q), ("cu_seqlens_k", lengths_k)):
+            if x is not None:
+                check((), **{name: x})
+    sequences = starts_q, starts_k, lengths_q, lengths_k
+    out, lse = operators.varlen(query, key, value, *sequences, *given)
     return (out, lse) if flag("return_lse", return_lse) else out
+
+
+def _sequences(name: str, given: Sequences) -> tuple[Any, Any]:
+    """(cu_seqlens, None), or the pair (starts, lengths)."""
+    if not isinstance(given, (tuple, list)) or not any(isinstance(x, Tensor) for x in given):
+        return given, None
+    if len(given) != 2:
+        raise TypeError(f"{name}: expected a tensor or a pair of them, got {len(given)} of them")
+    if not isinstance(given[1], Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(given[1]).__name__}")
+    return given[0], given[1]
 
 
 def linear(
@@ -222,7 +253,7 @@ def linear(
     if eager.is_plain(x, weight, bias):
         return project_at_once(x, weight, bias, num_threads)
     if not torch.compiler.is_compiling():
-        _check((), x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+        check((), x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     result: Tensor = operators.linear(x, weight, bias, num_threads)
     return result
 
@@ -237,7 +268,7 @@ def project_at_once(
     return kernels.linear_forward(x, weight, bias, num_threads)
 
 
-def _check(options_given: Sequence[Any], **tensors: Any) -> None:
+def check(options_given: Sequence[Any], **tensors: Any) -> None:
     """Refuse what is no dense tensor on the CPU: the dispatcher's own words name no argument."""
     for name, x in tensors.items():
         if not isinstance(x, torch.Tensor):

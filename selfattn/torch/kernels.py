@@ -26,6 +26,7 @@ from .arrays import (
 )
 
 Tensors = tuple[Tensor, ...]
+_SHORT = frozenset(("enable_gqa", "is_causal"))
 
 
 def _arrays(**tensors: Tensor) -> Any:
@@ -76,12 +77,31 @@ def problem_of(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, An
     return problem
 
 
+def is_short(keywords: dict[str, Any]) -> bool:
+    """Whether these are options that the kernels take without a look by the validator."""
+    return not keywords or keywords.keys() <= _SHORT
+
+
+def short(keywords: dict[str, Any]) -> tuple[bool, bool]:
+    """(enable_gqa, is_causal)."""
+    if not keywords:
+        return False, False
+    return (
+        _args.flag("enable_gqa", keywords.get("enable_gqa", False)),
+        _args.flag("is_causal", keywords.get("is_causal", False)),
+    )
+
+
 def attend(
     query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...] = (), with_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and its lse if that is wanted, of an operator's options."""
     keywords = options.of_kernel(options.filled(given))
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
+    if is_short(keywords):
+        found = memory.attention(query, key, value, *short(keywords), with_lse, num_threads)
+        if found is not None:
+            return found
     problem = problem_of(query, key, value, keywords)
     out = new_result(query, problem.out_shape)
     return out, memory.attend(problem, out, with_lse, num_threads)
@@ -151,18 +171,29 @@ def fake_attention_backward(
 # ------------------------------------------------------------------ packed sequences
 
 
+def _sequences(
+    starts_q: Tensor, starts_k: Tensor, lengths_q: Tensor | None, lengths_k: Tensor | None
+) -> list[Any]:
+    """Those of queries and of keys, as the NumPy API takes them."""
+    starts = _arrays(cu_seqlens_q=starts_q, cu_seqlens_k=starts_k)
+    if starts_k is starts_q:  # which the validator then reads once
+        starts[1] = starts[0]
+    names = "cu_seqlens_q", "cu_seqlens_k"
+    return [
+        start if length is None else (start, array_of(name, length))
+        for name, start, length in zip(names, starts, (lengths_q, lengths_k), strict=True)
+    ]
+
+
 def varlen_forward(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-    *given: Any,
+    query: Tensor, key: Tensor, value: Tensor, starts_q: Tensor, starts_k: Tensor,
+    lengths_q: Tensor | None, lengths_k: Tensor | None, *given: Any,
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     out = new_result(query, shapes.varlen(query, key, value))
-    starts = _arrays(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k)
-    if cu_seqlens_k is cu_seqlens_q:  # which the validator then reads once
-        starts[1] = starts[0]
     _, lse = varlen.varlen_attention(
         *_arrays(query=query, key=key, value=value),
-        *starts,
+        *_sequences(starts_q, starts_k, lengths_q, lengths_k),
         out=array_of("out", out),
         return_lse=True,
         **keywords,
@@ -171,8 +202,8 @@ def varlen_forward(
 
 
 def fake_varlen_forward(
-    query: Tensor, key: Tensor, value: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor,
-    *given: Any,
+    query: Tensor, key: Tensor, value: Tensor, starts_q: Tensor, starts_k: Tensor,
+    lengths_q: Tensor | None, lengths_k: Tensor | None, *given: Any,
 ) -> Tensors:  # fmt: skip
     shapes.check("key", key.shape[-1], query.shape[-1], "query's head_dim")
     total, heads, head_dim_v = shapes.varlen(query, key, value)
@@ -182,13 +213,13 @@ def fake_varlen_forward(
 
 def varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
-    sinks_grad: bool, bias_grad: bool, *given: Any,
+    starts_q: Tensor, starts_k: Tensor, lengths_q: Tensor | None, lengths_k: Tensor | None,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     keywords = options.of_kernel(options.filled(given))
     found = backward.varlen_attention_backward(
         *_arrays(grad_out=grad_out, query=query, key=key, value=value, out=out, lse=lse),
-        *_arrays(cu_seqlens_q=cu_seqlens_q, cu_seqlens_k=cu_seqlens_k),
+        *_sequences(starts_q, starts_k, lengths_q, lengths_k),
         grad_lse=None if grad_lse is None else array_of("grad_lse", grad_lse),
         mask_grad=mask_grad,
         sinks_grad=sinks_grad,
@@ -200,8 +231,8 @@ def varlen_backward(
 
 def fake_varlen_backward(
     grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor,
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, grad_lse: Tensor | None, mask_grad: bool,
-    sinks_grad: bool, bias_grad: bool, *given: Any,
+    starts_q: Tensor, starts_k: Tensor, lengths_q: Tensor | None, lengths_k: Tensor | None,
+    grad_lse: Tensor | None, mask_grad: bool, sinks_grad: bool, bias_grad: bool, *given: Any,
 ) -> Tensors:  # fmt: skip
     return _fake_gradients(query, key, value, (mask_grad, sinks_grad, bias_grad), given)
 
@@ -237,6 +268,11 @@ def linear_gradients(
     num_threads: int | None = None,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Each that is asked for, else None; `linear.project_backward` makes them all."""
+    threads = _args.num_threads(num_threads)
+    wanted = x_grad, weight_grad, bias_grad
+    quick = memory.project_gradients(grad_out, x, weight, wanted, threads)
+    if quick is not None:
+        return quick
     rows, matrix = array_of("x", x), array_of("weight", weight)
     *_, shape = _args.projection(rows, matrix, None)
     grad = _args.gradient_of("grad_out", array_of("grad_out", grad_out), shape, rows)
@@ -246,7 +282,6 @@ def linear_gradients(
         new_tensor(x, weight.shape[:1]) if bias_grad else None,
     )
     of_x, of_weight, of_bias = (None if new is None else array_of("", new) for new in found)
-    threads = _args.num_threads(num_threads)
     _core.project_backward(grad, rows, matrix, of_x, of_weight, of_bias, threads)
     return found
 

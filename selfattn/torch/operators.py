@@ -20,7 +20,8 @@ from . import batching, differentiation, eager, kernels, options
 
 _QKV = "Tensor query, Tensor key, Tensor value"
 _UPON = f"Tensor grad_out, {_QKV}, Tensor out, Tensor lse"
-_STARTS = "Tensor cu_seqlens_q, Tensor cu_seqlens_k"
+# Without lengths these are cu_seqlens, else where each sequence starts.
+_STARTS = "Tensor starts_q, Tensor starts_k, Tensor? lengths_q, Tensor? lengths_k"
 _WANTED = "Tensor? grad_lse, bool mask_grad, bool sinks_grad, bool bias_grad"
 _GRADIENTS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 
@@ -67,15 +68,15 @@ _OPERATORS: dict[str, tuple[str, Callable[..., Any], Callable[..., Any], batchin
 
 # Lives as long as the process: without it there are no operators.
 _register: Any = torch.library
-_library: Any = _register.Library("selfattn", "DEF")
+library: Any = _register.Library("selfattn", "DEF")
 
 
 def _define() -> None:
     for name, (signature, kernel, fake, rule) in _OPERATORS.items():
-        _library.define(name + signature)
-        _library.impl(name, kernel, "CPU")
-        _register.register_fake(f"selfattn::{name}", fake, lib=_library)
-        _register.register_vmap(f"selfattn::{name}", rule, lib=_library)
+        library.define(name + signature)
+        library.impl(name, kernel, "CPU")
+        _register.register_fake(f"selfattn::{name}", fake, lib=library)
+        _register.register_vmap(f"selfattn::{name}", rule, lib=library)
 
 
 _define()
@@ -95,23 +96,31 @@ def _save_attention(ctx: Any, arguments: tuple[Any, ...], results: Any, tensors:
     given = options.filled(arguments[tensors:])
     places = [i for i in options.TENSORS if given[i] is not None]
     ctx.save_for_backward(*arguments[:tensors], *results, *[given[i] for i in places])
-    ctx.given = [None if i in places else x for i, x in enumerate(given)] if places else given
-    ctx.num_inputs, ctx.places = tensors, places
+    if places:
+        given = tuple([None if i in places else x for i, x in enumerate(given)])
+    ctx.kept = tensors, places, given
     ctx.set_materialize_grads(False)  # most calls leave lse's gradient None, which costs nothing
+
+
+def _needs(ctx: Any, n: int) -> tuple[bool, ...]:
+    """Which of the operator's n inputs need a gradient; the last may be left out, being None."""
+    needs: tuple[bool, ...] = ctx.needs_input_grad[2:]
+    return needs + (False,) * (n - len(needs))
 
 
 def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
     """Those of `_inputs`."""
     if grad_out is None and grad_lse is None:
         return (None,) * (len(ctx.needs_input_grad) - 2)
-    n, saved, given = ctx.num_inputs, ctx.saved_tensors, ctx.given
-    if ctx.places:
+    n, places, given = ctx.kept
+    saved = ctx.saved_tensors
+    if places:
         given = list(given)
-        for place, x in zip(ctx.places, saved[n + 2 :], strict=True):
+        for place, x in zip(places, saved[n + 2 :], strict=True):
             given[place] = x
     if grad_out is None:
         grad_out = saved[n].new_zeros(()).expand(saved[n].shape)
-    wanted = ctx.needs_input_grad[5:]
+    wanted = _needs(ctx, 6)[3:]
     *found, of_mask, of_sinks, of_bias = backward(
         grad_out, *saved[:3], *saved[n : n + 2], *saved[3:n], grad_lse, *wanted, *given
     )
@@ -120,13 +129,30 @@ def _attention_gradients(ctx: Any, backward: Any, grad_out: Any, grad_lse: Any) 
 
 
 def _differentiate_attention(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
-    is_final = eager.is_final(*[x for x in (grad_out, grad_lse) if x is not None])
-    backward = kernels.attention_gradients if is_final else _attention_backward
-    return _attention_gradients(ctx, backward, grad_out, grad_lse)
+    return _attention_gradients(ctx, _backward_of(grad_out, grad_lse), grad_out, grad_lse)
+
+
+def _backward_of(grad_out: Any, grad_lse: Any) -> Any:
+    """The operator, or its kernel where nobody would see the difference."""
+    is_final = eager.is_final(grad_out, grad_lse)
+    return kernels.attention_gradients if is_final else _attention_backward
+
+
+def input_gradients(
+    tensors: tuple[Any, ...], grad_out: Any, grad_lse: Any, given: tuple[Any, ...]
+) -> tuple[Any, ...]:
+    """Those of query, key and value, of (query, key, value, out, lse), where no option has one."""
+    if grad_out is None and grad_lse is None:
+        return None, None, None
+    backward = _backward_of(grad_out, grad_lse)
+    if grad_out is None:
+        grad_out = tensors[3].new_zeros(()).expand(tensors[3].shape)
+    found: tuple[Any, ...] = backward(grad_out, *tensors, grad_lse, False, False, False, *given)
+    return found[:3]
 
 
 def _save_varlen(ctx: Any, arguments: tuple[Any, ...], results: Any) -> None:
-    _save_attention(ctx, arguments, results, tensors=5)
+    _save_attention(ctx, arguments, results, tensors=7)
 
 
 def _differentiate_varlen(ctx: Any, grad_out: Any, grad_lse: Any) -> tuple[Any, ...]:
@@ -140,7 +166,7 @@ def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
 
 
 def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
-    needs = ctx.needs_input_grad[2:]
+    needs = _needs(ctx, 3)
     backward: Any = kernels.linear_gradients if eager.is_final(grad_out) else _linear_backward
     found = backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
     return tuple([x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)])
@@ -156,7 +182,7 @@ def _constants(tensors: int) -> dict[int, str]:
 
 
 attention_at_once = differentiation.register(
-    _library,
+    library,
     "attention",
     _inputs(3),
     _save_attention,
@@ -165,10 +191,10 @@ attention_at_once = differentiation.register(
     kernels.attention_forward,
 )
 differentiation.register(
-    _library, "varlen", _inputs(5), _save_varlen, _differentiate_varlen, _constants(5)
+    library, "varlen", _inputs(7), _save_varlen, _differentiate_varlen, _constants(7)
 )
 linear_at_once = differentiation.register(
-    _library,
+    library,
     "linear",
     (0, 1, 2),
     _save_linear,
@@ -176,4 +202,4 @@ linear_at_once = differentiation.register(
     eager=kernels.linear_forward,
 )
 for _name in ("attention_backward", "varlen_backward", "linear_backward"):
-    differentiation.register(_library, _name)
+    differentiation.register(library, _name)

@@ -21,6 +21,7 @@ is_on = False
 is_linear_on = False
 
 _is_tracing: Any = torch._C._get_tracing_state
+_is_any_autocast: Any = torch._C._is_any_autocast_enabled
 # The operator's options between `enable_gqa` and `dropout_seeds`, which PyTorch's function lacks.
 _MIDDLE = options.DEFAULTS[options.NAMES.index("enable_gqa") + 1 : options.SEEDS]
 
@@ -109,7 +110,7 @@ def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """`torch.nn.functional.linear`, by selfattn where it can."""
     operands = (input, weight) if bias is None else (input, weight, bias)
     is_plain = is_linear_on and eager.is_plain(*operands)
-    if is_plain and not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu"):
+    if is_plain and not torch.is_grad_enabled() and not _is_any_autocast():
         out = memory.project(input, weight, bias, get_num_threads)
         if out is not None:
             return out

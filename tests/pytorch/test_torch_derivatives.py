@@ -71,6 +71,12 @@ CALLS = {
         ),
         (*qkv(), leaf(4, 1, 5, seed=3), leaf(4, seed=4)),
     ),
+    "packed by pairs": (
+        lambda q, k, v: ours.varlen_attention(
+            q, k, v, (torch.tensor([3, 0]), torch.tensor([1, 2])), (STARTS[:2], STARTS[1:] - 1)
+        ),
+        (leaf(4, 2, 3), leaf(4, 2, 3, seed=1), leaf(4, 2, 3, seed=2)),
+    ),
     "packed lse": (
         lambda q, k, v: product(
             *ours.varlen_attention(q, k, v, STARTS, STARTS, is_causal=True, return_lse=True)

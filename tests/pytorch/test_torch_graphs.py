@@ -96,14 +96,17 @@ def test_opcheck_of_packed_sequences(dtype, heads):
     product = normal_tensor(5, 3, heads, 4, dtype=dtype)
     for inputs in (product.unbind(1), [x.contiguous() for x in product.unbind(1)]):
         leaves = [x.detach().requires_grad_() for x in inputs]
-        sample = (*leaves, starts, starts, mask(dtype, 3))
+        sample = (*leaves, starts, starts, None, None, mask(dtype, 3))
         torch.library.opcheck(OPERATORS.varlen.default, sample, {"is_causal": True})
         plain = [x.detach() for x in inputs]
-        out, lse = OPERATORS.varlen(*plain, starts, starts)
+        out, lse = OPERATORS.varlen(*plain, starts, starts, None, None)
         grad_lse = None if heads == 1 else torch.ones_like(lse)
         torch.library.opcheck(
             OPERATORS.varlen_backward.default,
-            (torch.ones_like(out), *plain, out, lse, starts, starts, grad_lse, *[False] * 3),
+            (
+                *(torch.ones_like(out), *plain, out, lse, starts, starts, None, None, grad_lse),
+                *[False] * 3,
+            ),
         )
 
 
@@ -174,6 +177,10 @@ def compiled_calls(dtype):
         ),
         "options": (with_options, [*qkv(dtype), mask(dtype, 4, 1, 7), mask(dtype, 4)]),
         "packed": (packed, [*[mask(dtype, 5, 2, 4)] * 3, torch.tensor([0, 2, 5])]),
+        "packed by pairs": (
+            lambda q, starts, lengths: packed(q, q, q, (starts, lengths)),
+            [mask(dtype, 5, 2, 4), torch.tensor([3, 0]), torch.tensor([1, 2])],
+        ),
         "linear": (ours.linear, [mask(dtype, 2, 5, 8), mask(dtype, 3, 8), mask(dtype, 3)]),
         "a layer": (
             lambda x, weight: ours.linear(

@@ -80,3 +80,51 @@ def test_a_packed_product_is_read_in_place(dtype):
     assert_same_bits(out, want[0])
     gradients = selfattn.varlen_attention_backward(np.ones_like(want[0]), *arrays, *want, cu, cu)
     assert_same_bits(product.grad, np.stack(gradients[:3], 1))
+
+
+# Of sequences in any order, with gaps: where each starts, and how long.
+PLACES_Q = np.array([9, 0, 3]), np.array([4, 2, 5])
+PLACES_K = np.array([0, 6, 3]), np.array([3, 5, 3])
+
+
+@pytest.mark.parametrize("places", [(PLACES_Q, PLACES_K), (PLACES_Q, np.array([0, 4, 4, 10]))])
+def test_pairs_of_starts_and_lengths(dtype, places):
+    arrays = [
+        normal(*shape, dtype=dtype, seed=i)
+        for i, shape in enumerate([(14, 4, 8), (12, 2, 8), (12, 2, 6)])
+    ]
+    options = {"is_causal": True, "enable_gqa": True}
+    want = selfattn.varlen_attention(*arrays, *places, return_lse=True, **options)
+    assert not want[0][2].any()  # of no sequence
+    grad_out = normal(*want[0].shape, dtype=dtype, seed=4)
+    gradients = selfattn.varlen_attention_backward(grad_out, *arrays, *want, *places, **options)
+    leaves = tensors(*arrays, requires_grad=True)
+    got = ours.varlen_attention(*leaves, *tensor(places), return_lse=True, **options)
+    assert_same_bits(got, want)
+    got[0].backward(tensor(grad_out))
+    for leaf, gradient in zip(leaves, gradients[:3], strict=True):
+        assert_same_bits(leaf.grad, gradient)
+
+
+def test_keys_that_sequences_share(dtype):
+    """Their values are those of a call each; gradients are refused, not added up wrongly."""
+    query, key = (normal(6, 2, 4, dtype=dtype, seed=i) for i in range(2))
+    starts, places = np.array([0, 2, 6]), (np.array([0, 1]), np.array([5, 3]))
+    want = selfattn.varlen_attention(query, key, key, starts, places)
+    leaf = tensor(key, requires_grad=True)
+    got = ours.varlen_attention(tensor(query), leaf, leaf, tensor(starts), tensor(places))
+    assert_same_bits(got, want)
+    with pytest.raises(ValueError, match="cu_seqlens_k: expected sequences that share no rows"):
+        got.sum().backward()
+
+
+def test_pairs_that_are_none():
+    x, starts = torch.zeros(5, 1, 4), torch.tensor([0, 5])
+    for pair, error, words in (
+        ((starts,), TypeError, "cu_seqlens_k: expected a tensor or a pair of them, got 1 of them"),
+        ((starts, None), TypeError, "cu_seqlens_k: expected a tensor, got NoneType"),
+        ((starts, starts[:1]), ValueError, "cu_seqlens_k: expected a pair of shape"),
+        ((starts, starts), ValueError, "cu_seqlens_k: expected starts and lengths"),
+    ):
+        with pytest.raises(error, match=words):
+            ours.varlen_attention(x, x, x, starts, pair)
