@@ -117,6 +117,12 @@ class TensorMemory:
     def new(self, like: object, shape: Sequence[int]) -> Any: ...
 
 class TensorCalls(TensorMemory):
+    def __init__(
+        self,
+        tensor_type: type,
+        is_lazy: Callable[[Any], bool],
+        empty_like: Callable[[Any], Any],
+    ) -> None: ...
     def problem(
         self, query: object, key: object, value: object, is_grouped: bool
     ) -> AttentionProblem | None: ...

@@ -32,17 +32,21 @@ from libc.stdlib cimport getenv
 from libc.string cimport memset
 
 from ._exchange cimport (
+    ANOTHER,
+    C_ORDER,
     DL_BFLOAT,
     DL_FLOAT,
     ON_CPU,
+    ROWS_FIRST,
     DLOwned,
     DLTable,
     DLView,
+    Order,
     are_of_one_dtype,
     are_usual_operands,
-    is_in_c_order,
     is_number,
     memory_of,
+    order_of,
     real_bits,
     size_of,
     step_of,
@@ -52,7 +56,6 @@ from ._fast_path cimport (
     are_defaults,
     are_fast_operands,
     is_default,
-    is_fast_array,
     is_fast_out,
     overlap,
 )

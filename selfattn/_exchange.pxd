@@ -121,6 +121,31 @@ cdef inline bint is_in_c_order(const DLView *x) noexcept:
     return True
 
 
+cdef enum Order:
+    # How the axes of a tensor lie in memory: as they come; or with the last two before the columns
+    # exchanged, which puts positions before heads; or in another way.
+    C_ORDER, ROWS_FIRST, ANOTHER
+
+
+cdef inline Order order_of(const DLView *x) noexcept:
+    cdef int64_t before = -1
+    cdef int i, axis, last = x.ndim - 1
+    if is_in_c_order(x):
+        return C_ORDER
+    if last < 2 or x.strides[last] != 1:
+        return ANOTHER
+    for i in range(last + 1):
+        axis = last - 2 if i == last - 1 else last - 1 if i == last - 2 else i
+        if x.strides[axis] <= 0:
+            return ANOTHER
+        if x.shape[axis] == 1:
+            continue
+        if before >= 0 and x.strides[axis] >= before:
+            return ANOTHER
+        before = x.strides[axis]
+    return ROWS_FIRST
+
+
 cdef inline bint are_usual_operands(
     const DLView *q, const DLView *k, const DLView *v, bint is_grouped
 ) noexcept:

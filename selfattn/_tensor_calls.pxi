@@ -3,7 +3,15 @@
 
 
 cdef class TensorCalls(TensorMemory):
-    """What `TensorMemory` knows of tensors, and calls on them."""
+    """What `TensorMemory` knows of tensors, and calls on them.
+
+    `empty_like(x)` makes a tensor of x's shape, whose axes lie in memory in the order of x's.
+    """
+    cdef object empty_like
+
+    def __init__(self, tensor_type, is_lazy, empty_like):
+        TensorMemory.__init__(self, tensor_type, is_lazy)
+        self.empty_like = empty_like
 
     def problem(self, query, key, value, bint is_grouped):
         """`fast_problem` of tensors: None of any but the usual ones."""
@@ -65,19 +73,21 @@ cdef class TensorCalls(TensorMemory):
     def attention(
         self, query, key, value, bint is_grouped, bint is_causal, bint with_lse, int num_threads
     ):
-        """(out, lse) as new tensors in C order, lse None unless asked for.
+        """(out, lse) as new tensors, lse None unless asked for; out lies in memory as the query.
 
-        None where the query lies otherwise, or the three are not the usual ones.
+        None where that is in no usual order, or the three are not the usual ones.
         """
         cdef DLView q, k, v, result
         cdef sa_problem p
         cdef PyObject *raised
         cdef sa_status status
         cdef int64_t shape[SA_MAX_BATCH_AXES + 3]
+        cdef Order order
         cdef int i
         if not self.look_at_operands(query, key, value, is_grouped, &q, &k, &v):
             return None
-        if not is_in_c_order(&q):
+        order = order_of(&q)
+        if order == ANOTHER or order == ROWS_FIRST and v.shape[v.ndim - 1] != q.shape[q.ndim - 1]:
             return None
         fill_problem_of_tensors(&p, &q, &k, &v, is_causal)
         for i in range(q.ndim):
@@ -85,7 +95,7 @@ cdef class TensorCalls(TensorMemory):
         shape[q.ndim - 1] = p.head_dim_v
         result = q
         result.shape = shape
-        out = self.made_in_c_order(&result)
+        out = self.made_in_order(query, &result, order)
         fill_tensor(&p.out, &result, HEAD_ROW_COL, p.batch_axes)
         is_empty, lse = size_of(&result) == 0, None
         if with_lse:
@@ -111,9 +121,9 @@ cdef class TensorCalls(TensorMemory):
         tuple results,
         int num_threads,
     ):
-        """Those of query, key and value as new tensors in C order.
+        """Those of query, key and value as new tensors, which lie in memory as these do.
 
-        None where one of these lies otherwise, or they are not the usual ones. The results are
+        None where that is in no usual order, or they are not the usual ones. The results are
         grad_out, out, lse and grad_lse, which may be None.
         """
         cdef DLView q, k, v, x
@@ -121,9 +131,11 @@ cdef class TensorCalls(TensorMemory):
         cdef sa_gradients g
         cdef PyObject *raised
         cdef sa_status status
+        cdef Order orders[3]
         if not self.look_at_operands(query, key, value, is_grouped, &q, &k, &v):
             return None
-        if not (is_in_c_order(&q) and is_in_c_order(&k) and is_in_c_order(&v)):
+        orders[0], orders[1], orders[2] = order_of(&q), order_of(&k), order_of(&v)
+        if orders[0] == ANOTHER or orders[1] == ANOTHER or orders[2] == ANOTHER:
             return None
         fill_problem_of_tensors(&p, &q, &k, &v, is_causal)
         memset(&g, 0, sizeof(sa_gradients))
@@ -141,8 +153,9 @@ cdef class TensorCalls(TensorMemory):
             if not self.look_at_result(grad_lse, &q, -1, &x):
                 return None
             fill_tensor(&g.lse, &x, HEAD_ROW, p.batch_axes)
-        of_query = self.made_in_c_order(&q)
-        of_key, of_value = self.made_in_c_order(&k), self.made_in_c_order(&v)
+        of_query = self.made_in_order(query, &q, orders[0])
+        of_key = self.made_in_order(key, &k, orders[1])
+        of_value = self.made_in_order(value, &v, orders[2])
         fill_tensor(&g.query, &q, HEAD_ROW_COL, p.batch_axes)
         fill_tensor(&g.key, &k, HEAD_ROW_COL, p.batch_axes)
         fill_tensor(&g.value, &v, HEAD_ROW_COL, p.batch_axes)
@@ -175,6 +188,14 @@ cdef class TensorCalls(TensorMemory):
             return view.code == DL_FLOAT and view.bits == real_bits(query)
         return are_of_one_dtype(view, query) and view.shape[axes - 1] == columns
 
+    cdef object made_in_order(self, like, DLView *view, Order order):
+        """The same in the order of `like`, which has its shape unless that is C's."""
+        if order == C_ORDER:
+            return self.made_in_c_order(view)
+        new = self.empty_like(like)
+        self.look(new, view)
+        return new
+
     cdef object made_in_c_order(self, DLView *view):
         """A new tensor of view's dtype and shape, at which it looks then."""
         view.strides = NULL
@@ -182,70 +203,28 @@ cdef class TensorCalls(TensorMemory):
         self.look(new, view)
         return new
 
-    def project_gradients(self, grad_out, x, weight, tuple wanted, int num_threads):
-        """The gradients of x, weight and bias as new tensors, or None for each that is not wanted.
-
-        None where the three do not fit together.
-        """
-        cdef cnp.ndarray grad = self.array(grad_out), rows = self.array(x)
-        cdef cnp.ndarray matrix = self.array(weight)
-        cdef int i, last, kind
-        if rows is None or matrix is None:
-            return None
-        last, kind = cnp.PyArray_NDIM(rows) - 1, cnp.PyArray_TYPE(rows)
-        if not is_fast_array(rows, bfloat16_type) or last < 0 or cnp.PyArray_NDIM(matrix) != 2:
-            return None
-        shape = (*[rows.shape[i] for i in range(last)], matrix.shape[0])
-        if not is_array(matrix, kind, (matrix.shape[0], rows.shape[last])):
-            return None
-        if not is_array(grad, kind, shape):
-            return None
-        x_grad, weight_grad, bias_grad = wanted
-        found = (
-            self.new_like(x) if x_grad else None,
-            self.new_like(weight) if weight_grad else None,
-            self.new(weight, (matrix.shape[0],)) if bias_grad else None,
-        )
-        arrays = [None if new is None else self.array(new) for new in found]
-        project_backward(grad, rows, matrix, *arrays, num_threads)
-        return found
-
     def project(self, x, weight, bias, get_num_threads):
-        """x @ weight.T + bias, which may be None, as a new tensor; None where they do not fit.
-
-        A small projection takes less time than arrays of its tensors would.
-        """
+        """x @ weight.T + bias, which may be None, as a new tensor; None where they do not fit."""
         cdef DLView rows, matrix, offset, result
         cdef sa_projection p
         cdef PyObject *raised
         cdef sa_status status
-        cdef int i, last
         cdef int64_t shape[SA_MAX_BATCH_AXES + 3]
-        if not (self.look_at_numbers(x, &rows) and self.look_at_numbers(weight, &matrix)):
-            return None
-        last = rows.ndim - 1
-        if last < 0 or matrix.ndim != 2 or not are_of_one_dtype(&rows, &matrix):
-            return None
-        if matrix.shape[1] != rows.shape[last]:
+        cdef int i
+        if not self.look_at_factors(x, weight, &rows, &matrix):
             return None
         if bias is not None:
             if not self.look_at_numbers(bias, &offset) or not are_of_one_dtype(&rows, &offset):
                 return None
             if offset.ndim != 1 or offset.shape[0] != matrix.shape[0]:
                 return None
-        for i in range(last):
-            p.shape[i] = shape[i] = rows.shape[i]
-        shape[last] = matrix.shape[0]
+        for i in range(rows.ndim - 1):
+            shape[i] = rows.shape[i]
+        shape[rows.ndim - 1] = matrix.shape[0]
         result = rows
         result.shape = shape
         new = self.made_in_c_order(&result)
-        p.dtype = dtype_of_tensor(&rows)
-        p.axes, p.n_out, p.n_in = last, matrix.shape[0], matrix.shape[1]
-        fill_rows_of_tensor(&p.x, &rows)
-        fill_rows_of_tensor(&p.out, &result)
-        p.weight = memory_of(&matrix)
-        p.weight_row, p.weight_col = step_of(&matrix, 0), step_of(&matrix, 1)
-        p.bias = NULL
+        fill_projection_of_tensors(&p, &rows, &matrix, &result)
         if bias is not None:
             p.bias, p.bias_step = memory_of(&offset), step_of(&offset, 0)
         p.num_threads = get_num_threads()
@@ -254,6 +233,54 @@ cdef class TensorCalls(TensorMemory):
             status = sa_project(&p)
         check(status, raised)
         return new
+
+    def project_gradients(self, grad_out, x, weight, tuple wanted, int num_threads):
+        """The gradients of x, weight and bias as new tensors, or None for each that is not wanted.
+
+        None where the three do not fit together.
+        """
+        cdef DLView rows, matrix, grad, offset
+        cdef sa_projection p
+        cdef sa_projection_gradients g
+        cdef PyObject *raised
+        cdef sa_status status
+        if not self.look_at_factors(x, weight, &rows, &matrix):
+            return None
+        if not self.look_at_result(grad_out, &rows, matrix.shape[0], &grad):
+            return None
+        fill_projection_of_tensors(&p, &rows, &matrix, &grad)
+        p.num_threads = num_threads
+        may_interrupt(&p.interrupt, &raised)
+        of_x = of_weight = of_bias = None
+        g.x.data = g.weight = g.bias = NULL
+        x_grad, weight_grad, bias_grad = wanted
+        if bias_grad:
+            offset = matrix
+            offset.ndim = 1
+            of_bias = self.made_in_c_order(&offset)
+            g.bias, g.bias_step = memory_of(&offset), step_of(&offset, 0)
+        if x_grad:
+            of_x = self.made_in_c_order(&rows)
+            fill_rows_of_tensor(&g.x, &rows)
+        if weight_grad:
+            of_weight = self.made_in_c_order(&matrix)
+            g.weight = memory_of(&matrix)
+            g.weight_row, g.weight_col = step_of(&matrix, 0), step_of(&matrix, 1)
+        with nogil:
+            status = sa_project_backward(&p, &g)
+        check(status, raised)
+        return of_x, of_weight, of_bias
+
+    cdef bint look_at_factors(self, x, weight, DLView *rows, DLView *matrix):
+        """Whether they are (..., n_in) and (n_out, n_in), of one dtype."""
+        return (
+            self.look_at_numbers(x, rows)
+            and self.look_at_numbers(weight, matrix)
+            and rows.ndim > 0
+            and matrix.ndim == 2
+            and are_of_one_dtype(rows, matrix)
+            and matrix.shape[1] == rows.shape[rows.ndim - 1]
+        )
 
     cdef bint look_at_numbers(self, x, DLView *view):
         """Whether x is a tensor whose memory holds numbers that the kernels take, and NumPy."""

@@ -233,3 +233,20 @@ cdef void fill_problem_of_tensors(
     fill_tensor(&p.query, q, HEAD_ROW_COL, p.batch_axes)
     fill_tensor(&p.key, k, HEAD_ROW_COL, p.batch_axes)
     fill_tensor(&p.value, v, HEAD_ROW_COL, p.batch_axes)
+
+
+cdef void fill_projection_of_tensors(
+    sa_projection *p, const DLView *x, const DLView *weight, const DLView *out
+) noexcept:
+    """`fill_projection` of tensors, without a bias."""
+    cdef int i
+    p.dtype = dtype_of_tensor(x)
+    p.axes = x.ndim - 1
+    for i in range(p.axes):
+        p.shape[i] = x.shape[i]
+    p.n_out, p.n_in = weight.shape[0], weight.shape[1]
+    fill_rows_of_tensor(&p.x, x)
+    fill_rows_of_tensor(&p.out, out)
+    p.weight = memory_of(weight)
+    p.weight_row, p.weight_col = step_of(weight, 0), step_of(weight, 1)
+    p.bias = NULL

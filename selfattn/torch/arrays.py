@@ -30,7 +30,7 @@ def lse_dtype(dtype: torch.dtype) -> torch.dtype:
 
 # Tensors' memory by PyTorch's own C functions: in a quarter of the time of `Tensor.numpy`, whether
 # they require grad or not.
-memory = _core.TensorCalls(torch.Tensor, torch.Tensor.is_neg)
+memory = _core.TensorCalls(torch.Tensor, torch.Tensor.is_neg, torch.empty_like)
 
 
 def array_of(name: str, x: torch.Tensor) -> np.ndarray:

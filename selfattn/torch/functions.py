@@ -263,7 +263,7 @@ def project_at_once(
 ) -> Tensor:
     """The same of what is plain (`eager.py`)."""
     if eager.wants_grad(x, weight, bias):
-        result: Tensor = operators.linear_at_once((x, weight, bias, num_threads))
+        result: Tensor = usual.project(x, weight, bias, num_threads)
         return result
     return kernels.linear_forward(x, weight, bias, num_threads)
 

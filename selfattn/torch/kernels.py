@@ -26,7 +26,6 @@ from .arrays import (
 )
 
 Tensors = tuple[Tensor, ...]
-_SHORT = frozenset(("enable_gqa", "is_causal"))
 
 
 def _arrays(**tensors: Tensor) -> Any:
@@ -77,29 +76,14 @@ def problem_of(query: Tensor, key: Tensor, value: Tensor, keywords: dict[str, An
     return problem
 
 
-def is_short(keywords: dict[str, Any]) -> bool:
-    """Whether these are options that the kernels take without a look by the validator."""
-    return not keywords or keywords.keys() <= _SHORT
-
-
-def short(keywords: dict[str, Any]) -> tuple[bool, bool]:
-    """(enable_gqa, is_causal)."""
-    if not keywords:
-        return False, False
-    return (
-        _args.flag("enable_gqa", keywords.get("enable_gqa", False)),
-        _args.flag("is_causal", keywords.get("is_causal", False)),
-    )
-
-
 def attend(
     query: Tensor, key: Tensor, value: Tensor, given: tuple[Any, ...] = (), with_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The result, and its lse if that is wanted, of an operator's options."""
     keywords = options.of_kernel(options.filled(given))
     num_threads = _args.num_threads(keywords.pop("num_threads", None))
-    if is_short(keywords):
-        found = memory.attention(query, key, value, *short(keywords), with_lse, num_threads)
+    if options.is_short(keywords):
+        found = memory.attention(query, key, value, *options.short(keywords), with_lse, num_threads)
         if found is not None:
             return found
     problem = problem_of(query, key, value, keywords)

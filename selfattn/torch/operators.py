@@ -85,7 +85,7 @@ varlen: Any = torch.ops.selfattn.varlen.default
 linear: Any = torch.ops.selfattn.linear.default
 _attention_backward: Any = torch.ops.selfattn.attention_backward.default
 _varlen_backward: Any = torch.ops.selfattn.varlen_backward.default
-_linear_backward: Any = torch.ops.selfattn.linear_backward.default
+linear_backward: Any = torch.ops.selfattn.linear_backward.default
 
 
 # ------------------------------------------------------------------ derivatives
@@ -167,8 +167,7 @@ def _save_linear(ctx: Any, arguments: tuple[Any, ...], result: Any) -> None:
 
 def _differentiate_linear(ctx: Any, grad_out: Any) -> tuple[Any, ...]:
     needs = _needs(ctx, 3)
-    backward: Any = kernels.linear_gradients if eager.is_final(grad_out) else _linear_backward
-    found = backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
+    found = linear_backward(grad_out, *ctx.saved_tensors, *needs, ctx.num_threads)
     return tuple([x if is_wanted else None for x, is_wanted in zip(found, needs, strict=True)])
 
 
@@ -193,13 +192,6 @@ attention_at_once = differentiation.register(
 differentiation.register(
     library, "varlen", _inputs(7), _save_varlen, _differentiate_varlen, _constants(7)
 )
-linear_at_once = differentiation.register(
-    library,
-    "linear",
-    (0, 1, 2),
-    _save_linear,
-    _differentiate_linear,
-    eager=kernels.linear_forward,
-)
+differentiation.register(library, "linear", (0, 1, 2), _save_linear, _differentiate_linear)
 for _name in ("attention_backward", "varlen_backward", "linear_backward"):
     differentiation.register(library, _name)

@@ -55,6 +55,8 @@ TENSORS = tuple(i for i, (kind, _, _) in enumerate(OPTIONS) if kind == "Tensor?"
 MASK, BIAS, SINKS, SEEDS = (
     NAMES.index(name) for name in ("attn_mask", "attn_bias", "sinks", "dropout_seeds")
 )
+# Those that are flags, which the kernels take without a look by the validator.
+_SHORT = frozenset(("enable_gqa", "is_causal"))
 # Those that have a gradient, in the order in which the operators return them.
 DIFFERENTIABLE = MASK, SINKS, BIAS
 
@@ -168,6 +170,21 @@ def of_kernel(options: tuple[Any, ...]) -> dict[str, Any]:
         ids, of_key = given.pop("query_segments"), given.pop("key_segments", None)
         given["segment_ids"] = ids if of_key is None else (ids, of_key)
     return given
+
+
+def is_short(keywords: dict[str, Any]) -> bool:
+    """Whether these are options that the kernels take without a look by the validator."""
+    return not keywords or keywords.keys() <= _SHORT
+
+
+def short(keywords: dict[str, Any]) -> tuple[bool, bool]:
+    """(enable_gqa, is_causal)."""
+    if not keywords:
+        return False, False
+    return (
+        flag("enable_gqa", keywords.get("enable_gqa", False)),
+        flag("is_causal", keywords.get("is_causal", False)),
+    )
 
 
 def _one_seed(seeds: Any) -> int:

@@ -108,12 +108,12 @@ def scaled_dot_product_attention(
 
 def linear(input: Any, weight: Any, bias: Any = None) -> Any:
     """`torch.nn.functional.linear`, by selfattn where it can."""
-    operands = (input, weight) if bias is None else (input, weight, bias)
-    is_plain = is_linear_on and eager.is_plain(*operands)
+    is_plain = is_linear_on and eager.is_plain(input, weight, bias)
     if is_plain and not torch.is_grad_enabled() and not _is_any_autocast():
         out = memory.project(input, weight, bias, get_num_threads)
         if out is not None:
             return out
+    operands = (input, weight) if bias is None else (input, weight, bias)
     is_plain = is_plain and memory.are_alike(*operands)
     is_ours = is_plain or (
         is_linear_on
