@@ -1,9 +1,9 @@
 """Gradients beside PyTorch's own kernels, on inputs that make the softmax nearly one-hot.
 
-As PyTorch's own tests draw them: uniform within 9 of 0, few keys, short rows. A weight is then
-nearly 1, and what is left of dP - D is small beside either of them. The promise of
-docs/numerics.md: the largest error of each gradient, the median over draws, is at most 1.1 times
-PyTorch's. Longer calls are test_backward_torch.py's.
+Fault 57. They are drawn as PyTorch's own tests draw them: uniform within 9 of 0, few keys, short
+rows. A weight is then nearly 1, and what is left of dP - D is small beside either of them. The
+promise of docs/numerics.md: the largest error of each gradient, the median over draws, is at most
+1.1 times PyTorch's. Longer calls are test_backward_torch.py's.
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""The shorter ways of usual calls: what the operators give, in every layout, by autograd's rules."""
+"""The shorter ways of usual calls: what the operators give, in each layout, by autograd's rules."""
 
 import numpy as np
 import pytest
