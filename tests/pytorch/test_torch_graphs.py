@@ -178,8 +178,8 @@ def compiled_calls(dtype):
         "options": (with_options, [*qkv(dtype), mask(dtype, 4, 1, 7), mask(dtype, 4)]),
         "packed": (packed, [*[mask(dtype, 5, 2, 4)] * 3, torch.tensor([0, 2, 5])]),
         "packed by pairs": (
-            lambda q, starts, lengths: packed(q, q, q, (starts, lengths)),
-            [mask(dtype, 5, 2, 4), torch.tensor([3, 0]), torch.tensor([1, 2])],
+            lambda q, k, v, starts, lengths: packed(q, k, v, (starts, lengths)),
+            [*[mask(dtype, 5, 2, 4)] * 3, torch.tensor([3, 0]), torch.tensor([1, 2])],
         ),
         "linear": (ours.linear, [mask(dtype, 2, 5, 8), mask(dtype, 3, 8), mask(dtype, 3)]),
         "a layer": (
