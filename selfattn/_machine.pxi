@@ -6,8 +6,25 @@ def num_cores():
     return sa_num_cores()
 
 
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define SA_HAS_GIL 0
+    #else
+    #define SA_HAS_GIL 1
+    #endif
+    """
+    const bint SA_HAS_GIL
+
+
 def environment(str name):
-    """An environment variable as it is now, or None; faster than os.environ."""
+    """An environment variable as it is now, or None; faster than os.environ, where that is safe.
+
+    C's getenv may not run while another thread sets a variable. The GIL sees to that; without one
+    Python's own copy is read.
+    """
+    if not SA_HAS_GIL:
+        return os.environ.get(name)
     cdef const char *value = getenv(name.encode())
     return None if value == NULL else value.decode(errors="replace")
 

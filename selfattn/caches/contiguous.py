@@ -9,13 +9,14 @@ import numpy as np
 from .. import _args
 from .._core import AttentionProblem
 from . import attend
+from .sharing import Shared
 from .storage import Rows, checked_rows, encoded, storage_dtype
 
 if TYPE_CHECKING:
     from .._typing import Array, Ints, Number, Window
 
 
-class KVCache:
+class KVCache(Shared):
     """Keys and values of a batch of sequences, to which more are appended as they come.
 
     Each sequence has room for `capacity` positions. What attends gets the bits of one call of
@@ -39,6 +40,10 @@ class KVCache:
     ------
     TypeError, ValueError
         For a wrong dtype or kind; for a size below 1.
+
+    Notes
+    -----
+    Threads may append to it and ask it at once. A call sees what had been appended when it began.
 
     Examples
     --------
@@ -66,6 +71,7 @@ class KVCache:
         *,
         dtype: Any = np.float32,
     ) -> None:
+        super().__init__()
         self._dtype = storage_dtype(dtype)
         sizes = {
             "batch": batch,
@@ -134,24 +140,26 @@ class KVCache:
             counts = np.full(batch, t, np.int64)
         else:
             counts = _args.per_batch("lengths", lengths, (batch,), 0, t)
-        ends = self._lengths + counts
-        if (ends > capacity).any():
-            b = int(np.argmax(ends > capacity))
-            raise ValueError(
-                f"key: expected at most {capacity - self._lengths[b]} more positions of sequence "
-                f"{b}, of whose {capacity} {self._lengths[b]} are taken, got {counts[b]}"
-            )
         keys, values = encoded("key", key, self._dtype), encoded("value", value, self._dtype)
-        every, starts = slice(None), self._lengths
-        if (counts == t).all() and (starts == starts[0]).all():
-            runs = [(every, int(starts[0]), t)]
-        else:
-            runs = [(slice(b, b + 1), int(starts[b]), int(counts[b])) for b in range(batch)]
-        for entries, first, n in runs:
-            where, part = (entries, every, slice(first, first + n)), (entries, every, slice(n))
-            self._keys.write(where, keys, part)
-            self._values.write(where, values, part)
-        self._lengths = ends
+        with self._lock:
+            starts = self._lengths
+            ends = starts + counts
+            if (ends > capacity).any():
+                b = int(np.argmax(ends > capacity))
+                raise ValueError(
+                    f"key: expected at most {capacity - starts[b]} more positions of sequence "
+                    f"{b}, of whose {capacity} {starts[b]} are taken, got {counts[b]}"
+                )
+            every = slice(None)
+            if (counts == t).all() and (starts == starts[0]).all():
+                runs = [(every, int(starts[0]), t)]
+            else:
+                runs = [(slice(b, b + 1), int(starts[b]), int(counts[b])) for b in range(batch)]
+            for entries, first, n in runs:
+                where, part = (entries, every, slice(first, first + n)), (entries, every, slice(n))
+                self._keys.write(where, keys, part)
+                self._values.write(where, values, part)
+            self._lengths = ends
 
     def attend(
         self,
@@ -231,7 +239,7 @@ class KVCache:
             num_threads,
             options,
         )
-        longest = int(self._lengths.max(initial=0))
+        longest = int(call.lengths.max(initial=0))
         problem = AttentionProblem(
             call.query,
             self._keys.rows[:, :, :longest],
@@ -250,14 +258,16 @@ class KVCache:
 
         ValueError where that is negative or more than there are.
         """
-        batch = len(self._lengths)
-        self._lengths = np.array(
-            _args.per_batch("lengths", lengths, (batch,), 0, self._lengths), np.int64
-        )
+        with self._lock:
+            batch = len(self._lengths)
+            self._lengths = np.array(
+                _args.per_batch("lengths", lengths, (batch,), 0, self._lengths), np.int64
+            )
 
     def reset(self) -> None:
         """Forget all positions."""
-        self._lengths = np.zeros_like(self._lengths)
+        with self._lock:
+            self._lengths = np.zeros_like(self._lengths)
 
     def _view(self, x: Rows) -> np.ndarray:
         view = x.decoded((slice(None), slice(None), slice(int(self._lengths.max(initial=0)))))

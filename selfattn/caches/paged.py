@@ -10,6 +10,7 @@ from .. import _args
 from .._core import AttentionProblem
 from . import attend, cascade
 from .pages import Pages, PagesOfSequence
+from .sharing import Shared
 from .storage import Encoded, Rows, checked_rows, encoded, storage_dtype
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from .._typing import Array, Ints, Number, Window
 
 
-class PagedKVCache:
+class PagedKVCache(Shared):
     """Keys and values of sequences of any length, in pages that they take from one pool.
 
     A sequence takes a page whenever its last one is full, and a new sequence may begin with the
@@ -50,6 +51,9 @@ class PagedKVCache:
     Juravsky et al., "Hydragen", 2024): a query has the bits that it has apart, since a state goes
     from the prefix's keys to its own (`AttentionState`).
 
+    Threads may use it at once, as `KVCache`; one that frees or truncates a sequence which another
+    one is asking, leaves that one numbers of no use.
+
     Examples
     --------
     >>> import numpy as np, selfattn
@@ -77,6 +81,7 @@ class PagedKVCache:
         *,
         dtype: Any = np.float32,
     ) -> None:
+        super().__init__()
         self._dtype = storage_dtype(dtype)
         sizes = {
             "num_blocks": num_blocks,
@@ -119,15 +124,19 @@ class PagedKVCache:
         if prefix_of is None:
             if length is not None and _args.integer("length", length) != 0:
                 raise ValueError(f"length: expected none without prefix_of, got {length}")
-            sequence = PagesOfSequence(np.empty(0, np.int64), 0)
-        else:
-            source = self._sequence(prefix_of, "prefix_of")
-            n = source.length if length is None else _args.integer("length", length)
-            if not 0 <= n <= source.length:
-                raise ValueError(f"length: expected 0 to {source.length}, prefix_of's, got {n}")
-            sequence = self._pages.prefix(source, n)
-        number, self._next_id = self._next_id, self._next_id + 1
-        self._sequences[number] = sequence
+        elif length is not None:
+            length = _args.integer("length", length)
+        with self._lock:
+            if prefix_of is None:
+                sequence = PagesOfSequence(np.empty(0, np.int64), 0)
+            else:
+                source = self._sequence(prefix_of, "prefix_of")
+                n = source.length if length is None else length
+                if not 0 <= n <= source.length:
+                    raise ValueError(f"length: expected 0 to {source.length}, prefix_of's, got {n}")
+                sequence = self._pages.prefix(source, n)
+            number, self._next_id = self._next_id, self._next_id + 1
+            self._sequences[number] = sequence
         return number
 
     def append(
@@ -156,10 +165,10 @@ class PagedKVCache:
             too few pages are free, and where int8 is to hold what is not finite. Nothing has
             changed then.
         """
-        found = self._found(sequences)
-        if len({id(sequence) for sequence in found}) < len(found):
+        numbers = self._numbers(sequences)
+        if len(set(numbers)) < len(numbers):
             raise ValueError(f"sequences: expected each number once, got {sequences}")
-        heads, n = self._keys.rows.shape[1], len(found)
+        heads, n = self._keys.rows.shape[1], len(numbers)
         axes = "(sequences, num_heads_kv, t, head_dim)"
         e, ev = self._keys.rows.shape[3], self._values.rows.shape[3]
         key = checked_rows("key", key, (n, heads, None, e), axes, self._dtype)
@@ -168,6 +177,14 @@ class PagedKVCache:
         counts = [t] * n
         if lengths is not None:
             counts = _args.per_batch("lengths", lengths, (n,), 0, t).tolist()
+        keys, values = encoded("key", key, self._dtype), encoded("value", value, self._dtype)
+        with self._lock:
+            self._append(self._found(numbers), keys, values, counts)
+
+    def _append(
+        self, found: list[PagesOfSequence], keys: Encoded, values: Encoded, counts: list[int]
+    ) -> None:
+        """Write the rows, and give each sequence the pages that it takes more."""
         pages = self._pages
         growths = [pages.growth(s, count) for s, count in zip(found, counts, strict=True)]
         needed = sum(g.new + (g.copied is not None) for g in growths)
@@ -176,7 +193,6 @@ class PagedKVCache:
                 f"key: expected positions for which {pages.num_free} free blocks are enough, got "
                 f"some that take {needed}"
             )
-        keys, values = encoded("key", key, self._dtype), encoded("value", value, self._dtype)
         # First into pages and rows that no sequence has, so that a call which is interrupted
         # changes nothing; then the sequences get them.
         free, given = pages.candidates(needed), []
@@ -237,7 +253,10 @@ class PagedKVCache:
         TypeError, ValueError
             As `KVCache.attend`, and for numbers of no sequence.
         """
-        found = self._found(sequences)
+        numbers = self._numbers(sequences)
+        with self._lock:
+            found = [(s.length, s.pages) for s in self._found(numbers)]
+        tables = [pages for _, pages in found]
         heads, head_dim = self._keys.rows.shape[1], self._keys.rows.shape[3]
         options = {
             "attn_mask": attn_mask,
@@ -257,12 +276,11 @@ class PagedKVCache:
             query,
             (len(found), heads, head_dim),
             self._dtype,
-            np.array([s.length for s in found], np.int64),
+            np.array([length for length, _ in found], np.int64),
             lengths,
             num_threads,
             options,
         )
-        tables = [s.pages for s in found]
         problem = self._problem(call.query, tables, int(call.lengths.max(initial=0)))
         attend.set_options(problem, call)
         found_prefixes = cascade.prefixes(call, tables, self.block_size)
@@ -281,15 +299,18 @@ class PagedKVCache:
 
         ValueError where there is no such sequence, or it has fewer positions.
         """
-        found, n = self._sequence(sequence), _args.integer("length", length)
-        if not 0 <= n <= found.length:
-            raise ValueError(f"length: expected 0 to {found.length}, the sequence's, got {n}")
-        self._pages.truncate(found, n)
+        n = _args.integer("length", length)
+        with self._lock:
+            found = self._sequence(sequence)
+            if not 0 <= n <= found.length:
+                raise ValueError(f"length: expected 0 to {found.length}, the sequence's, got {n}")
+            self._pages.truncate(found, n)
 
     def free(self, sequence: int) -> None:
         """End a sequence; its number is no one's from now on. ValueError where there is none."""
-        self._pages.truncate(self._sequence(sequence), 0)
-        del self._sequences[_args.integer("sequence", sequence)]
+        with self._lock:
+            self._pages.truncate(self._sequence(sequence), 0)
+            del self._sequences[_args.integer("sequence", sequence)]
 
     # ---------------------------------------------------------------- pages and problems
 
@@ -299,15 +320,20 @@ class PagedKVCache:
             raise ValueError(f"{name}: expected the number of a sequence, got {number}")
         return found
 
-    def _found(self, numbers: Any) -> list[PagesOfSequence]:
+    def _found(self, numbers: list[int]) -> list[PagesOfSequence]:
         """The sequences of these numbers."""
-        if isinstance(numbers, np.ndarray) and numbers.ndim == 1:
-            numbers = numbers.tolist()
-        if not isinstance(numbers, (list, tuple, range)):
-            raise TypeError(
-                f"sequences: expected numbers of sequences, got {type(numbers).__name__}"
-            )
         return [self._sequence(number, "sequences") for number in numbers]
+
+    @staticmethod
+    def _numbers(sequences: Any) -> list[int]:
+        """Those of sequences, as a caller names them."""
+        if isinstance(sequences, np.ndarray) and sequences.ndim == 1:
+            sequences = sequences.tolist()
+        if not isinstance(sequences, (list, tuple, range)):
+            raise TypeError(
+                f"sequences: expected numbers of sequences, got {type(sequences).__name__}"
+            )
+        return [_args.integer("sequences", number) for number in sequences]
 
     def _write(
         self, rows: Rows, given: Encoded, i: int, first: int, count: int, table: list[int]

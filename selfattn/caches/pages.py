@@ -1,7 +1,7 @@
 """The pages of a pool: which are free, which sequence has which, which are shared.
 
 A page is shared by reference: it is in use as long as any sequence has it. Nothing here looks at
-what pages hold. Called by paged.py.
+what pages hold. Called by paged.py, under its lock; what a sequence's `pages` is, stays as it is.
 """
 
 from __future__ import annotations

@@ -1,20 +1,18 @@
-"""Calls from many threads, in forked children, on small stacks; the GIL; floating-point state.
+"""Calls from many threads, in forked children, on small stacks; the GIL is released.
 
-Faults 13, 17, 22, 24, 27, 29 and 31. What could hang or crash runs in a process of its own, with a
+Faults 13, 17, 22, 24, 27, 29 and 31; what threads share is in test_sharing.py. What could hang or crash runs in a process of its own, with a
 time limit.
 """
 
 import sys
-import sysconfig
-import threading
 
 import numpy as np
 import pytest
 
 import selfattn
-from selfattn import nn
 from support import subprocesses
 from support.arrays import normal, one_head, qkv, same_bits
+from support.at_once import at_once
 from support.process import beats_during
 
 COMMON = """
@@ -36,74 +34,13 @@ def test_many_threads_call_at_once(isa, dtype):
         for i in range(8)
     ]
     want = [selfattn.scaled_dot_product_attention(*arrays, **option) for option in options]
-    wrong = []
-    ready = threading.Barrier(8)
 
     def work(i):
-        ready.wait()
         for _ in range(20):
-            if not same_bits(selfattn.scaled_dot_product_attention(*arrays, **options[i]), want[i]):
-                wrong.append(i)
+            got = selfattn.scaled_dot_product_attention(*arrays, **options[i])
+            assert same_bits(got, want[i]), i
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join(subprocesses.LIMIT)
-        assert not t.is_alive()
-    assert not wrong
-
-
-def test_every_function_from_many_threads_at_once():
-    """Fault 31: the same arrays, and Python's threads changing at every moment, or all at once.
-
-    Without the GIL, where CPython has none: nothing that calls share is in the way of another.
-    """
-    interval = sys.getswitchinterval()
-    x, y, matrix = normal(2, 60, 16), normal(2, 60, 16, seed=1), normal(8, 16)
-    attend, starts = selfattn.scaled_dot_product_attention, [0, 1, 2]
-    out, lse = attend(x, y, y, return_lse=True)
-    layer = nn.MultiheadAttention(16, 2, seed=0)
-    calls = [
-        lambda: attend(x, y, y),
-        lambda: attend(x, y, y, attn_mask=x @ y.swapaxes(1, 2), kv_lengths=50, num_threads=2),
-        lambda: selfattn.scaled_dot_product_attention_backward(out, x, y, y, out, lse).key,
-        lambda: selfattn.varlen_attention(x, y, y, starts, starts),
-        lambda: selfattn.project(x, matrix),
-        lambda: selfattn.softmax(x),
-        lambda: selfattn.attention_weights(x, y, is_causal=True),
-        lambda: selfattn.merge_states(out, lse, out, lse)[0],
-        lambda: nn.rope(x),
-        lambda: layer.forward(x, requires_grad=False, rope={}),
-    ]
-    want = [call() for call in calls]
-    wrong, ready = [], threading.Barrier(len(calls))
-
-    def work(first):
-        ready.wait()
-        for i in range(30):
-            with selfattn.threads(1 + (first + i) % 3):
-                n = (first + i) % len(calls)
-                if not same_bits(calls[n](), want[n]):
-                    wrong.append(n)
-
-    sys.setswitchinterval(1e-6)
-    try:
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(calls))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert wrong == []
-
-
-@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="a CPython with a GIL")
-def test_the_gil_stays_off():
-    """The core declares that it needs none; else importing it would switch it on."""
-    code = "import sys, selfattn; print(sys._is_gil_enabled())"
-    assert subprocesses.run(code, PYTHON_GIL=None) == "False\n"
+    at_once(*[lambda i=i: work(i) for i in range(8)])
 
 
 def test_every_number_of_threads():
