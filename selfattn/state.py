@@ -51,7 +51,7 @@ class AttentionState:
     -----
     A state is, for each row, the maximum of its scores, the sum of its weights and the weighted sum
     of the values: the running softmax of Milakov and Gimelshein (2018). A call over many keys
-    keeps the same numbers, and adds 512 keys at a time.
+    keeps the same numbers, and adds 512 keys at a time. A state is for one thread at a time.
 
     Examples
     --------

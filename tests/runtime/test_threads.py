@@ -1,7 +1,7 @@
 """Calls from many threads, in forked children, on small stacks; the GIL is released.
 
-Faults 13, 17, 22, 24, 27, 29 and 31; what threads share is in test_sharing.py. What could hang or crash runs in a process of its own, with a
-time limit.
+Faults 13, 17, 22, 24, 27, 29 and 31; what threads share is in test_sharing.py. What could hang or
+crash runs in a process of its own, with a time limit.
 """
 
 import sys
