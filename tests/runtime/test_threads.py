@@ -179,10 +179,14 @@ def test_fork_in_a_signal_handler():
 
 
 def test_small_stacks():
-    """Fault 27: a thread with a stack of 64 KiB, in every kernel set, dtype and function."""
+    """Fault 27: a thread with a stack of 64 KiB, in every kernel set, dtype and function.
+
+    Where the values' sum overflows too, and rows are computed again.
+    """
     code = """
     from selfattn import _core
     failed = []
+    limits = {dtype: np.finfo(dtype).max for dtype in ("f4", "f8")}
     def work():
         try:
             for isa in selfattn.isas():
@@ -193,6 +197,11 @@ def test_small_stacks():
                         k = v = rng.standard_normal((600, 64)).astype(dtype)
                         for n in (1, 3):
                             attend(q, k, v, num_threads=n, is_causal=True, query_offset=300)
+                            attend(q, k, np.full_like(v, limits[dtype]), num_threads=n)
+                            state = selfattn.AttentionState(q, num_threads=n)
+                            for value in (v, np.full_like(v, limits[dtype])):
+                                state.update(k, value)
+                            state.result()
                             w = selfattn.attention_weights(q, k, num_threads=n)
                             selfattn.scaled_dot_product(q, k, num_threads=n)
                             selfattn.weighted_sum(w, v, num_threads=n)
