@@ -134,25 +134,25 @@ static double small_weight(const sa_problem *p) {
     return ldexp(1, -exponent - 1);
 }
 
-/* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. */
-SA_APART static int compute_again(forward_worker *w, int64_t tile, const sa_tile *t) {
+/* Compute those rows of the tile that are not finite again; 0 if the call is cancelled. `t` becomes
+ * the tile of one row after the other: a small stack has no room for one more. */
+SA_APART static int compute_again(forward_worker *w, int64_t tile, sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
-    int overflowed = 0;
-    sa_finite finite = {0};
-    for (int r = 0; r < t->rows; ++r) {
-        if (s->kernels->is_finite(t->out[r], t->out_col, t->head_dim_v)) continue;
-        sa_tile row;
-        row.finite = &finite;
-        row.room = w->block_room;
-        sa_fill_row(s, tile, r, &row);
-        int goes_on = 1, only_rounded = is_finite_as_reals(w, &row, &goes_on);
-        if (!goes_on) return 0;
-        if (only_rounded) continue;
-        row.weight_factor = small_weight(s->problem);
-        if (!compute_tile(w, &row, &overflowed)) return 0;
+    int overflowed = 0, goes_on = 1, rows = t->rows;
+    char *out[SA_MAX_TILE_M];
+    for (int r = 0; r < rows; ++r) out[r] = t->out[r];
+    sa_finite finite = {0}, *of_tile = t->finite;
+    t->finite = &finite;
+    for (int r = 0; r < rows && goes_on; ++r) {
+        if (s->kernels->is_finite(out[r], t->out_col, t->head_dim_v)) continue;
+        sa_fill_row(s, tile, r, t);
+        if (is_finite_as_reals(w, t, &goes_on) || !goes_on) continue;
+        t->weight_factor = small_weight(s->problem);
+        goes_on = compute_tile(w, t, &overflowed);
     }
-    sa_fp_clear();
-    return 1;
+    t->finite = of_tile;
+    if (goes_on) sa_fp_clear();
+    return goes_on;
 }
 
 /* Let the loop's tile read staged keys and values, if enough tiles of its chunk share them.
@@ -193,10 +193,10 @@ static int total_is_finite(forward_worker *w, sa_tile *row) {
 
 /* compute_tile where there are states. Where something overflows, the tile is computed row by row,
  * and rows whose sums are not finite once more, with smaller weights; until then the states are as
- * they came. */
-SA_APART static int compute_with_states(forward_worker *w, int64_t tile, const sa_tile *t) {
+ * they came. `t` becomes the rows' tile, as in compute_again. */
+SA_APART static int compute_with_states(forward_worker *w, int64_t tile, sa_tile *t) {
     const sa_schedule *s = w->call->schedule;
-    int overflowed = 0, ignored = 0;
+    int overflowed = 0, ignored = 0, goes_on = 1, rows = t->rows;
     int as_they_came = t->begin >= t->end && t->scoring.state_scale == 1;
     if (as_they_came && s->problem->state_use == SA_STATE_UPDATE) return 1; /* no row sees a key */
     if (!total_of_tile(w, t, &overflowed)) return 0;
@@ -204,21 +204,20 @@ SA_APART static int compute_with_states(forward_worker *w, int64_t tile, const s
         write_tile(s, t, w->total);
         return 1;
     }
-    sa_finite finite = {0};
-    for (int r = 0; r < t->rows; ++r) {
-        sa_tile row;
-        row.finite = &finite;
-        row.room = w->block_room;
-        sa_fill_row(s, tile, r, &row);
-        if (!total_of_tile(w, &row, &ignored)) return 0;
-        if (!total_is_finite(w, &row)) {
-            row.weight_factor = small_weight(s->problem);
-            if (!total_of_tile(w, &row, &ignored)) return 0;
+    sa_finite finite = {0}, *of_tile = t->finite;
+    t->finite = &finite;
+    for (int r = 0; r < rows && goes_on; ++r) {
+        sa_fill_row(s, tile, r, t);
+        goes_on = total_of_tile(w, t, &ignored);
+        if (goes_on && !total_is_finite(w, t)) {
+            t->weight_factor = small_weight(s->problem);
+            goes_on = total_of_tile(w, t, &ignored);
         }
-        write_tile(s, &row, w->total);
+        if (goes_on) write_tile(s, t, w->total);
     }
-    sa_fp_clear();
-    return 1;
+    t->finite = of_tile;
+    if (goes_on) sa_fp_clear();
+    return goes_on;
 }
 
 static void whole_tiles(void *arg, int worker, char *scratch) {
