@@ -66,6 +66,9 @@ def set_num_threads(n: int | None) -> None:
 def threads(n: int) -> Iterator[None]:
     """Use `n` threads inside a `with` block, in this Python thread (or asyncio task) alone.
 
+    And in threads that are started in the block, where they begin with its context: by default in a
+    free-threaded CPython 3.14 (`sys.flags.thread_inherit_context`).
+
     Raises
     ------
     TypeError, ValueError

@@ -52,13 +52,16 @@ if {square}:
     square = np.zeros((1, 8192, 8192), "f4")
     rows = np.broadcast_to(unit[:, :, :1], square.shape)
 
+ready = threading.Event()
 def interrupt():
+    ready.wait()
     time.sleep(0.03)
     os.kill(os.getpid(), signal.SIGINT)
 
 threading.Thread(target=interrupt).start()
 interrupted = finished = False
 try:
+    ready.set()
     {call}
     finished = True
     time.sleep(10)
