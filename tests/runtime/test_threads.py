@@ -181,7 +181,7 @@ def test_fork_in_a_signal_handler():
 def test_small_stacks():
     """Fault 27: a thread with a stack of 64 KiB, in every kernel set, dtype and function.
 
-    Where the values' sum overflows too, and rows are computed again. CPython 3.14 takes more itself.
+    Where the values' sum overflows too, and rows are computed again. CPython 3.14 needs more.
     """
     code = """
     from selfattn import _core
