@@ -35,7 +35,7 @@ enum {
     PROJECT_M_UNIT = 48, /* rows of w come in multiples of it: a multiple of each set's MR */
 
     /* ---- memory */
-    SMALL_SCRATCH = 32 << 10, /* scratch up to this lies on the stack: no allocation */
+    SMALL_SCRATCH = 24 << 10, /* scratch up to this lies on the stack: no allocation */
 };
 
 #endif

@@ -44,7 +44,6 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
                           split_state state) {
     int begin = keys->begin, count = keys->end - begin;
     const sa_key_rows *v = keys->v;
-    row_run runs[SA_BLOCK_N];
     ukernel_args p = {
         .m = t->rows,
         .k = count,
@@ -54,7 +53,7 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         .a_row = DECODE_S_ROW * (ptrdiff_t)sizeof(real),
         .a_k = sizeof(real),
         .b_k = v->row,
-        .runs = find_runs_of_values(t, keys, runs),
+        .runs = find_runs_of_values(t, keys, x->runs),
         .scale_row = v->scale_row,
         .c_row = decode_o_row(t->head_dim_v),
         .kind = BETA_OF_ROW,
@@ -70,7 +69,7 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
         is_int8 ? ukernel_int8(n, &p) : ukernel_prefetching(n, &p);
     }
     /* The last elements, and a V that is not finite or not contiguous, go through the panel. */
-    p.b = (const char *)x->v_panel;
+    p.b = (const char *)x->panel;
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
@@ -78,7 +77,7 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
             const char *scale;
             int64_t one = 1;
             const char *row = run_of_rows(v, keys->block + begin + j, &one, &scale);
-            v_store(x->v_panel + j * LANES, s_load_strided(row + e * v->col, v->col, width));
+            v_store(x->panel + j * LANES, s_load_strided(row + e * v->col, v->col, width));
         }
         p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);

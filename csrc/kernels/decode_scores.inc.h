@@ -121,12 +121,12 @@ SQUARES_OF(squares_of_int8, 1)
 static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_key_rows *k,
                           const char *const *rows, int count, uintptr_t prefetch_offset, real *s) {
     const int chunk = sa_chunk_e(t->head_dim), part = SA_CHUNKS_OF_PART * chunk;
-    assert(part <= DECODE_PANEL_K);
+    assert(part <= DECODE_PANEL);
     for (int64_t d = 0; d == 0 || d < t->head_dim; d += part) {
         const char *from[LANES];
         int length = at_most(t->head_dim - d, part);
         for (int j = 0; j < count; ++j) from[j] = rows[j] + d * k->col;
-        gather(from, count, k->col, length, 1, prefetch_offset, x->k_panel, LANES);
+        gather(from, count, k->col, length, 1, prefetch_offset, x->panel, LANES);
         ukernel(1, &(ukernel_args){
                        .m = t->rows,
                        .k = length,
@@ -134,7 +134,7 @@ static void decode_panels(const sa_tile *t, const decode_scratch *x, const sa_ke
                        .a = (const char *)(x->q + d),
                        .a_row = t->head_dim * (ptrdiff_t)sizeof(real),
                        .a_k = sizeof(real),
-                       .b = (const char *)x->k_panel,
+                       .b = (const char *)x->panel,
                        .b_k = sizeof(vec),
                        .c = s,
                        .c_row = DECODE_S_ROW,
@@ -176,8 +176,7 @@ static SA_APART vec rows_of_runs(const sa_key_rows *x, const row_run *run, int u
 /* S, LANES keys at a time. */
 static void decode_scores(const sa_tile *t, const decode_scratch *x, const block_keys *keys) {
     const sa_key_rows *k = keys->k;
-    row_run runs[SA_BLOCK_N];
-    const row_run *run = find_runs_of_keys(t, keys, runs);
+    const row_run *run = find_runs_of_keys(t, keys, x->runs);
     int used = 0; /* rows of the run */
     int is_int8 = HAS_INT8 && k->scale;
     int are_squares = is_int8 || has_squares(k, ELEM_SIZE, t->head_dim);

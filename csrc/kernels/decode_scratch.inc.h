@@ -5,20 +5,22 @@
 #include "simd.inc.h"
 #include "elem.inc.h"
 #include "pack.inc.h"
+#include "rows.inc.h"
 #include "ukernel.inc.h"
 #include "split_state.inc.h"
 
 enum {
-    DECODE_ROWS = LANES / 2, /* with more rows, prefill.inc.h is faster */
-    DECODE_PANEL_K = 128,    /* rows of a panel of K: the longest part of a sum over head_dim */
+    DECODE_ROWS = LANES / 2,   /* with more rows, prefill.inc.h is faster */
+    DECODE_PANEL = SA_BLOCK_N, /* rows of the panel: the keys of a block, or a part of head_dim */
     CHUNK_UNIT = SQUARE_K < 8 ? SQUARE_K : 8, /* chunks of head_dim end at multiples of it */
     DECODE_S_ROW = SA_BLOCK_N + LANES, /* elements: the last LANES keys may reach past the block */
 };
 
 typedef struct {
     real *q, *s;
-    real *sums; /* the micro-kernel's */
-    real *k_panel, *v_panel;
+    real *sums;            /* the micro-kernel's */
+    real *panel;           /* of K, or of V */
+    row_run *runs;         /* in which a block's rows lie, of K and then of V */
     real *rescale, *shift; /* of each row, 2^(u (m - m')) and the m' that is subtracted */
 } decode_scratch;
 
@@ -28,9 +30,8 @@ SA_INLINE int64_t decode_o_row(int64_t head_dim_v) {
 
 static size_t decode_scratch_size(int rows, int64_t head_dim, int64_t head_dim_v) {
     (void)head_dim_v;
-    size_t fixed = SUMS_ROOM + DECODE_ROWS * DECODE_S_ROW + DECODE_PANEL_K * LANES +
-                   SA_BLOCK_N * LANES + 2 * LANES;
-    return (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
+    size_t fixed = SUMS_ROOM + DECODE_ROWS * DECODE_S_ROW + DECODE_PANEL * LANES + 2 * LANES;
+    return SA_BLOCK_N * sizeof(row_run) + (fixed + (size_t)rows * (size_t)head_dim) * sizeof(real);
 }
 
 static size_t decode_state_size(int rows, int64_t head_dim_v) {
@@ -38,11 +39,11 @@ static size_t decode_state_size(int rows, int64_t head_dim_v) {
 }
 
 static decode_scratch decode_layout(void *memory) {
-    decode_scratch x = {.s = memory};
+    decode_scratch x = {.runs = memory};
+    x.s = (real *)(x.runs + SA_BLOCK_N);
     x.sums = x.s + DECODE_ROWS * DECODE_S_ROW;
-    x.k_panel = x.sums + SUMS_ROOM;
-    x.v_panel = x.k_panel + DECODE_PANEL_K * LANES;
-    x.rescale = x.v_panel + SA_BLOCK_N * LANES;
+    x.panel = x.sums + SUMS_ROOM;
+    x.rescale = x.panel + DECODE_PANEL * LANES;
     x.shift = x.rescale + LANES;
     x.q = x.shift + LANES;
     return x;

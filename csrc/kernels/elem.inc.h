@@ -75,20 +75,22 @@ SA_INLINE vec s_broadcast(const char *p) {
 #undef f32_store
 #undef f64_store
 
-/* The n <= LANES elements at p, p + stride, ...; the other lanes 0. */
-SA_INLINE vec s_load_strided(const char *p, ptrdiff_t stride, int n) {
-    if (stride == ELEM_SIZE) return n == LANES ? s_load(p) : s_load_n(p, n);
+/* The n <= LANES elements at p, p + stride, ...; the other lanes 0. What is not a whole vector is
+ * loaded and stored apart: inlined everywhere, it would be a tenth of all code. */
+static SA_APART vec s_load_some(const char *p, ptrdiff_t stride, int n) {
+    if (stride == ELEM_SIZE) return s_load_n(p, n);
     elem x[LANES] = {0};
     for (int i = 0; i < n; ++i) memcpy(&x[i], p + i * stride, sizeof *x);
     return s_load(x);
 }
 
-SA_INLINE void s_store_strided(char *p, ptrdiff_t stride, int n, vec x) {
+SA_INLINE vec s_load_strided(const char *p, ptrdiff_t stride, int n) {
+    return stride == ELEM_SIZE && n == LANES ? s_load(p) : s_load_some(p, stride, n);
+}
+
+static SA_APART void s_store_some(char *p, ptrdiff_t stride, int n, vec x) {
     if (stride == ELEM_SIZE) {
-        if (n == LANES)
-            s_store(p, x);
-        else
-            s_store_n(p, x, n);
+        s_store_n(p, x, n);
         return;
     }
     elem y[LANES];
@@ -96,25 +98,40 @@ SA_INLINE void s_store_strided(char *p, ptrdiff_t stride, int n, vec x) {
     for (int i = 0; i < n; ++i) memcpy(p + i * stride, &y[i], sizeof *y);
 }
 
+SA_INLINE void s_store_strided(char *p, ptrdiff_t stride, int n, vec x) {
+    if (stride == ELEM_SIZE && n == LANES)
+        s_store(p, x);
+    else
+        s_store_some(p, stride, n, x);
+}
+
 /* The same of reals. */
-SA_INLINE vec v_load_strided(const char *p, ptrdiff_t stride, int n) {
-    if (stride == REAL_SIZE) return n == LANES ? v_load(p) : v_load_n(p, n);
+static SA_APART vec v_load_some(const char *p, ptrdiff_t stride, int n) {
+    if (stride == REAL_SIZE) return v_load_n(p, n);
     real x[LANES] = {0};
     for (int i = 0; i < n; ++i) x[i] = read_real(p + i * stride);
     return v_load(x);
 }
 
-SA_INLINE void v_store_strided(char *p, ptrdiff_t stride, int n, vec x) {
+SA_INLINE vec v_load_strided(const char *p, ptrdiff_t stride, int n) {
+    return stride == REAL_SIZE && n == LANES ? v_load(p) : v_load_some(p, stride, n);
+}
+
+static SA_APART void v_store_some(char *p, ptrdiff_t stride, int n, vec x) {
     if (stride == REAL_SIZE) {
-        if (n == LANES)
-            v_store(p, x);
-        else
-            v_store_n(p, x, n);
+        v_store_n(p, x, n);
         return;
     }
     real y[LANES];
     v_store(y, x);
     for (int i = 0; i < n; ++i) write_real(p + i * stride, y[i]);
+}
+
+SA_INLINE void v_store_strided(char *p, ptrdiff_t stride, int n, vec x) {
+    if (stride == REAL_SIZE && n == LANES)
+        v_store(p, x);
+    else
+        v_store_some(p, stride, n, x);
 }
 
 #endif

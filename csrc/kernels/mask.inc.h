@@ -46,6 +46,12 @@ SA_INLINE int has_bools_alone(const sa_tile *t) {
            !t->key_segments;
 }
 
+/* Whether B is contiguous elements. */
+SA_INLINE int has_elements_alone(const sa_tile *t) {
+    return t->mask_kind == SA_MASK_ELEM && t->mask_col == ELEM_SIZE &&
+           t->bias_kind == SA_MASK_NONE && !t->key_segments;
+}
+
 SA_INLINE int mask_is_float(const sa_tile *t) {
     return t->mask_kind == SA_MASK_ELEM || t->mask_kind == SA_MASK_F32;
 }
@@ -110,8 +116,7 @@ SA_INLINE vec masked_bias(const sa_tile *t, vec mask, vec bias) {
     return v_select(v_eq(mask, minus_inf()), mask, sum);
 }
 
-/* B of row r for keys [key, key + n); the other lanes are unspecified. */
-SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
+static SA_APART vec unusual_mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
     vec b = v_zero();
     if (t->mask_kind != SA_MASK_NONE)
         b = mask_numbers(t->mask_kind, t->mask[r] + key * t->mask_col, t->mask_col, n);
@@ -119,6 +124,14 @@ SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
         b = masked_bias(t, b,
                         mask_numbers(t->bias_kind, t->bias[r] + key * t->bias_col, t->bias_col, n));
     return t->key_segments ? mask_other_segments(t, r, key, n, b) : b;
+}
+
+/* B of row r for keys [key, key + n); the other lanes are unspecified. The usual mask is one of
+ * contiguous bools or elements. */
+SA_INLINE vec mask_bias_of_row(const sa_tile *t, int r, int64_t key, int n) {
+    if (n == LANES && has_bools_alone(t)) return bools(t->mask[r] + key);
+    if (n == LANES && has_elements_alone(t)) return s_load(t->mask[r] + key * ELEM_SIZE);
+    return unusual_mask_bias_of_row(t, r, key, n);
 }
 
 /* Whether row r has the same B as the row before it. */

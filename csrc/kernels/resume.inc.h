@@ -9,6 +9,8 @@
 #ifndef SA_KERNELS_RESUME_INC_H
 #define SA_KERNELS_RESUME_INC_H
 
+#include <string.h>
+
 #include "../kernels.h"
 #include "simd.inc.h"
 #include "prefill.inc.h"
@@ -34,6 +36,16 @@ static char *values_of(const sa_tile *t, int r, int64_t e) {
     return t->state[r] + (SA_STATE_HEAD + e) * REAL_SIZE;
 }
 
+/* LANES rows of a panel become its columns. Apart, as it is large and called for few numbers. */
+static SA_APART void transpose_panel(real *panel) {
+    vec square[LANES];
+    SA_UNROLL
+    for (int i = 0; i < LANES; ++i) square[i] = v_load(panel + i * LANES);
+    v_transpose(square);
+    SA_UNROLL
+    for (int i = 0; i < LANES; ++i) v_store(panel + i * LANES, square[i]);
+}
+
 /* In memory a row is a row; here rows are in the lanes. */
 static void prefill_take_states(const sa_tile *t, void *memory) {
     split_state total = prefill_state(t, memory);
@@ -41,18 +53,17 @@ static void prefill_take_states(const sa_tile *t, void *memory) {
     state_clear(total, row);
     for (int first = 0; first < t->rows; first += LANES) {
         int count = at_most(t->rows - first, LANES);
-        real factors[LANES] = {0};
+        real factors[LANES] = {0}, panel[LANES * LANES] = {0};
         for (int r = 0; r < count; ++r) factors[r] = take_head(t, first + r, total);
         vec factor = v_load(factors);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
-            int n = at_most(t->head_dim_v - e, LANES);
-            vec square[LANES];
-            for (int r = 0; r < LANES; ++r)
-                square[r] =
-                    r < count ? v_load_strided(values_of(t, first + r, e), REAL_SIZE, n) : v_zero();
-            v_transpose(square);
-            for (int i = 0; i < n; ++i)
-                v_store(total.o + (e + i) * row + first, v_mul(square[i], factor));
+            size_t n = (size_t)at_most(t->head_dim_v - e, LANES);
+            for (int r = 0; r < count; ++r)
+                memcpy(panel + r * LANES, values_of(t, first + r, e), n * sizeof(real));
+            transpose_panel(panel);
+            for (size_t i = 0; i < n; ++i)
+                v_store(total.o + (e + (int64_t)i) * row + first,
+                        v_mul(v_load(panel + i * LANES), factor));
         }
     }
     v_zeroupper();
@@ -63,15 +74,15 @@ static void prefill_give_states(const sa_tile *t, const void *memory) {
     int row = lane_vectors(t->rows) * LANES;
     for (int first = 0; first < t->rows; first += LANES) {
         int count = at_most(t->rows - first, LANES);
+        real panel[LANES * LANES] = {0};
         for (int r = 0; r < count; ++r) give_head(t, first + r, total);
         for (int64_t e = 0; e < t->head_dim_v; e += LANES) {
-            int n = at_most(t->head_dim_v - e, LANES);
-            vec square[LANES];
-            for (int i = 0; i < LANES; ++i)
-                square[i] = i < n ? v_load(total.o + (e + i) * row + first) : v_zero();
-            v_transpose(square);
+            size_t n = (size_t)at_most(t->head_dim_v - e, LANES);
+            for (size_t i = 0; i < n; ++i)
+                v_store(panel + i * LANES, v_load(total.o + (e + (int64_t)i) * row + first));
+            transpose_panel(panel);
             for (int r = 0; r < count; ++r)
-                v_store_strided(values_of(t, first + r, e), REAL_SIZE, n, square[r]);
+                memcpy(values_of(t, first + r, e), panel + r * LANES, n * sizeof(real));
         }
     }
     v_zeroupper();
