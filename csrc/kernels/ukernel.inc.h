@@ -47,6 +47,10 @@ typedef struct {
     ptrdiff_t scale_row; /* of ukernel_int8: between the scales of two rows */
 } ukernel_args;
 
+#ifndef KEEP_IN_REGISTER /* of a set of instructions (simd/) that needs it */
+#define KEEP_IN_REGISTER(x) ((void)(x))
+#endif
+
 enum { SUMS_ROOM = 24 * LANES }; /* a strip's accumulators */
 
 /* factor * sum + c, never -0: so a sum of zeros may be added or skipped, to the same bits. */
@@ -154,6 +158,7 @@ SA_INLINE void ukernel_strip(const int M, const int n, const prefetch_kind fetch
                 SA_UNROLL
                 for (int i = 0; i < M; ++i) {
                     vec x = v_broadcast(third[i / 3] + i % 3 * a_row);
+                    KEEP_IN_REGISTER(x);
                     SA_UNROLL
                     for (int j = 0; j < n; ++j) acc[i][j] = v_fma(x, bk[j], acc[i][j]);
                 }
