@@ -56,6 +56,13 @@ SA_INLINE void cursor_add(row_cursor *c, int64_t count) {
     if (c->page < c->last_page) ++c->page;
 }
 
+/* Rows' scales, a float each, are read with them: prefetch so many. */
+SA_INLINE void prefetch_scales(const row_cursor *c, int64_t count) {
+    if (!c->x->scale) return;
+    uintptr_t at = (uintptr_t)cursor_scale(c), end = at + (uintptr_t)(count * c->x->scale_row);
+    for (at -= at % CACHE_LINE; at < end; at += CACHE_LINE) SA_PREFETCH_NEAREST(at);
+}
+
 /* The runs of rows [begin, order->end), at most SA_BLOCK_N. */
 static const row_run *find_runs(const reading_order *order, int64_t begin,
                                 row_run runs[SA_BLOCK_N]) {
@@ -73,6 +80,7 @@ static const row_run *find_runs(const reading_order *order, int64_t begin,
             .ahead_row = ahead.x->row,
             .count = n,
         };
+        prefetch_scales(&ahead, n);
         left -= n;
         before -= n;
         cursor_add(&at, n);
