@@ -15,6 +15,7 @@
 
 #include <string.h>
 
+#include "../kernels.h"
 #include "simd.inc.h"
 
 typedef SA_ELEM elem;
