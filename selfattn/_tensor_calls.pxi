@@ -123,7 +123,8 @@ cdef class TensorCalls(TensorMemory):
     ):
         """Those of query, key and value as new tensors, which lie in memory as these do.
 
-        None where that is in no usual order, or they are not the usual ones. The results are
+        None where that is in no usual order, or they are not the usual ones: with no columns, say,
+        a gradient of key has no memory, which would say that none is asked for. The results are
         grad_out, out, lse and grad_lse, which may be None.
         """
         cdef DLView q, k, v, x
@@ -138,6 +139,8 @@ cdef class TensorCalls(TensorMemory):
         if orders[0] == ANOTHER or orders[1] == ANOTHER or orders[2] == ANOTHER:
             return None
         fill_problem_of_tensors(&p, &q, &k, &v, is_causal)
+        if p.head_dim == 0 or p.head_dim_v == 0 or p.seqlen_k == 0:
+            return None
         memset(&g, 0, sizeof(sa_gradients))
         grad_out, out, lse, grad_lse = results
         if not self.look_at_result(grad_out, &q, p.head_dim_v, &x):

@@ -25,8 +25,8 @@ typedef struct {
 } row_cursor;
 
 SA_INLINE row_cursor cursor_at(const sa_key_rows *x, int64_t key, int64_t end) {
-    if (!x->pages) return (row_cursor){x, .row = key};
     if (key >= end) key = end - 1;
+    if (!x->pages) return (row_cursor){x, .row = key};
     int64_t size = x->page_size, page = key / size;
     return (row_cursor){x, page, .row = key - page * size, .last_page = (end - 1) / size};
 }
@@ -56,7 +56,8 @@ SA_INLINE void cursor_add(row_cursor *c, int64_t count) {
     if (c->page < c->last_page) ++c->page;
 }
 
-/* Rows' scales, a float each, are read with them: prefetch so many. */
+/* Rows' scales, a float each, are read with them: prefetch so many, which lie one after the other.
+ */
 SA_INLINE void prefetch_scales(const row_cursor *c, int64_t count) {
     if (!c->x->scale) return;
     uintptr_t at = (uintptr_t)cursor_scale(c), end = at + (uintptr_t)(count * c->x->scale_row);

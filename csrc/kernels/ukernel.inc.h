@@ -59,8 +59,8 @@ SA_INLINE vec sum_scaled(vec sum, vec factor, vec c) {
 }
 
 /* Store `expression`, of each accumulator `sum` at the end of a chunk, to `to`. Chunks are summed
- * in C itself, or in p->sums where C is rescaled at the end. Accumulators are added
- * and stored one by one: all additions before all stores would cost 2 to 7 %. */
+ * in C itself, or in p->sums where C is rescaled at the end. Accumulators are added and stored one
+ * by one: all additions before all stores would cost 2 to 7 %. */
 #define FOLD(to, expression)                     \
     SA_UNROLL                                    \
     for (int i = 0; i < M; ++i, c_at += c_row) { \

@@ -51,8 +51,9 @@ class PagedKVCache(Shared):
     Juravsky et al., "Hydragen", 2024): a query has the bits that it has apart, since a state goes
     from the prefix's keys to its own (`AttentionState`).
 
-    Threads may use it at once, as `KVCache`; one that frees or truncates a sequence which another
-    one is asking, leaves that one numbers of no use.
+    Threads may use it at once, as `KVCache`. But while a sequence is asked, no other thread may
+    free or truncate it, nor append to others that share its last page: what is read may be
+    written to then.
 
     Examples
     --------

@@ -48,6 +48,7 @@ def layouts(kind):
         "one query": (heads_last(query[:, :, :1]), key, value),
         "one head": (heads_last(query[:, :1]), key[:, :1], value[:, :1]),
         "no keys": (query, key[:, :, :0], value[:, :, :0]),
+        "no columns of keys": (query[..., :0], key[..., :0], value),
         "no queries": (query[:, :, :0], key, value),
         "no batch": (query[:0], key[:0], value[:0]),
         "no columns of values": (query, key, value[..., :0]),
