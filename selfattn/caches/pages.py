@@ -65,7 +65,11 @@ class Pages:
         given: list[list[int]],
     ) -> None:
         """Give the sequences their candidates in order, the first one for a page that is copied."""
-        del self._free[len(self._free) - sum(map(len, given)) :]
+        taken = [page for pages in given for page in pages]
+        if self.candidates(len(taken)) == taken:
+            del self._free[len(self._free) - len(taken) :]
+        else:  # some pages became free in the meantime
+            self._free = [page for page in self._free if page not in set(taken)]
         for sequence, growth, pages in zip(sequences, growths, given, strict=True):
             self.users[pages] += 1
             own = sequence.pages.copy()

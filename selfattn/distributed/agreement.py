@@ -66,6 +66,18 @@ def settle(comm: Transport, failure: BaseException | None) -> None:
             raise RankError(f"rank {rank} failed: {message}")
 
 
+def in_step(comm: Transport, compute: Callable[[], Any]) -> Any:
+    """compute() on each rank, before data moves on; where it fails, all raise, as `settle` does."""
+    failure: BaseException | None = None
+    result = None
+    try:
+        result = compute()
+    except BaseException as error:
+        failure = error
+    settle(comm, failure)
+    return result
+
+
 def check_same(answers: list[dict[str, Any]]) -> None:
     """Every value must be the same on all ranks."""
     for name, want in answers[0].items():

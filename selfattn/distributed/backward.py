@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import _args
 from ..gradients import AttentionGradients
-from .agreement import check_same, together
+from .agreement import check_same, in_step, together
 from .key_gradients import KeyGradients
 from .layout import BLOCK, Layout
 from .problem import RingProblem
@@ -156,12 +156,18 @@ def ring_attention_backward(
 
     problem = RingProblem(transport, (query, key, value), options, layout, block, start)
     rows = found[0]
-    answers = together(transport, lambda: [rows.asked_for, rows.words])
+    gradients: list[tuple[QueryGradient, KeyGradients]] = []
+
+    def begin() -> Any:
+        gradients.append((QueryGradient(problem, rows), KeyGradients(problem, rows)))
+        return [rows.asked_for, rows.words]
+
+    answers = together(transport, begin)
+    of_query, of_keys = gradients[0]
     check_same([asked_for for asked_for, _ in answers])
     words = [of_rank for _, of_rank in answers]
     if any(of_rank["needs_states"] for of_rank in words):
         rows.state = states_of_rows(transport, problem, rows)
-    of_query = QueryGradient(problem, rows)
     travel(
         transport,
         problem.key_pieces,
@@ -170,14 +176,9 @@ def ring_attention_backward(
         problem.like_keys,
         of_query.visit,
     )
-    of_keys = KeyGradients(problem, rows)
-    travel(
-        transport,
-        problem.query_pieces,
-        problem.readers_of_rows,
-        *of_keys.rows_that_travel({name for of_rank in words for name in of_rank["masks_of_rows"]}),
-        of_keys.visit,
-    )
+    masks_of_rows = {name for of_rank in words for name in of_rank["masks_of_rows"]}
+    own, like = in_step(transport, lambda: of_keys.rows_that_travel(masks_of_rows))
+    travel(transport, problem.query_pieces, problem.readers_of_rows, own, like, of_keys.visit)
     of_sinks = sinks_gradient(transport, problem, rows) if rows.asked_for["sinks_grad"] else None
     return AttentionGradients(
         _args.in_dtype_of(of_query.query, problem.query),

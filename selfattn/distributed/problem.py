@@ -81,6 +81,7 @@ class RingProblem:
             self.query, self.key, self.value, self.options["enable_gqa"]
         )
         self.out_shape, self.lse_shape = local.out_shape, local.lse_shape
+        block = _args.integer("block", block)
         pieces(0, 1, layout, block)
         described: dict[str, Any] = {
             "rows": [self.query.shape[-2], self.key.shape[-2]],
@@ -240,7 +241,7 @@ class RingProblem:
 
 def has_rows(mask: np.ndarray) -> bool:
     """Whether it has rows of this rank's queries; else it broadcasts."""
-    return mask.ndim > 1 and mask.shape[-2] > 1
+    return mask.ndim > 1 and mask.shape[-2] != 1
 
 
 def _zeros(x: np.ndarray, rows: int, dtype: np.dtype) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from .. import _core
 from ..state import heads_of_state
+from .agreement import in_step
 from .layout import Piece
 from .problem import RingProblem
 from .ring import Arrays, travel
@@ -42,10 +43,13 @@ def states_of_rows(comm: Transport, problem: RingProblem, given: RowsGiven) -> n
         visit,
     )
     heads = problem.lse_shape[:-1]
-    return np.concatenate(
-        [
+
+    def states() -> np.ndarray:
+        of_pieces = [
             heads_of_state(row.state, (*heads, row.piece.end - row.piece.begin, _core.STATE_HEAD))
             for row in rows or begin()
-        ],
-        -2,
-    )
+        ]
+        return np.concatenate(of_pieces, -2)
+
+    found: np.ndarray = in_step(comm, states)
+    return found

@@ -86,6 +86,8 @@ def merge_states_many(
     lse_heads_first : bool
         The last two axes of each lse, given and returned, are the other way round: (..., H, L)
         beside (..., L, H, Ev), as `varlen_attention` returns them.
+    num_threads : int, optional
+        As many as `selfattn.get_num_threads()` unless given.
 
     Returns
     -------

@@ -1,11 +1,13 @@
 """Gradients over many ranks: the bits of one call, whatever their number, layout and options."""
 
+import threading
+
 import numpy as np
 import pytest
 
 import selfattn
 from selfattn import distributed
-from selfattn.distributed import sinks_gradient
+from selfattn.distributed import backward, sinks_gradient
 from support.arrays import DTYPES, HALF_DTYPES, normal, qkv, same_bits
 from support.option_arrays import bool_mask, float_mask, runs, slopes
 
@@ -160,6 +162,56 @@ def test_gradients_of_options(name, dtype):
             elif which != "sinks":
                 got = distributed.unshard(parts, layout=layout)
                 assert same_bits(got, gradient), (ranks, layout, which)
+
+
+def test_one_query_with_a_mask_of_rows():
+    """As in decoding: the ranks without a query have masks of no rows."""
+    options = {"attn_mask": float_mask(1, SEQLEN)}
+    given = inputs((2, HEADS, 1, 8), HEADS, SEQLEN, 8, {"attn_mask": options["attn_mask"]})
+    want = at_once(given, options)
+
+    def differentiate(comm):
+        def shard(x, axis=-2):
+            return distributed.shard(x, comm.ranks, comm.rank, axis)
+
+        *arrays, lse, grad_lse = given
+        mask = shard(options["attn_mask"])
+        return distributed.ring_attention_backward(
+            *map(shard, arrays), shard(lse, -1), comm, attn_mask=mask, grad_lse=shard(grad_lse, -1)
+        )
+
+    found = distributed.run_ranks(3, differentiate)
+    for i in range(3):
+        assert same_bits(distributed.unshard([gradients[i] for gradients in found]), want[i]), i
+
+
+@pytest.mark.parametrize("step", ["QueryGradient", "rows_that_travel"])
+def test_a_rank_that_fails_between_rings(monkeypatch, step):
+    """It has no memory there, and lives on: the others do not wait for it."""
+    x, ended = normal(2, 4000, 8), []
+    lacking = threading.local()
+
+    def fails_where_lacking(f):
+        def call(*arguments):
+            if getattr(lacking, "memory", False):
+                raise MemoryError("no room")
+            return f(*arguments)
+
+        return call
+
+    owner = backward if step == "QueryGradient" else backward.KeyGradients
+    monkeypatch.setattr(owner, step, fails_where_lacking(getattr(owner, step)))
+
+    def differentiate(comm):
+        mine = distributed.shard(x, comm.ranks, comm.rank)
+        out, lse = distributed.ring_attention(mine, mine, mine, comm, return_lse=True)
+        lacking.memory = comm.rank == 1
+        with pytest.raises((MemoryError, distributed.RankError)):
+            distributed.ring_attention_backward(out, mine, mine, mine, out, lse, comm)
+        ended.append(comm.rank)
+
+    distributed.run_ranks(3, differentiate)
+    assert sorted(ended) == [0, 1, 2]
 
 
 def test_a_rank_that_fails_at_its_sinks(monkeypatch):

@@ -4,6 +4,7 @@ Fault 31. Without a GIL, where CPython has none, the threads truly run at once (
 """
 
 import copy
+import os
 import pickle
 import sysconfig
 
@@ -257,3 +258,59 @@ def test_a_copy_of_a_cache_has_a_lock_of_its_own():
         other.append([sequence], key, value)
         assert (other.length(sequence), cache.length(sequence)) == (10, 5)
         assert same_bits(cache.attend([sequence], query), causal(query, key, value))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="fork is POSIX")
+def test_a_child_of_fork_has_locks_of_its_own():
+    """One that another thread held at that moment would never be given back."""
+    code = """
+    import os, signal, threading
+    import numpy as np, selfattn
+
+    cache = selfattn.PagedKVCache(64, 128, 8, 64)
+    mine, other = cache.new_sequence(), cache.new_sequence()
+    rows, stop = np.zeros((1, 8, 3000, 64), "f4"), False
+    def work():
+        while not stop:
+            cache.append([other], rows, rows)
+            cache.truncate(other, 0)
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in range(15):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            cache.append([mine], rows[:, :, :5], rows[:, :, :5])
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    stop = True
+    thread.join()
+    """
+    subprocesses.run(code)
+
+
+def test_a_collection_inside_a_call_frees_pages():
+    """Of a request in a cycle, whose end frees its sequence while another one is appended to."""
+    code = """
+    import gc
+    import numpy as np, selfattn
+
+    cache = selfattn.PagedKVCache(12, 16, 1, 8)
+    rows = np.zeros((1, 1, 64, 8), "f4")
+    class Request:
+        def __init__(self):
+            self.number, self.me = cache.new_sequence(), self
+        def __del__(self):
+            cache.free(self.number)
+    gc.disable()
+    write = cache._write
+    cache._write = lambda *arguments: (gc.collect(), write(*arguments))
+    for i in range(50):
+        request = Request()
+        cache.append([request.number], rows, rows)
+        assert cache.length(request.number) == 64 and cache.num_free_blocks == 8
+        del request
+    gc.collect()
+    assert sorted(cache._pages._free) == list(range(12))
+    """
+    subprocesses.run(code)
