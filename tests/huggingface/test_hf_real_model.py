@@ -1,5 +1,7 @@
 """The real MiniLM, by transformers and by sentence-transformers: values, and bits in any batch."""
 
+import statistics
+
 import pytest
 
 pytest.importorskip("torch")
@@ -59,23 +61,33 @@ def truth(minilm_path):
     ).eval()
 
 
+def errors_of(model, truth, tokenizer, name, side, size):
+    """Of every number, eager attention's and those of `name`, beside float64."""
+    expected = hidden_states(truth, tokenizer, SENTENCES, size, side)
+    errors = []
+    for which in ("eager", name):
+        model.set_attn_implementation(which)
+        found = hidden_states(model, tokenizer, SENTENCES, size, side)
+        pairs = zip(found, expected, strict=True)
+        errors.append(torch.cat([(x - y).flatten() for x, y in pairs]).abs())
+    return errors
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_hidden_states(model, truth, tokenizer, name, side):
-    """As near to float64's as eager attention's are, on the whole and where they are farthest.
+    """As near to float64's as eager attention's are: a rounding more or less, in six layers.
 
-    One number of some ten thousand may round by two of its last places in one way and by one in
-    the other, in six layers of which attention is a part.
+    On the whole in each batch. The largest error is one number's of some ten thousand, which
+    rounds otherwise in a batch of another size: the median of four sizes.
     """
-    expected = hidden_states(truth, tokenizer, SENTENCES, 8, side)
-    errors = {}
-    for which in ("eager", name):
-        model.set_attn_implementation(which)
-        found = hidden_states(model, tokenizer, SENTENCES, 8, side)
-        errors[which] = torch.cat([(x - y).flatten() for x, y in zip(found, expected, strict=True)])
-    assert errors[name].square().mean() <= 1.25 * errors["eager"].square().mean()
-    assert errors[name].abs().max() <= 2 * errors["eager"].abs().max()
-    assert errors["eager"].abs().max() < 1e-5
+    largest = []
+    for size in (24, 8, 4, 2):
+        of_eager, of_ours = errors_of(model, truth, tokenizer, name, side, size)
+        assert of_ours.square().mean() <= 1.25 * of_eager.square().mean(), size
+        assert of_eager.max() < 1e-5
+        largest.append((of_ours.max() / of_eager.max()).item())
+    assert statistics.median(largest) <= 1.5
 
 
 @pytest.mark.parametrize("name", NAMES)
