@@ -146,7 +146,7 @@ cdef class TensorMemory:
         cdef DLView view
         if not self.look(like, &view):
             raise TypeError(f"expected a tensor on the CPU, got {type(like)}")
-        view.code, view.bits = DL_FLOAT, 64 if view.bits == 64 else 32
+        view.code, view.bits = DL_FLOAT, real_bits(&view)
         return self.allocated(&view, shape)
 
     cdef object allocated(self, DLView *view, shape):

@@ -26,6 +26,7 @@
 #include "split_state.inc.h"
 #include "mask.inc.h"
 #include "prefill.inc.h"
+#include "vector_keys.inc.h"
 #include "gradient_scratch.inc.h"
 #include "gradient_rows.inc.h"
 #include "gradient_prefetch.inc.h"
@@ -119,7 +120,9 @@ static void backward_keys(const sa_backward_tile *g, const backward_scratch *x,
     /* Marks are made only for a vector whose keys are partial. */
     int needs_no_marks = keys->v_is_finite && g->q_finite && g->dout_finite;
     for (int i = 0; i < x->tile.n; ++i) {
-        vector_keys[i] = is_partial(keys) ? keys_of_vector(&x->tile, keys, i) : *keys;
+        vector_keys[i] = is_partial(keys)
+                             ? keys_of_vector(x->tile.lo + i * LANES, x->tile.hi + i * LANES, keys)
+                             : *keys;
         if (!needs_no_marks) vector_keys[i].range_class = keys->range_class;
     }
     prefetch_queue prefetch;

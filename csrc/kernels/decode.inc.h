@@ -73,12 +73,10 @@ static void decode_values(const sa_tile *t, const decode_scratch *x, const block
     p.b_k = sizeof(vec);
     for (; e < t->head_dim_v; e += LANES) {
         int width = at_most(t->head_dim_v - e, LANES);
-        for (int j = 0; j < count; ++j) {
-            const char *scale;
-            int64_t one = 1;
-            const char *row = run_of_rows(v, keys->block + begin + j, &one, &scale);
-            v_store(x->panel + j * LANES, s_load_strided(row + e * v->col, v->col, width));
-        }
+        row_cursor c = cursor_at(v, keys->block + begin, keys->block + keys->end);
+        for (int j = 0; j < count; ++j, cursor_add(&c, 1))
+            v_store(x->panel + j * LANES,
+                    s_load_strided(cursor_row(&c) + e * v->col, v->col, width));
         p.c = state.o + e;
         keys->v_is_finite ? ukernel(1, &p) : ukernel_masked(1, &p, MARKED_A, p.a);
     }

@@ -70,10 +70,10 @@ static void stage_int8_rows(const char *from, ptrdiff_t row, const char *scale, 
 /* Rows [begin, end) as contiguous rows of reals. */
 static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t length,
                            real *to) {
-    for (int64_t n; begin < end; begin += n, to += n * length) {
-        const char *scale, *from;
-        n = end - begin;
-        from = run_of_rows(x, begin, &n, &scale);
+    row_cursor c = cursor_at(x, begin, end);
+    for (int64_t n; begin < end; begin += n, to += n * length, cursor_add(&c, n)) {
+        const char *from = cursor_row(&c), *scale = cursor_scale(&c);
+        n = cursor_run(&c, end - begin);
         if (scale)
             stage_int8_rows(from, x->row, scale, x->scale_row, n, length, to);
         else
@@ -84,17 +84,14 @@ static void stage_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int
 /* Rows [begin, end) as they are, but contiguous, each of `bytes`. */
 static void copy_key_rows(const sa_key_rows *x, int64_t begin, int64_t end, int64_t bytes,
                           char *to) {
-    for (int64_t n; begin < end; begin += n) {
-        const char *scale, *from;
-        n = end - begin;
-        from = run_of_rows(x, begin, &n, &scale);
-        for (int64_t r = 0; r < n; ++r, from += x->row, to += bytes) {
-            if (x->col == ELEM_SIZE)
-                memcpy(to, from, (size_t)bytes);
-            else
-                for (int64_t at = 0; at < bytes; at += ELEM_SIZE)
-                    memcpy(to + at, from + at / ELEM_SIZE * x->col, ELEM_SIZE);
-        }
+    row_cursor c = cursor_at(x, begin, end);
+    for (; begin < end; ++begin, to += bytes, cursor_add(&c, 1)) {
+        const char *from = cursor_row(&c);
+        if (x->col == ELEM_SIZE)
+            memcpy(to, from, (size_t)bytes);
+        else
+            for (int64_t at = 0; at < bytes; at += ELEM_SIZE)
+                memcpy(to + at, from + at / ELEM_SIZE * x->col, ELEM_SIZE);
     }
 }
 

@@ -141,11 +141,10 @@ static int known_finite(sa_finite *known, const sa_key_rows *x, int64_t begin, i
 static int values_finite(const sa_tile *t, const sa_key_rows *v, int64_t begin, int64_t end) {
     if (v->scale) return 1;
     if (v == &t->v && !v->pages) return known_finite(t->finite, v, begin, end, t->head_dim_v);
-    for (int64_t n; begin < end; begin += n) {
-        const char *scale, *from;
-        n = end - begin;
-        from = run_of_rows(v, begin, &n, &scale);
-        if (!rows_finite(from, 0, v->row, v->col, n, t->head_dim_v)) return 0;
+    row_cursor c = cursor_at(v, begin, end);
+    for (int64_t n; begin < end; begin += n, cursor_add(&c, n)) {
+        n = cursor_run(&c, end - begin);
+        if (!rows_finite(cursor_row(&c), 0, v->row, v->col, n, t->head_dim_v)) return 0;
     }
     return 1;
 }

@@ -24,6 +24,7 @@
 #include "split_state.inc.h"
 #include "scatter.inc.h"
 #include "mask.inc.h"
+#include "vector_keys.inc.h"
 #include "dropout.inc.h"
 #include "bias.inc.h"
 
@@ -219,28 +220,6 @@ static void prefill_mark_masked(const sa_tile *t, const prefill_scratch *x, cons
     if (keys->range_class == SA_PARTIAL) prefill_mask_ranges(x, keys, i, (real)-0.0);
 }
 
-SA_INLINE int clip(int x, int least, int most) { return x < least ? least : x > most ? most : x; }
-
-/* The block's keys in the range of some lane of vector i, from a multiple of 4 on, with their class
- * by these lanes' ranges. */
-static block_keys keys_of_vector(const prefill_scratch *x, const block_keys *keys, int i) {
-    real lo = SA_BLOCK_N, hi = 0, all_lo = 0, all_hi = SA_BLOCK_N;
-    for (int r = i * LANES; r < (i + 1) * LANES; ++r) {
-        all_lo = x->lo[r] > all_lo ? x->lo[r] : all_lo;
-        all_hi = x->hi[r] < all_hi ? x->hi[r] : all_hi;
-        if (x->lo[r] == x->hi[r]) continue;
-        lo = x->lo[r] < lo ? x->lo[r] : lo;
-        hi = x->hi[r] > hi ? x->hi[r] : hi;
-    }
-    block_keys visible = *keys;
-    if ((int)lo > visible.begin) visible.begin = (int)lo & ~3;
-    if ((int)hi < visible.end) visible.end = (int)hi;
-    if (all_lo <= (real)visible.begin && (real)visible.end <= all_hi) visible.range_class = SA_FULL;
-    visible.full_begin = clip((int)all_lo, visible.begin, visible.end);
-    visible.full_end = clip((int)all_hi, visible.full_begin, visible.end);
-    return visible;
-}
-
 /* Vector i: scores become weights, and the state gets their maximum and sum. */
 static void prefill_weights(const sa_tile *t, const prefill_scratch *x, const block_keys *keys,
                             split_state state, int i) {
@@ -250,52 +229,6 @@ static void prefill_weights(const sa_tile *t, const prefill_scratch *x, const bl
                    state.row_max + at, state.row_sum + at, x->rescale + at);
     if (t->scoring.has_dropout) prefill_drop(t, keys, x->s + at, x->row, i);
     if (!keys->v_is_finite) prefill_mark_masked(t, x, keys, i);
-}
-
-/* The intersection of n vectors' keys; if it is empty, begin = end = keys->end. */
-static block_keys common_keys(const block_keys *vector_keys, int n, const block_keys *keys) {
-    block_keys common = *keys;
-    for (int i = 0; i < n; ++i) {
-        if (vector_keys[i].begin > common.begin) common.begin = vector_keys[i].begin;
-        if (vector_keys[i].end < common.end) common.end = vector_keys[i].end;
-    }
-    if (!has_keys(&common)) common.begin = common.end = keys->end;
-    return common;
-}
-
-/* The smallest range that holds n vectors' keys; if it is empty, begin = end = keys->end. */
-static block_keys all_keys(const block_keys *vector_keys, int n, const block_keys *keys) {
-    block_keys all = *keys;
-    all.begin = keys->end;
-    all.end = keys->begin;
-    for (int i = 0; i < n; ++i) {
-        if (!has_keys(&vector_keys[i])) continue;
-        if (vector_keys[i].begin < all.begin) all.begin = vector_keys[i].begin;
-        if (vector_keys[i].end > all.end) all.end = vector_keys[i].end;
-    }
-    if (!has_keys(&all)) all.end = all.begin;
-    return all;
-}
-
-/* Whether one product of n vectors with the keys of all costs less than a product of each vector
- * with its own keys, which takes 5/4 of the time per key. */
-static int are_alike(const block_keys *vector_keys, int n, const block_keys *all) {
-    int separate = 0;
-    for (int i = 0; i < n; ++i)
-        if (has_keys(&vector_keys[i])) separate += vector_keys[i].end - vector_keys[i].begin;
-    return 4 * n * (all->end - all->begin) <= 5 * separate;
-}
-
-/* A vector's keys before the common ones. */
-static block_keys keys_before(block_keys visible, const block_keys *common) {
-    if (visible.end > common->begin) visible.end = common->begin;
-    return visible;
-}
-
-/* A vector's keys after the common ones. */
-static block_keys keys_after(block_keys visible, const block_keys *common) {
-    if (visible.begin < common->end) visible.begin = common->end;
-    return visible;
 }
 
 /* Keys [begin, end) get weight 0 in vector i. */
@@ -311,7 +244,8 @@ static void prefill_partial_block(const sa_tile *t, const prefill_scratch *x,
                                   const block_keys *keys, split_state state,
                                   prefetch_queue *prefetch) {
     block_keys vector_keys[NR_MAX];
-    for (int i = 0; i < x->n; ++i) vector_keys[i] = keys_of_vector(x, keys, i);
+    for (int i = 0; i < x->n; ++i)
+        vector_keys[i] = keys_of_vector(x->lo + i * LANES, x->hi + i * LANES, keys);
     block_keys common = common_keys(vector_keys, x->n, keys),
                all = all_keys(vector_keys, x->n, keys);
     int at_once = keys->v_is_finite && are_alike(vector_keys, x->n, &all);

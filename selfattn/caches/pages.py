@@ -69,7 +69,8 @@ class Pages:
         if self.candidates(len(taken)) == taken:
             del self._free[len(self._free) - len(taken) :]
         else:  # some pages became free in the meantime
-            self._free = [page for page in self._free if page not in set(taken)]
+            numbers = set(taken)
+            self._free = [page for page in self._free if page not in numbers]
         for sequence, growth, pages in zip(sequences, growths, given, strict=True):
             self.users[pages] += 1
             own = sequence.pages.copy()
