@@ -141,8 +141,6 @@ SA_APART static int compute_again(forward_worker *w, int64_t tile, sa_tile *t) {
     int overflowed = 0, goes_on = 1, rows = t->rows;
     char *out[SA_MAX_TILE_M];
     for (int r = 0; r < rows; ++r) out[r] = t->out[r];
-    sa_finite finite = {0}, *of_tile = t->finite;
-    t->finite = &finite;
     for (int r = 0; r < rows && goes_on; ++r) {
         if (s->kernels->is_finite(out[r], t->out_col, t->head_dim_v)) continue;
         sa_fill_row(s, tile, r, t);
@@ -150,7 +148,6 @@ SA_APART static int compute_again(forward_worker *w, int64_t tile, sa_tile *t) {
         t->weight_factor = small_weight(s->problem);
         goes_on = compute_tile(w, t, &overflowed);
     }
-    t->finite = of_tile;
     if (goes_on) sa_fp_clear();
     return goes_on;
 }
@@ -204,8 +201,6 @@ SA_APART static int compute_with_states(forward_worker *w, int64_t tile, sa_tile
         write_tile(s, t, w->total);
         return 1;
     }
-    sa_finite finite = {0}, *of_tile = t->finite;
-    t->finite = &finite;
     for (int r = 0; r < rows && goes_on; ++r) {
         sa_fill_row(s, tile, r, t);
         goes_on = total_of_tile(w, t, &ignored);
@@ -215,7 +210,6 @@ SA_APART static int compute_with_states(forward_worker *w, int64_t tile, sa_tile
         }
         if (goes_on) write_tile(s, t, w->total);
     }
-    t->finite = of_tile;
     if (goes_on) sa_fp_clear();
     return goes_on;
 }

@@ -16,7 +16,7 @@ CHUNKS = {
     "chunks": [7, 1, 120, 128, 3, 41],
     "at once": [N],
 }
-PAGE_SIZES = [None, 1, 16, 48, 128]  # None: KVCache
+PAGE_SIZES = [None, 1, 16, 24, 48, 128]  # None: KVCache; 24: lanes cross the end of a page
 DTYPES = [np.float32, np.float64, *HALF_DTYPES, np.int8]
 
 

@@ -89,7 +89,7 @@ def test_any_problem_in_any_pieces(isa, problem, options, data):
 @pytest.mark.parametrize("options", [{"softcap": 3.0}, {"alibi_slopes": slopes(2)}], ids=str)
 def test_units(options):
     """Scores are scaled early or late, as options ask for; a mask of floats may come in between."""
-    query, key, value = qkv((2, 5, 16), None, 1200)
+    query, key, value = qkv((2, 5, 24), None, 1200)  # a scale that is no power of two
     mask = float_mask(2, 5, 1200)
     mask[..., :600] = 0
     for others, exact in (({}, False), (options, True)):
@@ -101,6 +101,21 @@ def test_units(options):
         assert same_bits(got, want) or not exact
         assert_close(got[0], want[0], 2e-6)
         assert_close(got[1], want[1], 2e-6)
+
+
+def test_units_of_rows_that_see_no_key_of_a_piece():
+    """The piece's mask has scores scaled early, those of before too."""
+    query, key, value = qkv((2, 2, 5, 24), None, 1024)
+    mask = float_mask(2, 2, 5, 1024)
+    mask[..., :512] = 0
+    state = selfattn.AttentionState(query)
+    state.update(key[..., :512, :], value[..., :512, :])
+    state.update(
+        key[..., 512:, :], value[..., 512:, :], attn_mask=mask[..., 512:], kv_lengths=[0, 512]
+    )
+    want = at_once(query, key, value, {"attn_mask": mask, "kv_lengths": [512, 1024]})
+    for got, whole in zip(state.result(return_lse=True), want, strict=True):
+        assert_close(got, whole, 2e-6)
 
 
 def test_a_result_changes_nothing():
