@@ -274,7 +274,7 @@ def test_a_child_of_fork_has_locks_of_its_own():
         while not stop:
             cache.append([other], rows, rows)
             cache.truncate(other, 0)
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, daemon=True)
     thread.start()
     for _ in range(15):
         child = os.fork()
